@@ -1,0 +1,49 @@
+"""CIFAR-10 with a custom ResNet: independent pieces, and the 24-epoch training made of them.
+
+Importing this package is cheap: each name loads its own piece, and torch with it, on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CIFAR10DataModule",
+    "CustomResNet",
+    "DatasetError",
+    "ImageClassifier",
+    "Recipe",
+    "show_training_curves",
+]
+
+_HOMES = {
+    "CIFAR10DataModule": "cifar_resnet.data.module",
+    "CustomResNet": "cifar_resnet.network",
+    "DatasetError": "cifar_resnet.data.sources",
+    "ImageClassifier": "cifar_resnet.classifier",
+    "Recipe": "cifar_resnet.recipe",
+    "show_training_curves": "cifar_resnet.curves",
+}
+
+if TYPE_CHECKING:
+    from cifar_resnet.classifier import ImageClassifier
+    from cifar_resnet.curves import show_training_curves
+    from cifar_resnet.data.module import CIFAR10DataModule
+    from cifar_resnet.data.sources import DatasetError
+    from cifar_resnet.network import CustomResNet
+    from cifar_resnet.recipe import Recipe
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,146 @@
+"""The training curves of a finished or running training. It knows log files and axes; it must not
+know networks, data or how the run was made.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["show_training_curves"]
+
+Curve = tuple[Sequence[float], Sequence[float]]  # epochs, values
+
+# Okabe and Ito's palette: told apart by colour-blind readers, too
+_TRAIN, _VAL = "#0072B2", "#D55E00"
+
+
+def show_training_curves(
+    log: str | Path | Mapping[str, Curve], *, fig: Figure | None = None
+) -> Figure:
+    """Draw loss, accuracy and learning rate against epochs.
+
+    Args:
+        log: A folder that holds a TensorBoard event file or Lightning's `metrics.csv`, or the
+            curves themselves: name to (epochs, values), with the names that `ImageClassifier`
+            logs (`train_loss_step`, `val_acc`, ...). Missing ones are left out.
+        fig: Figure to draw into; None for a new one, made without pyplot.
+
+    Returns:
+        The figure; save it with `fig.savefig(path)`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no log.
+        ValueError: If the log holds none of the curves.
+
+    Examples:
+        >>> from cifar_resnet import show_training_curves
+        >>> curves = {"train_loss_epoch": ([1, 2, 3], [1.6, 1.1, 0.9]), "val_acc": ([3], [0.7])}
+        >>> [axes.get_title() for axes in show_training_curves(curves).axes]
+        ['Loss', 'Accuracy']
+    """
+    from matplotlib.figure import Figure
+
+    curves = dict(log) if isinstance(log, Mapping) else read_curves(Path(log))
+    rate = next((name for name in curves if name.startswith(("lr-", "learning_rate"))), "")
+    panels = [
+        (title, names)
+        for title, names in (
+            ("Loss", ("train_loss_step", "train_loss_epoch", "val_loss")),
+            ("Accuracy", ("train_acc_step", "train_acc_epoch", "val_acc")),
+            ("Learning rate", (rate,)),
+        )
+        if any(len(curves.get(name, ((), ()))[0]) for name in names)
+    ]
+    if not panels:
+        raise ValueError(
+            f"The log holds no training curves, only {sorted(curves)}. Expected the names that "
+            "ImageClassifier logs, such as train_loss_epoch."
+        )
+    if fig is None:
+        fig = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
+    all_axes = fig.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, names) in zip(all_axes, panels, strict=True):
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        for name in names:
+            if name in curves:
+                _draw(axes, name, curves[name])
+        if title != "Learning rate":
+            axes.legend()
+        if title == "Accuracy":
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    return fig
+
+
+def _draw(axes: Axes, name: str, curve: Curve) -> None:
+    epochs, values = curve
+    if name.endswith("_step"):
+        axes.plot(epochs, values, color=_TRAIN, alpha=0.3, linewidth=0.8, label="train, one batch")
+    elif name.startswith("val"):
+        axes.plot(epochs, values, color=_VAL, marker="s", markersize=3, label="validation")
+    elif name.startswith("train"):
+        axes.plot(
+            epochs, values, color=_TRAIN, marker="o", markersize=3, label="train, mean of epoch"
+        )
+    else:
+        axes.plot(epochs, values, color=_TRAIN)
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """All scalars of a log as name to (epochs, values); epochs are fractional within an epoch."""
+    if any(folder.glob("events.out.tfevents.*")):
+        scalars = _read_tensorboard(folder)
+    elif (folder / "metrics.csv").is_file():
+        scalars = _read_csv(folder / "metrics.csv")
+    else:
+        raise FileNotFoundError(
+            f"{folder} holds neither a TensorBoard event file nor a metrics.csv. "
+            "Give the folder of one run, such as trainer.logger.log_dir."
+        )
+    if "epoch" not in scalars:
+        return {}
+    steps, epochs = (np.asarray(values) for values in scalars.pop("epoch"))
+    # Lightning counts steps from 0 and logs an epoch's values at its last step, so a value at
+    # step s of S a run with E epochs stands at (s + 1) / S * E epochs.
+    total_epochs = epochs.max() + 1
+    total_steps = steps.max() + 1
+    return {
+        name: ([(step + 1) / total_steps * total_epochs for step in at], values)
+        for name, (at, values) in scalars.items()
+    }
+
+
+def _read_tensorboard(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = {}
+    for name in events.Tags()["scalars"]:
+        # A resumed run writes some steps again: the later ones count.
+        latest = {event.step: event.value for event in events.Scalars(name)}
+        steps = sorted(latest)
+        scalars[name] = ([float(step) for step in steps], [latest[step] for step in steps])
+    return scalars
+
+
+def _read_csv(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    scalars: dict[str, tuple[list[float], list[float]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if name != "step" and value:
+                    steps, values = scalars.setdefault(name, ([], []))
+                    steps.append(float(row["step"]))
+                    values.append(float(value))
+    return scalars

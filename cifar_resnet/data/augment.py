@@ -1,0 +1,216 @@
+"""Whole-batch augmentation with per-image randomness. It knows uint8 images; it must not know
+CIFAR-10, labels, loaders or Lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Augmentation", "ImageBank", "Parameters"]
+
+_FLIPS = ("random", "alternating", "none")
+_PADDING_MODES = ("reflect", "constant")
+
+# Streams of random numbers; each is keyed by (seed, stream, epoch), so that changing the use of
+# one does not move the others.
+_CROP_STREAM, _FLIP_STREAM, _CUTOUT_STREAM = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What happens to each image in one epoch; every array is indexed by the sample."""
+
+    offset_y: NDArray[np.intp]  # top row of the crop in the padded image
+    offset_x: NDArray[np.intp]  # its left column
+    flip: NDArray[np.bool_]  # mirrored left to right after the crop
+    cutout_y: NDArray[np.intp]  # top row of the blanked square, after the flip
+    cutout_x: NDArray[np.intp]  # its left column
+
+    def take(self, samples: NDArray[np.intp]) -> Parameters:
+        return Parameters(
+            self.offset_y[samples],
+            self.offset_x[samples],
+            self.flip[samples],
+            self.cutout_y[samples],
+            self.cutout_x[samples],
+        )
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop, flip and cutout of square images.
+
+    Args:
+        crop_padding: Pixels added on each side before a random crop back to the image's size;
+            0 means no crop.
+        flip: `"random"` mirrors each image with probability 1/2 in each epoch; `"alternating"`
+            does so in the first epoch and then shows each image mirrored and unmirrored in turn
+            (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024); `"none"` never.
+        cutout: Side of a square, wholly inside the image, that is set to the mean colour
+            (DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with
+            Cutout", 2017); 0 means no cutout.
+        padding_mode: `"reflect"` mirrors the border pixels, `"constant"` pads with black.
+    """
+
+    crop_padding: int = 4
+    flip: str = "random"
+    cutout: int = 0
+    padding_mode: str = "reflect"
+
+    def __post_init__(self) -> None:
+        for name, value in (("crop_padding", self.crop_padding), ("cutout", self.cutout)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an integer number of pixels, but got {value!r}.")
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0 pixels, but got {value}.")
+        if self.flip not in _FLIPS:
+            raise ValueError(f"flip must be one of {_FLIPS}, but got {self.flip!r}.")
+        if self.padding_mode not in _PADDING_MODES:
+            raise ValueError(
+                f"padding_mode must be one of {_PADDING_MODES}, but got {self.padding_mode!r}."
+            )
+
+    def draw(self, samples: int, side: int, *, seed: int, epoch: int) -> Parameters:
+        """The parameters of all samples in one epoch: a function of the arguments alone."""
+        crop = np.random.default_rng([seed, _CROP_STREAM, epoch])
+        cutout = np.random.default_rng([seed, _CUTOUT_STREAM, epoch])
+        offsets = crop.integers(0, 2 * self.crop_padding + 1, size=(2, samples))
+        corners = cutout.integers(0, side - self.cutout + 1, size=(2, samples))
+        if self.flip == "none":
+            flip = np.zeros(samples, dtype=np.bool_)
+        else:
+            alternating = self.flip == "alternating"
+            key = [seed, _FLIP_STREAM, 0 if alternating else epoch]
+            flip = np.random.default_rng(key).random(samples) < 0.5
+            if alternating and epoch % 2 == 1:
+                flip = ~flip
+        return Parameters(offsets[0], offsets[1], flip, corners[0], corners[1])
+
+
+class ImageBank:
+    """Images that stay as padded uint8 on one device and come out as normalised float batches.
+
+    A crop out of the padded image is a window of a strided view, so a whole batch of crops is
+    one gather that copies each row of pixels at once.
+
+    Args:
+        images: uint8 array (N, S, S, C), C channels of S x S pixels.
+        mean: Mean of each channel, in [0, 1].
+        std: Standard deviation of each channel, in [0, 1].
+        augmentation: What [`batch`][..batch] applies; None for normalisation alone.
+        device: Where the images stay and the batches appear.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        augmentation: Augmentation | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        count, side, _, channels = images.shape
+        self.augmentation = augmentation
+        self.side = side
+        self.channels = channels
+        self.device = torch.device(device)
+        padding = augmentation.crop_padding if augmentation is not None else 0
+        if augmentation is not None:
+            if augmentation.cutout > side:
+                raise ValueError(
+                    f"cutout must be at most the image side of {side} pixels, "
+                    f"but got {augmentation.cutout}."
+                )
+            if padding >= side:
+                raise ValueError(
+                    f"crop_padding must be less than the image side of {side} pixels, "
+                    f"but got {padding}."
+                )
+        if padding and augmentation is not None:
+            margin = (padding, padding)
+            images = np.pad(images, ((0, 0), margin, margin, (0, 0)), augmentation.padding_mode)  # type: ignore[call-overload]
+        images = np.ascontiguousarray(images)
+        self._pixels = torch.from_numpy(images).to(self.device)
+        self._offsets = 2 * padding + 1
+        row = (side + 2 * padding) * channels  # bytes in a padded row
+        # (N, vertical offset, horizontal offset, S, S * C), all of them views of the same bytes
+        self._windows = self._pixels.as_strided(
+            (count, self._offsets, self._offsets, side, side * channels),
+            (row * (side + 2 * padding), row, channels, row, 1),
+        )
+        # x / 255, minus mean, over std, as one multiplication and one addition a value; repeated
+        # along a row so that the innermost dimension is long enough to be vectorised.
+        divisor = np.tile(np.asarray(std, dtype=np.float64), side)
+        shift = -np.tile(np.asarray(mean, dtype=np.float64), side) / divisor
+        self._scale = torch.tensor(1 / (255 * divisor), dtype=torch.float32, device=self.device)
+        self._shift = torch.tensor(shift, dtype=torch.float32, device=self.device)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def batch(self, rows: NDArray[np.intp], parameters: Parameters | None = None) -> Tensor:
+        """The images at `rows` as float32 (B, C, S, S) in channels_last memory.
+
+        Args:
+            rows: Positions (B,) in the bank.
+            parameters: Their augmentation, B of each; None for the unaugmented images.
+        """
+        pixels = (
+            self._gather_on_cpu(rows, parameters)
+            if self.device.type == "cpu"
+            else self._gather_on_device(rows, parameters)
+        )  # uint8 (B, S, S * C)
+        values = pixels.to(torch.float32).mul_(self._scale).add_(self._shift)
+        images = values.view(len(rows), self.side, self.side, self.channels)
+        if parameters is not None and self.augmentation is not None and self.augmentation.cutout:
+            self._cut_out(images, parameters)
+        return images.permute(0, 3, 1, 2)
+
+    def _gather_on_cpu(self, rows: NDArray[np.intp], parameters: Parameters | None) -> Tensor:
+        # NumPy copies whole pixel rows here where torch's indexing goes byte by byte.
+        windows = self._windows.numpy()
+        if parameters is None:
+            centre = self._offsets // 2
+            return torch.from_numpy(windows[rows, centre, centre])
+        pixels = windows[rows, parameters.offset_y, parameters.offset_x]
+        flipped = np.flatnonzero(parameters.flip)
+        shape = (len(flipped), self.side, self.side, self.channels)
+        mirrored = pixels[flipped].reshape(shape)[:, :, ::-1]
+        pixels[flipped] = mirrored.reshape(len(flipped), self.side, self.side * self.channels)
+        return torch.from_numpy(pixels)
+
+    def _gather_on_device(self, rows: NDArray[np.intp], parameters: Parameters | None) -> Tensor:
+        index = self._to_device(rows)
+        if parameters is None:
+            centre = self._offsets // 2
+            return self._windows[index, centre, centre]
+        offset_y, offset_x = self._to_device(parameters.offset_y, parameters.offset_x)
+        pixels = self._windows[index, offset_y, offset_x]
+        pixels = pixels.view(len(rows), self.side, self.side, self.channels)
+        flip = self._to_device(parameters.flip).view(-1, 1, 1, 1)
+        return torch.where(flip, pixels.flip(2), pixels).flatten(2)
+
+    def _cut_out(self, images: Tensor, parameters: Parameters) -> None:
+        assert self.augmentation is not None
+        size = self.augmentation.cutout
+        span = torch.arange(size, device=self.device)
+        y, x = self._to_device(parameters.cutout_y, parameters.cutout_x)
+        batch = torch.arange(len(images), device=self.device)
+        y = y[:, None, None] + span[:, None]  # (B, size, 1)
+        x = x[:, None, None] + span  # (B, 1, size)
+        squares = (batch[:, None, None] * self.side + y) * self.side + x  # (B, size, size)
+        # Zero is the mean colour of the dataset: the images are normalised here.
+        images.view(-1, self.channels).index_fill_(0, squares.flatten(), 0.0)
+
+    def _to_device(self, *arrays: NDArray[np.generic]) -> Tensor:
+        stacked = torch.from_numpy(arrays[0] if len(arrays) == 1 else np.stack(arrays))
+        if self.device.type == "cuda":
+            return stacked.pin_memory().to(self.device, non_blocking=True)
+        return stacked.to(self.device)

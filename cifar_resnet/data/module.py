@@ -1,0 +1,311 @@
+"""CIFAR-10 for Lightning. It composes sources, split, augmentation and loaders; it must not know
+any network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cifar_resnet.data import cifar10, sources
+from cifar_resnet.data.augment import Augmentation, ImageBank
+from cifar_resnet.data.loaders import PerSampleImages, PerSampleLoader, ResidentLoader
+from cifar_resnet.data.order import BatchOrder, stratified_split
+
+__all__ = ["CIFAR10DataModule"]
+
+Transform = Callable[[Any], Any]
+
+
+class CIFAR10DataModule(LightningDataModule):
+    """CIFAR-10: fetched, verified, split, augmented and fed to a Lightning `Trainer` or a loop.
+
+    By default the images are *resident*: they stay as uint8 on the trainer's device, and a
+    whole batch is cropped, flipped and normalised at once, each image with its own randomness.
+    Batches are float32 images (B, 3, 32, 32) in channels_last memory, normalised to mean 0 and
+    standard deviation 1 over the training set, and int64 labels (B,). With per-sample transforms
+    the images go one by one through a `DataLoader` instead.
+
+    The order and the augmentation of an image depend on (seed, epoch, image) alone: they are the
+    same on every device, with any number of processes, and after a resume.
+
+    Args:
+        data_dir: Folder of the dataset. None means `$CIFAR10_DIR`, else the user's cache folder.
+        batch_size: Images a batch on each device, at least 1.
+        val_split: Training images to hold out for validation, as a count or as a share in
+            [0, 1); 0 for none. Each class gives its part, and the choice is always the same.
+        num_workers: Worker processes of the `DataLoader`; of no effect on resident images.
+        seed: Key of order and augmentation, at least 0.
+        shuffle: Whether the training images come in a new order in each epoch.
+        pin_memory: Whether the `DataLoader` pins its batches when the trainer uses a GPU.
+        drop_last: Whether to leave out the incomplete last batch, in training only.
+        crop_padding: Pixels of padding before a random crop to 32x32; 0 for no crop.
+        flip: `"random"`, `"alternating"` (mirrored in every other epoch) or `"none"`.
+        cutout: Side in pixels of a square set to the mean colour; 0 for none.
+        padding_mode: `"reflect"` or `"constant"` (black).
+        train_transforms: Callable from a PIL image to a tensor, in place of the augmentation.
+        val_transforms: The same for validation.
+        test_transforms: The same for test and predict.
+        device: Where resident batches are made when there is no trainer.
+        download: Whether `prepare_data` may use the network.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of its range.
+
+    Examples:
+        >>> from cifar_resnet import CIFAR10DataModule
+        >>> data = CIFAR10DataModule(batch_size=500)
+        >>> data.prepare_data()
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, labels.shape
+        (torch.Size([500, 3, 32, 32]), torch.Size([500]))
+        >>> data.num_samples, len(data.val_dataloader())
+        (45000, 10)
+        >>> data.classes[3]
+        'cat'
+    """
+
+    dims = (3, 32, 32)
+    num_classes = 10
+    classes = cifar10.CLASSES
+    mean = cifar10.MEAN
+    std = cifar10.STD
+
+    def __init__(
+        self,
+        data_dir: str | Path | None = None,
+        batch_size: int = 512,
+        val_split: int | float = 5000,
+        *,
+        num_workers: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+        pin_memory: bool = True,
+        drop_last: bool = False,
+        crop_padding: int = 4,
+        flip: str = "random",
+        cutout: int = 0,
+        padding_mode: str = "reflect",
+        train_transforms: Transform | None = None,
+        val_transforms: Transform | None = None,
+        test_transforms: Transform | None = None,
+        device: torch.device | str = "cpu",
+        download: bool = True,
+    ) -> None:
+        super().__init__()
+        self.data_dir = (
+            Path(data_dir).expanduser() if data_dir is not None else sources.default_data_dir()
+        )
+        self.batch_size = _integer("batch_size", batch_size, at_least=1)
+        self.val_split = val_split
+        self._held_out = _held_out(val_split)
+        self.num_workers = _integer("num_workers", num_workers, at_least=0)
+        self.seed = _integer("seed", seed, at_least=0)
+        self.shuffle = shuffle
+        self.pin_memory = pin_memory
+        self.drop_last = drop_last
+        self.augmentation = Augmentation(crop_padding, flip, cutout, padding_mode)
+        if cutout > 32 or crop_padding >= 32:
+            raise ValueError(
+                "cutout must be at most 32 pixels and crop_padding less than 32, "
+                f"but got {cutout} and {crop_padding}."
+            )
+        for name, transform in (
+            ("train_transforms", train_transforms),
+            ("val_transforms", val_transforms),
+            ("test_transforms", test_transforms),
+        ):
+            if transform is not None and not callable(transform):
+                raise TypeError(
+                    f"{name} must be a callable from a PIL image to a tensor, such as "
+                    f"torchvision.transforms.v2.Compose([...]), but got {transform!r}."
+                )
+        self.train_transforms = train_transforms
+        self.val_transforms = val_transforms
+        self.test_transforms = test_transforms
+        self.device = torch.device(device)
+        self.download = download
+        self._arrays: sources.Arrays | None = None
+        self._split: dict[str, NDArray[np.intp]] = {}
+        self._banks: dict[object, ImageBank] = {}
+
+    # --- Lightning's hooks ----------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Fetch and verify CIFAR-10 unless it is in `data_dir`; safe in many processes at once.
+
+        Raises:
+            DatasetError: If no source worked, a file is damaged, or the folder cannot be written.
+        """
+        sources.prepare(self.data_dir, allow_download=self.download)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images and split them; the same for every stage, and done only once.
+
+        Raises:
+            DatasetError: If CIFAR-10 is not in `data_dir`, or a file is damaged.
+        """
+        if self._arrays is None:
+            self._arrays = sources.load(self.data_dir)
+            train, val = stratified_split(self._arrays.train_labels, self._held_out)
+            self._split = {"train": train, "val": val, "test": np.arange(cifar10.TEST_SIZE)}
+
+    def train_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
+        return self._loader("train", self.train_transforms)
+
+    def val_dataloader(self) -> Any:
+        """The validation loader, or an empty list with `val_split=0`."""
+        return self._loader("val", self.val_transforms) if self._held_out else []
+
+    def test_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
+        return self._loader("test", self.test_transforms)
+
+    def predict_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
+        """The test images in their order."""
+        return self._loader("test", self.test_transforms)
+
+    # --- what users ask for ---------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """Number of training images, those held out for validation not counted."""
+        return cifar10.TRAIN_SIZE - self._held_out
+
+    @classmethod
+    def default_transforms(cls) -> Any:
+        """The per-sample transform from a PIL image to a normalised tensor (3, 32, 32)."""
+        from torchvision.transforms import v2
+
+        return v2.Compose(
+            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(cls.mean, cls.std)]
+        )
+
+    @classmethod
+    def denormalize(cls, images: Tensor) -> Tensor:
+        """Undo the normalisation: float (..., 3, H, W) back to values in [0, 1]."""
+        if images.dim() < 3 or images.shape[-3] != 3:
+            raise ValueError(
+                "denormalize expects images of shape (..., 3, H, W), "
+                f"but got {tuple(images.shape)}."
+            )
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=images.device).view(3, 1, 1)
+            for values in (cls.mean, cls.std)
+        )
+        return (images.float() * std + mean).clamp(0, 1)
+
+    def __str__(self) -> str:
+        feeding = "resident" if self.train_transforms is None else "DataLoader"
+        return (
+            f"CIFAR10DataModule(data_dir={str(self.data_dir)!r}, train={self.num_samples}, "
+            f"val={self._held_out}, test={cifar10.TEST_SIZE}, batch_size={self.batch_size}, "
+            f"seed={self.seed}, {feeding})"
+        )
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _loader(
+        self, subset: str, transform: Transform | None
+    ) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
+        if self._arrays is None:
+            raise RuntimeError(
+                "The data are not loaded yet: call prepare_data() and setup() first "
+                "(a Trainer does both)."
+            )
+        trainer = self.trainer
+        overfit = trainer is not None and bool(getattr(trainer, "overfit_batches", 0))
+        training = subset == "train"
+        samples = self._split[subset]
+        labels = (self._arrays.test_labels if subset == "test" else self._arrays.train_labels)[
+            samples
+        ]
+        order = BatchOrder(
+            len(samples),
+            _integer("batch_size", self.batch_size, at_least=1),
+            # overfitting is about the same few batches again and again
+            shuffle=self.shuffle and training and not overfit,
+            drop_last=self.drop_last and training,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=trainer.world_size if trainer is not None else 1,
+        )
+        if transform is None:
+            return ResidentLoader(
+                self._bank(subset),
+                labels,
+                samples,
+                self._dataset_size(subset),
+                order,
+                seed=self.seed,
+            )
+        dataset = PerSampleImages(self._images(subset), labels, samples, transform, seed=self.seed)
+        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        options: dict[str, Any] = {
+            "num_workers": self.num_workers,
+            "pin_memory": self.pin_memory and on_gpu,
+        }
+        if overfit:
+            # Lightning insists on replacing any sampler but a sequential one here
+            return DataLoader(dataset, batch_size=self.batch_size, **options)
+        return PerSampleLoader(dataset, order, **options)
+
+    def _bank(self, subset: str) -> ImageBank:
+        """The subset's images on the trainer's device; kept, because reloading is frequent."""
+        trainer = self.trainer
+        device = trainer.strategy.root_device if trainer is not None else self.device
+        augmentation = self.augmentation if subset == "train" else None
+        key = (subset, device, augmentation)
+        if key not in self._banks:
+            self._banks = {other: bank for other, bank in self._banks.items() if other[0] != subset}  # type: ignore[index]
+            self._banks[key] = ImageBank(
+                self._images(subset), self.mean, self.std, augmentation=augmentation, device=device
+            )
+        return self._banks[key]
+
+    def _images(self, subset: str) -> NDArray[np.uint8]:
+        assert self._arrays is not None
+        if subset == "test":
+            return self._arrays.test_images
+        samples = self._split[subset]
+        if len(samples) == cifar10.TRAIN_SIZE:
+            return self._arrays.train_images
+        return self._arrays.train_images[samples]
+
+    @staticmethod
+    def _dataset_size(subset: str) -> int:
+        return cifar10.TEST_SIZE if subset == "test" else cifar10.TRAIN_SIZE
+
+
+def _integer(name: str, value: object, *, at_least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, but got {value!r}.")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, but got {value}.")
+    return value
+
+
+def _held_out(val_split: object) -> int:
+    """The number of validation images that `val_split` means."""
+    size = cifar10.TRAIN_SIZE
+    expected = (
+        f"val_split must be a count in [0, {size}) or a share in [0, 1) of the {size} training "
+        f"images, but got {val_split!r}."
+    )
+    if isinstance(val_split, bool) or not isinstance(val_split, int | float):
+        raise TypeError(expected)
+    if isinstance(val_split, float) and not val_split < 1:
+        raise ValueError(expected)
+    count = val_split if isinstance(val_split, int) else round(val_split * size)
+    if not 0 <= count < size:
+        raise ValueError(expected)
+    return count

@@ -1,0 +1,101 @@
+"""Which samples come in which batch. It knows counts and ranks; it must not know images."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BatchOrder", "stratified_split"]
+
+_ORDER_STREAM = 0
+# The split has a key of its own: another training seed must not move images between training
+# and validation.
+_SPLIT_KEY = 20_260
+
+
+class BatchOrder:
+    """The batches of one rank in each epoch, as a function of (seed, epoch) alone.
+
+    The epoch's permutation is cut into global batches of `batch_size * world_size` samples, and
+    each rank takes its part of each. So two processes see together what one process with the
+    doubled batch size sees. All ranks have equally many batches, and no sample is repeated or
+    left out (but for the incomplete last batch with `drop_last`).
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if samples < world_size:
+            raise ValueError(
+                f"{samples} samples cannot be shared among {world_size} processes: "
+                "each needs at least one."
+            )
+        self.samples = samples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        step = batch_size * world_size
+        full, rest = divmod(samples, step)
+        if drop_last and full == 0:
+            raise ValueError(
+                f"drop_last leaves no batch: {samples} samples are fewer than one batch of {step} "
+                f"(batch_size {batch_size} on {world_size} process(es)). "
+                "Use a smaller batch_size or drop_last=False."
+            )
+        self._bounds = [step * k for k in range(full + 1)]
+        if rest and not drop_last:
+            if rest < world_size:  # too few for every rank: they join the last full batch
+                self._bounds.pop()
+            self._bounds.append(samples)
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def permutation(self, epoch: int) -> NDArray[np.intp]:
+        if not self.shuffle:
+            return np.arange(self.samples)
+        return np.random.default_rng([self.seed, _ORDER_STREAM, epoch]).permutation(self.samples)
+
+    def batches(self, epoch: int) -> list[NDArray[np.intp]]:
+        """Positions of the samples in each of this rank's batches."""
+        order = self.permutation(epoch)
+        result = []
+        for start, stop in zip(self._bounds[:-1], self._bounds[1:], strict=True):
+            share, extra = divmod(stop - start, self.world_size)
+            first = start + self.rank * share + min(self.rank, extra)
+            result.append(order[first : first + share + (self.rank < extra)])
+        return result
+
+
+def stratified_split(
+    labels: NDArray[np.int64], held_out: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Sorted positions to train on and to hold out; each class gives its share of the latter.
+
+    A function of the labels and the count alone, so every process and every seed agrees on it.
+    """
+    rng = np.random.default_rng(_SPLIT_KEY)
+    classes, counts = np.unique(labels, return_counts=True)
+    exact = counts * held_out / len(labels)
+    take = np.floor(exact).astype(int)
+    # largest remainder, so that the shares add up to the count
+    take[np.argsort(take - exact, kind="stable")[: held_out - take.sum()]] += 1
+    held = np.concatenate(
+        [
+            rng.permutation(np.flatnonzero(labels == label))[:count]
+            for label, count in zip(classes, take, strict=True)
+        ]
+    )
+    mask = np.zeros(len(labels), dtype=np.bool_)
+    mask[held] = True
+    return np.flatnonzero(~mask), np.flatnonzero(mask)

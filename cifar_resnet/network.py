@@ -1,0 +1,169 @@
+"""The network. It knows shapes and layers; it must not know data, losses or training."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["CustomResNet"]
+
+
+class CustomResNet(nn.Module):
+    """The custom ResNet for 32x32 images: three stages, two of them with a residual block.
+
+    | block     | layers (conv is 3x3, stride 1, padding 1, no bias)     | output       |
+    | --------- | ------------------------------------------------------ | ------------ |
+    | prep      | conv `in_channels`-64, ReLU, BatchNorm                 | 64 x 32 x 32 |
+    | layer1    | conv 64-128, MaxPool 2, ReLU, BatchNorm                | 128 x 16 x 16 |
+    | residual1 | 2 x (conv 128-128, ReLU, BatchNorm), added to its input | 128 x 16 x 16 |
+    | layer2    | conv 128-256, MaxPool 2, ReLU, BatchNorm               | 256 x 8 x 8  |
+    | layer3    | conv 256-512, MaxPool 2, ReLU, BatchNorm               | 512 x 4 x 4  |
+    | residual3 | 2 x (conv 512-512, ReLU, BatchNorm), added to its input | 512 x 4 x 4  |
+    | pool      | MaxPool 4                                              | 512 x 1 x 1  |
+    | head      | linear 512-`num_classes`, no bias                      | `num_classes` |
+
+    The order inside a block is convolution, pooling, ReLU, BatchNorm: BatchNorm comes *after*
+    ReLU. With the default arguments the network has 6,573,120 parameters. The layout goes back
+    to David Page, "How to train your ResNet" (2018).
+
+    Args:
+        width: Channels of the first block; the later blocks have 2, 4 and 8 times as many.
+            At least 1. `width=16` is the quarter-width network that trains on a CPU in minutes.
+        num_classes: Number of classes, at least 1.
+        in_channels: Channels of the input images, at least 1.
+
+    Raises:
+        TypeError: If an argument is not an integer.
+        ValueError: If an argument is smaller than 1.
+
+    Examples:
+        >>> import torch
+        >>> from cifar_resnet import CustomResNet
+        >>> model = CustomResNet()
+        >>> sum(p.numel() for p in model.parameters())
+        6573120
+        >>> images = torch.randn(2, 3, 32, 32)
+        >>> model(images).exp().sum(dim=1).round(decimals=3).tolist()  # probabilities
+        [1.0, 1.0]
+        >>> CustomResNet(width=16, num_classes=100).logits(images).shape
+        torch.Size([2, 100])
+    """
+
+    def __init__(self, width: int = 64, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        for name, value in (
+            ("width", width),
+            ("num_classes", num_classes),
+            ("in_channels", in_channels),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an integer, but got {value!r}.")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, but got {value}.")
+        self.width = width
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+
+        self.prep = _conv_block(in_channels, width)
+        self.layer1 = _conv_block(width, 2 * width, pool=True)
+        self.residual1 = _Residual(2 * width)
+        self.layer2 = _conv_block(2 * width, 4 * width, pool=True)
+        self.layer3 = _conv_block(4 * width, 8 * width, pool=True)
+        self.residual3 = _Residual(8 * width)
+        self.pool = nn.MaxPool2d(4)
+        self.head = nn.Linear(8 * width, num_classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities of the classes: the log-softmax of [`logits`][..logits].
+
+        Args:
+            images: Float tensor (N, in_channels, 32, 32), normalised.
+
+        Returns:
+            Tensor (N, num_classes); `exp()` of each row sums to 1.
+
+        Raises:
+            TypeError: If `images` is no tensor, or its dtype is not the one of the weights.
+            ValueError: If `images` has another shape.
+        """
+        return F.log_softmax(self.logits(images), dim=1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Unnormalised class scores, (N, num_classes); same input and errors as `forward`."""
+        self._check(images)
+        x = self.prep(images)  # (N, w, 32, 32)
+        x = self.residual1(self.layer1(x))  # (N, 2w, 16, 16)
+        x = self.layer2(x)  # (N, 4w, 8, 8)
+        x = self.residual3(self.layer3(x))  # (N, 8w, 4, 4)
+        scores: Tensor = self.head(self.pool(x).flatten(1))
+        return scores
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}, num_classes={self.num_classes}, in_channels={self.in_channels}"
+
+    def _check(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"CustomResNet expects a float tensor of shape (N, {self.in_channels}, 32, 32), "
+                f"but got {type(images).__name__}."
+            )
+        if images.dim() != 4 or tuple(images.shape[1:]) != (self.in_channels, 32, 32):
+            raise ValueError(
+                f"CustomResNet expects images of shape (N, {self.in_channels}, 32, 32), "
+                f"but got {_shape(images)}.{self._remedy(images)}"
+            )
+        weight = self.prep[0].weight
+        if images.dtype != weight.dtype and not (
+            images.is_floating_point() and torch.is_autocast_enabled(images.device.type)
+        ):
+            remedy = (
+                f"Convert them with images.to({weight.dtype})"
+                if images.is_floating_point()
+                else "Scale them to [0, 1] and normalise them first, as CIFAR10DataModule does"
+            )
+            raise TypeError(
+                f"CustomResNet has {weight.dtype} weights, but got images of {images.dtype} "
+                f"and shape {_shape(images)}. {remedy}."
+            )
+
+    def _remedy(self, images: Tensor) -> str:
+        if images.dim() == 3:
+            return " Add the batch dimension with images.unsqueeze(0)."
+        if images.dim() == 4 and images.shape[3] == self.in_channels:
+            return " The channels seem to come last: use images.permute(0, 3, 1, 2)."
+        if images.dim() == 4 and images.shape[1] == self.in_channels:
+            return (
+                " Resize them with torch.nn.functional.interpolate(images, size=32, "
+                'mode="bilinear", antialias=True).'
+            )
+        return ""
+
+
+def _shape(images: Tensor) -> str:
+    return f"({', '.join(str(int(size)) for size in images.shape)})"
+
+
+def _conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+    ]
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    # ReLU stays out of place: an in-place one would overwrite what a hook on the
+    # convolution has stored.
+    layers += [nn.ReLU(), nn.BatchNorm2d(out_channels)]
+    return nn.Sequential(*layers)
+
+
+class _Residual(nn.Module):
+    """x + block(block(x)); no activation after the sum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block1 = _conv_block(channels, channels)
+        self.block2 = _conv_block(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.block2(self.block1(x))
+        return out

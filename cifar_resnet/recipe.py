@@ -1,0 +1,139 @@
+"""What a training run does, as data. It knows numbers and names; it must not import torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+__all__ = ["Recipe"]
+
+_Optimizer = Literal["adam", "sgd"]
+_Schedule = Literal["constant", "linear"]
+_TestViews = Literal["plain", "mirror"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training recipe: optimiser, schedule, loss, test-time views, and the data options.
+
+    The default is the specified training: Adam at a constant learning rate of 0.001. Take a
+    preset with [`Recipe.preset`][cifar_resnet.Recipe.preset] and change single values with
+    `dataclasses.replace`.
+
+    Args:
+        name: What reports and result files call the recipe.
+        optimizer: `"adam"`, or `"sgd"` for stochastic gradient descent with Nesterov momentum.
+        learning_rate: Peak learning rate, greater than 0.
+        momentum: Momentum of `"sgd"`, in [0, 1); Nesterov's form where it is not 0.
+        weight_decay: L2 penalty added to the gradient of every parameter, at least 0.
+        schedule: `"constant"`, or `"linear"`: up from 0 to the peak over `warmup`, then down to 0
+            at the end of the run, stepped after every batch.
+        warmup: Share of the run that the linear schedule spends going up, in [0, 1].
+        label_smoothing: Probability mass spread evenly over all classes, in [0, 1).
+        test_views: `"plain"`, or `"mirror"` to report also the accuracy of the scores averaged
+            over each test image and its mirror image.
+        batch_size: Images in an optimiser step, at least 1.
+        crop_padding: Pixels of padding before the random crop.
+        flip: `"random"`, `"alternating"` or `"none"`.
+        cutout: Side in pixels of the square that cutout blanks; 0 for none.
+
+    Raises:
+        ValueError: If a value is outside its range; the message names it.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from cifar_resnet import Recipe
+        >>> Recipe.preset("adam").learning_rate
+        0.001
+        >>> [round(Recipe.preset("sgd").learning_rate_factor(t), 2) for t in (0.1, 0.2, 0.6, 1)]
+        [0.5, 1.0, 0.5, 0.0]
+        >>> replace(Recipe.preset("sgd"), learning_rate=0.1).learning_rate
+        0.1
+    """
+
+    name: str = "adam"
+    optimizer: _Optimizer = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: _Schedule = "constant"
+    warmup: float = 0.2
+    label_smoothing: float = 0.0
+    test_views: _TestViews = "plain"
+    batch_size: int = 512
+    crop_padding: int = 4
+    flip: str = "random"
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        for field, choices in (
+            ("optimizer", get_args(_Optimizer)),
+            ("schedule", get_args(_Schedule)),
+            ("test_views", get_args(_TestViews)),
+        ):
+            if (value := getattr(self, field)) not in choices:
+                raise ValueError(f"{field} must be one of {choices}, but got {value!r}.")
+        for field, valid, expected in (
+            ("learning_rate", 0 < self.learning_rate < math.inf, "greater than 0"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("warmup", 0 <= self.warmup <= 1, "in [0, 1]"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+        ):
+            if not valid:
+                raise ValueError(f"{field} must be {expected}, but got {getattr(self, field)!r}.")
+
+    @classmethod
+    def preset(cls, name: str) -> Recipe:
+        """The recipe called `name`: `"adam"` (as specified) or `"sgd"` (24 good epochs).
+
+        Raises:
+            ValueError: If there is no such preset; the message lists them.
+        """
+        if name not in _PRESETS:
+            raise ValueError(f"There is no recipe {name!r}; choose one of {cls.presets()}.")
+        return _PRESETS[name]
+
+    @staticmethod
+    def presets() -> tuple[str, ...]:
+        """The names that [`preset`][..preset] takes."""
+        return tuple(_PRESETS)
+
+    def learning_rate_factor(self, progress: float) -> float:
+        """The share of the peak learning rate to use at `progress`, from 0 (start) to 1 (end)."""
+        if self.schedule == "constant":
+            return 1.0
+        if progress < self.warmup:
+            return progress / self.warmup
+        return max(0.0, (1 - progress) / (1 - self.warmup)) if self.warmup < 1 else 1.0
+
+    def data_options(self) -> dict[str, Any]:
+        """The keyword arguments for `CIFAR10DataModule` that belong to the recipe."""
+        return {
+            "batch_size": self.batch_size,
+            "crop_padding": self.crop_padding,
+            "flip": self.flip,
+            "cutout": self.cutout,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, for a report or a checkpoint; `Recipe(**values)` is the way back."""
+        return asdict(self)
+
+
+_ADAM = Recipe()
+_SGD = replace(
+    _ADAM,
+    name="sgd",
+    optimizer="sgd",
+    learning_rate=0.4,
+    weight_decay=5e-4,
+    schedule="linear",
+    label_smoothing=0.1,
+    test_views="mirror",
+    crop_padding=2,
+    flip="alternating",
+)
+_PRESETS = {recipe.name: recipe for recipe in (_ADAM, _SGD)}

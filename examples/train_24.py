@@ -1,0 +1,378 @@
+"""Train the custom ResNet on CIFAR-10 for 24 epochs and report its accuracy.
+
+    python examples/train_24.py                  # the full network on a GPU, a quarter on a CPU
+    python examples/train_24.py --width 64       # the full network wherever you are
+    python examples/train_24.py --resume runs/…  # go on with an interrupted run
+
+Measured results: see benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import math
+import os
+import platform
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+START = time.perf_counter()
+SAVED = ("epochs", "seed", "batch_size", "recipe", "width", "precision", "val_split", "smoke")
+
+
+def main() -> None:
+    args = parse_arguments()
+    use_large_pages()
+
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    from cifar_resnet import (
+        CIFAR10DataModule,
+        CustomResNet,
+        DatasetError,
+        ImageClassifier,
+        show_training_curves,
+    )
+
+    for harmless in (
+        "Checkpoint directory",  # it holds arguments.json
+        "Total length of `list`",  # no validation images with --val-split 0
+        "`isinstance\\(treespec",  # Lightning 2.6 with the newest torch
+    ):
+        warnings.filterwarnings("ignore", f".*{harmless}")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("cifar_resnet").setLevel(logging.INFO)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+
+    folder, recipe = choose_run(args)
+    device = pick_device()
+    if args.width is None:
+        args.width = 64 if device.type == "cuda" else 16
+    precision: Any = args.precision or pick_precision(device)
+
+    # The pieces.
+    pl.seed_everything(args.seed, workers=True, verbose=False)
+    data = CIFAR10DataModule(
+        args.data_dir, val_split=args.val_split, seed=args.seed, **recipe.data_options()
+    )
+    network = CustomResNet(width=args.width).to(memory_format=torch.channels_last)
+    model = ImageClassifier(network, recipe)
+    try:
+        data.prepare_data()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (DatasetError, OSError) as error:
+        sys.exit(str(error))
+    (folder / "arguments.json").write_text(json.dumps({k: getattr(args, k) for k in SAVED}))
+
+    seconds = expected_seconds(network, recipe.batch_size, precision, device)
+    images = (data.num_samples if not args.smoke else 2 * recipe.batch_size) * args.epochs
+    print(
+        f"{args.epochs} epochs of CustomResNet(width={args.width}) on {device_name(device)}, "
+        f"{precision}, recipe {recipe.name!r}: about {minutes(seconds * images)}."
+    )
+    if args.width < 64:
+        print(
+            f"This is the network at {args.width}/64 of its width; "
+            "--width 64 trains the full one, which takes much longer on a CPU."
+        )
+
+    # The composition.
+    logger = TensorBoardLogger(str(folder), name="", version="tensorboard")
+    best = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
+    checkpoint = ModelCheckpoint(
+        folder, "best", monitor=best[0], mode=best[1], save_last=True,
+        save_on_train_epoch_end=True, enable_version_counter=False,
+    )  # fmt: skip
+    timer = RunTimer()
+    trainer = pl.Trainer(
+        max_epochs=args.epochs,
+        accelerator="gpu" if device.type in ("cuda", "mps") else "cpu",
+        devices=1,
+        precision=precision,
+        logger=logger,
+        callbacks=[checkpoint, LearningRateMonitor("step"), timer.callback(not args.quiet)],
+        log_every_n_steps=1 if args.smoke else 10,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_train_batches=2 if args.smoke else None,
+        limit_val_batches=2 if args.smoke else None,
+        limit_test_batches=2 if args.smoke else None,
+    )
+    last = folder / "last.ckpt"
+    resume = str(last) if args.resume else None
+    trainer.fit(model, data, ckpt_path=resume, weights_only=True if resume else None)
+    if trainer.interrupted:
+        sys.exit(f"Stopped. Go on with: python {sys.argv[0]} --resume {folder}")
+    scores = trainer.test(model, data, verbose=False)[0]
+
+    # The report.
+    figure = show_training_curves(logger.log_dir)
+    figure.savefig(folder / "curves.png", dpi=150)
+    logger.experiment.add_figure("training_curves", figure)
+    logger.finalize("success")
+    report = {
+        "accuracy": scores["test_acc"],
+        "accuracy_mirror": scores.get("test_acc_mirror"),
+        "test_loss": scores["test_loss"],
+        "test_images": 10_000 if not args.smoke else 2 * recipe.batch_size,
+        "val_acc": trainer.callback_metrics["val_acc"].item() if args.val_split else None,
+        "train_images": data.num_samples,
+        "train_seconds": timer.seconds,
+        "images_per_second": timer.images / timer.seconds,
+        "total_seconds": time.perf_counter() - START,
+        "resumed": bool(args.resume),
+        "peak_memory_mb": peak_memory_mb(),
+        **{name: getattr(args, name) for name in SAVED},
+        "precision": precision,
+        "recipe": recipe.to_dict(),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "hardware": {
+            "device": device_name(device),
+            "cpu_count": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pytorch_lightning": version("pytorch_lightning"),
+            "cifar_resnet": version("cifar_resnet"),
+        },
+    }
+    temporary = folder / "metrics.json.tmp"
+    temporary.write_text(json.dumps(report, indent=2) + "\n")
+    temporary.replace(folder / "metrics.json")
+
+    mirror = report["accuracy_mirror"]
+    views = f", {100 * mirror:.2f} % with the mirror view" if mirror is not None else ""
+    print(
+        f"\nTest accuracy   {100 * scores['test_acc']:.2f} % plain{views}"
+        f"\nTraining        {minutes(timer.seconds)}, "
+        f"{report['images_per_second']:,.0f} images/s"
+        f"\nIn {folder}"
+        "\n  metrics.json    all figures, with versions, hardware and seed"
+        "\n  curves.png      loss, accuracy and learning rate"
+        f"\n  best.ckpt       the epoch with the best {best[0]}"
+        "\n  last.ckpt       the last epoch, the one tested here"
+        f"\nCurves in the browser: tensorboard --logdir {folder.parent}"
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train the custom ResNet on CIFAR-10 and report its test accuracy."
+    )
+    parser.add_argument("--epochs", type=positive, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=positive, help="default: the recipe's")
+    parser.add_argument("--recipe", default="sgd", help="sgd (default) or adam")
+    parser.add_argument(
+        "--width", type=positive, help="channels of the first block; default 64 on a GPU, else 16"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("32-true", "bf16-mixed", "16-mixed"),
+        help="default: bf16-mixed where it is the faster one",
+    )
+    parser.add_argument("--data-dir", help="default: $CIFAR10_DIR, else the user's cache folder")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
+    parser.add_argument(
+        "--val-split", type=int, default=0, help="training images to hold out; default 0"
+    )
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="folder of an interrupted run")
+    parser.add_argument("--smoke", action="store_true", help="two batches an epoch, in seconds")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but got {value}")
+    return value
+
+
+def choose_run(args: argparse.Namespace) -> tuple[Path, Any]:
+    """The run's folder and recipe; with --resume the arguments are those of the saved run."""
+    from dataclasses import replace
+
+    from cifar_resnet import Recipe
+
+    if args.resume:
+        if not (args.resume / "last.ckpt").is_file():
+            sys.exit(f"{args.resume} cannot be resumed: it holds no last.ckpt.")
+        vars(args).update(json.loads((args.resume / "arguments.json").read_text()))
+        folder = args.resume
+    else:
+        folder = args.output_dir / time.strftime(f"%Y%m%d-%H%M%S-seed{args.seed}")
+    if args.smoke:
+        args.epochs = min(args.epochs, 2)
+    try:
+        recipe = Recipe.preset(args.recipe)
+    except ValueError as error:
+        sys.exit(str(error))
+    if args.batch_size:
+        recipe = replace(recipe, batch_size=args.batch_size)
+    return folder, recipe
+
+
+def use_large_pages() -> None:
+    """Start again with an allocator set for big tensors (Linux with glibc, no NVIDIA GPU).
+
+    Activations of tens of megabytes otherwise go back to the system after every layer, and the
+    system clears their pages again for the next one. The settings are read at start only.
+    """
+    settings = {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
+    }
+    suitable = platform.libc_ver()[0] == "glibc" and not Path("/dev/nvidiactl").exists()
+    if suitable and not any(name in os.environ for name in settings):
+        os.environ.update(settings)
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def pick_device() -> torch.device:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()} ({os.cpu_count()} cores)"
+    return platform.processor() or device.type
+
+
+def pick_precision(device: torch.device) -> str:
+    """bf16 where the hardware multiplies it faster than fp32, which is measured, not guessed."""
+    import torch
+
+    if device.type == "mps":
+        return "32-true"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(1024, 1024, dtype=dtype, device=device)
+        _ = (matrix @ matrix).sum().item()
+        start = time.perf_counter()
+        for _ in range(3):
+            _ = (matrix @ matrix).sum().item()
+        seconds[dtype] = time.perf_counter() - start
+    return "bf16-mixed" if seconds[torch.bfloat16] < seconds[torch.float32] else "32-true"
+
+
+def expected_seconds(
+    network: nn.Module, batch_size: int, precision: str, device: torch.device
+) -> float:
+    """Seconds a training image takes here, from two steps with a copy of the network."""
+    import torch
+
+    network = copy.deepcopy(network).to(device)
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    size = min(batch_size, 256)
+    images = torch.zeros(size, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    for step in range(3):
+        if step == 1:
+            start = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            loss = network(images).float().mean()
+        loss.backward()
+        loss.item()
+    return (time.perf_counter() - start) / 2 / size
+
+
+def minutes(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(1, math.ceil(seconds))} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def peak_memory_mb() -> float | None:
+    """The most memory the process has had, in MB (10^6 bytes); None where it is not told."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+class RunTimer:
+    """Seconds and images of the training, and a bar over the whole run with the time left."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.seconds = 0.0
+
+    def callback(self, show: bool) -> Any:
+        from pytorch_lightning.callbacks import Callback
+        from tqdm import tqdm
+
+        timer = self
+
+        class Progress(Callback):
+            def on_train_start(self, trainer: Any, module: Any) -> None:
+                self.start = time.perf_counter()
+                self.bar = tqdm(
+                    total=int(trainer.estimated_stepping_batches),
+                    initial=trainer.global_step,
+                    unit="batch",
+                    disable=not show,
+                    dynamic_ncols=True,
+                )
+
+            def on_train_batch_end(
+                self, trainer: Any, module: Any, out: Any, batch: Any, index: int
+            ) -> None:
+                timer.images += len(batch[1])
+                timer.seconds = time.perf_counter() - self.start
+                self.bar.set_description(
+                    f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False
+                )
+                self.bar.update()
+
+            def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+                shown = {
+                    name: f"{trainer.callback_metrics[name].item():.3f}"
+                    for name in ("train_loss_epoch", "train_acc_epoch", "val_acc")
+                    if name in trainer.callback_metrics
+                }
+                self.bar.set_postfix(shown)
+                timer.seconds = time.perf_counter() - self.start
+
+            def on_train_end(self, trainer: Any, module: Any) -> None:
+                self.bar.close()
+                timer.seconds = time.perf_counter() - self.start
+
+            def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+                if hasattr(self, "bar"):
+                    self.bar.close()
+
+        return Progress()
+
+
+if __name__ == "__main__":
+    main()
