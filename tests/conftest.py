@@ -1,0 +1,37 @@
+"""Fixtures: the real CIFAR-10, fetched once into the folder that users have."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cifar_resnet.data import sources
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """A folder with the verified dataset: $CIFAR10_DIR, else the user's cache."""
+    folder = sources.default_data_dir()
+    sources.prepare(folder)
+    os.environ["CIFAR10_DIR"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def arrays(data_dir: Path) -> sources.Arrays:
+    return sources.load(data_dir)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _doctest_data(request: pytest.FixtureRequest) -> None:
+    """Docstring examples use the dataset as a reader has it."""
+    if isinstance(request.node, pytest.DoctestItem):
+        request.getfixturevalue("data_dir")

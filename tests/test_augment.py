@@ -1,0 +1,148 @@
+"""Batched augmentation against one image at a time, pixel for pixel."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cifar_resnet.data.augment import Augmentation, ImageBank, Parameters
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def reference(
+    image: np.ndarray, parameters: Parameters, at: int, padding: int, cutout: int, mode: str
+) -> np.ndarray:
+    """Crop, flip, cutout and normalisation of one image, as anyone would write it."""
+    side = len(image)
+    margin = (padding, padding)
+    padded = np.pad(image, (margin, margin, (0, 0)), mode)
+    y, x = parameters.offset_y[at], parameters.offset_x[at]
+    crop = padded[y : y + side, x : x + side]
+    if parameters.flip[at]:
+        crop = np.fliplr(crop)
+    values = (crop / 255 - np.array(MEAN)) / np.array(STD)
+    y, x = parameters.cutout_y[at], parameters.cutout_x[at]
+    values[y : y + cutout, x : x + cutout] = 0
+    return values.transpose(2, 0, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    side=st.integers(4, 12),
+    padding=st.integers(0, 3),
+    flip=st.sampled_from(["random", "alternating", "none"]),
+    cutout=st.integers(0, 4),
+    mode=st.sampled_from(["reflect", "constant"]),
+    epoch=st.integers(0, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_a_batch_equals_the_images_one_by_one(
+    side: int, padding: int, flip: str, cutout: int, mode: str, epoch: int, seed: int
+) -> None:
+    count = 9
+    images = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    augmentation = Augmentation(padding, flip, cutout, mode)
+    bank = ImageBank(images, MEAN, STD, augmentation=augmentation)
+    parameters = augmentation.draw(count, side, seed=seed, epoch=epoch)
+    rows = np.array([3, 0, 8, 3])
+    batch = bank.batch(rows, parameters.take(rows))
+    assert batch.shape == (4, 3, side, side)
+    assert batch.dtype == torch.float32
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    expected = np.stack(
+        [reference(images[row], parameters, row, padding, cutout, mode) for row in rows]
+    )
+    np.testing.assert_allclose(batch.numpy(), expected, atol=2e-6, rtol=2e-6)
+
+
+def test_the_gather_of_other_devices_gives_the_same_pixels() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    augmentation = Augmentation(2, "random", 3)
+    bank = ImageBank(images, MEAN, STD, augmentation=augmentation)
+    rows = np.arange(20)
+    parameters = augmentation.draw(20, 8, seed=1, epoch=0)
+    for chosen in (parameters, None):
+        on_cpu = bank._gather_on_cpu(rows, chosen)
+        assert torch.equal(on_cpu, bank._gather_on_device(rows, chosen))
+
+
+def test_no_parameters_means_the_image_itself() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    bank = ImageBank(images, MEAN, STD, augmentation=Augmentation(3, "random", 2))
+    expected = (images / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(bank.batch(np.arange(3)).permute(0, 2, 3, 1), expected, atol=2e-6)
+
+
+def test_a_batch_is_a_copy() -> None:
+    images = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    bank = ImageBank(images, MEAN, STD)
+    first = bank.batch(np.arange(2))
+    expected = first.clone()
+    first.add_(5)
+    assert torch.equal(bank.batch(np.arange(2)), expected)
+
+
+def test_parameters_are_a_function_of_seed_and_epoch() -> None:
+    augmentation = Augmentation(4, "random", 8)
+
+    def drawn(seed: int, epoch: int) -> np.ndarray:
+        p = augmentation.draw(1000, 32, seed=seed, epoch=epoch)
+        return np.stack([p.offset_y, p.offset_x, p.flip, p.cutout_y, p.cutout_x])
+
+    assert (drawn(3, 7) == drawn(3, 7)).all()
+    for other in (drawn(3, 8), drawn(4, 7)):
+        assert (drawn(3, 7) != other).any(axis=1).all()
+
+
+def test_every_offset_and_corner_occurs_equally_often() -> None:
+    count = 81_000
+    p = Augmentation(4, "random", 8).draw(count, 32, seed=0, epoch=0)
+    for values, choices in (
+        (p.offset_y, 9),
+        (p.offset_x, 9),
+        (p.cutout_y, 25),
+        (p.cutout_x, 25),
+        (p.flip, 2),
+    ):
+        seen = np.bincount(values, minlength=choices)
+        assert len(seen) == choices
+        # five standard deviations of a binomial count
+        assert abs(seen - count / choices).max() < 5 * (count / choices * (1 - 1 / choices)) ** 0.5
+
+
+def test_alternating_flip_shows_each_image_both_ways_in_turn() -> None:
+    augmentation = Augmentation(0, "alternating")
+    flips = [augmentation.draw(1000, 32, seed=0, epoch=epoch).flip for epoch in range(4)]
+    assert (flips[0] != flips[1]).all()
+    assert (flips[0] == flips[2]).all()
+    assert (flips[1] == flips[3]).all()
+    assert 400 < flips[0].sum() < 600
+    assert not Augmentation(0, "none").draw(1000, 32, seed=0, epoch=1).flip.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"crop_padding": -1}, ValueError, "crop_padding must be at least 0 pixels, but got -1"),
+        ({"cutout": 1.5}, TypeError, "cutout must be an integer number of pixels, but got 1.5"),
+        ({"flip": True}, ValueError, "flip must be one of .* but got True"),
+        ({"padding_mode": "wrap"}, ValueError, "padding_mode must be one of .* but got 'wrap'"),
+    ],
+)
+def test_wrong_arguments(arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Augmentation(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "message"),
+    [
+        (Augmentation(0, cutout=9), "cutout must be at most"),
+        (Augmentation(8), "crop_padding must be less"),
+    ],
+)
+def test_augmentation_larger_than_the_image(augmentation: Augmentation, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageBank(np.zeros((1, 8, 8, 3), np.uint8), MEAN, STD, augmentation=augmentation)

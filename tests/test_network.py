@@ -1,0 +1,167 @@
+"""CustomResNet: the specified layers, and what users do with a module."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from cifar_resnet import CustomResNet
+
+
+def parameters_of(width: int, classes: int = 10, channels: int = 3) -> int:
+    """Convolutions without bias, two BatchNorm parameters a channel, a linear layer."""
+    w = width
+    convolutions = [(channels, w), (w, 2 * w), (2 * w, 2 * w), (2 * w, 2 * w), (2 * w, 4 * w)]
+    convolutions += [(4 * w, 8 * w), (8 * w, 8 * w), (8 * w, 8 * w)]
+    return sum(9 * i * o + 2 * o for i, o in convolutions) + 8 * w * classes
+
+
+def test_the_default_network_has_the_specified_number_of_parameters() -> None:
+    assert sum(p.numel() for p in CustomResNet().parameters()) == 6_573_120 == parameters_of(64)
+
+
+@pytest.mark.parametrize(("width", "classes", "channels"), [(1, 1, 1), (16, 100, 3), (5, 7, 4)])
+def test_width_classes_and_channels(width: int, classes: int, channels: int) -> None:
+    model = CustomResNet(width=width, num_classes=classes, in_channels=channels)
+    assert sum(p.numel() for p in model.parameters()) == parameters_of(width, classes, channels)
+    assert model(torch.randn(2, channels, 32, 32)).shape == (2, classes)
+
+
+def test_shapes_and_order_of_the_layers() -> None:
+    model = CustomResNet()
+    shapes = {}
+    leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
+    blocks = [
+        (n, getattr(model, n))
+        for n in ("prep", "layer1", "residual1", "layer2", "layer3", "residual3", "pool", "head")
+    ]
+    order = []
+    for name, module in blocks:
+        module.register_forward_hook(
+            lambda m, i, o, n=name: shapes.__setitem__(n, tuple(o.shape[1:]))
+        )
+    for _, module in leaves:
+        module.register_forward_hook(lambda m, i, o: order.append(type(m).__name__))
+    model(torch.randn(2, 3, 32, 32))
+    side = 32
+    assert shapes == {
+        "prep": (64, side, side),
+        "layer1": (2 * 64, side // 2, side // 2),
+        "residual1": (2 * 64, side // 2, side // 2),
+        "layer2": (4 * 64, side // 4, side // 4),
+        "layer3": (8 * 64, side // 8, side // 8),
+        "residual3": (8 * 64, side // 8, side // 8),
+        "pool": (8 * 64, 1, 1),
+        "head": (10,),
+    }
+    plain = ["Conv2d", "ReLU", "BatchNorm2d"]
+    pooled = ["Conv2d", "MaxPool2d", "ReLU", "BatchNorm2d"]
+    assert order == plain + pooled + 2 * plain + 2 * pooled + 2 * plain + ["MaxPool2d", "Linear"]
+
+
+def test_forward_against_the_formula_written_out() -> None:
+    torch.manual_seed(1)
+    model = CustomResNet(width=4).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    w = {name: tensor.double() for name, tensor in model.state_dict().items()}
+
+    def block(x: torch.Tensor, name: str, pool: bool = False) -> torch.Tensor:
+        x = nn.functional.conv2d(x, w[f"{name}.0.weight"], padding=1)
+        norm = 3 if pool else 2
+        if pool:
+            x = nn.functional.max_pool2d(x, 2)
+        x = x.clamp(min=0)
+        mean, var, scale, shift = (
+            w[f"{name}.{norm}.{key}"].view(1, -1, 1, 1)
+            for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+    images = torch.randn(2, 3, 32, 32)
+    x = block(images.double(), "prep")
+    x = block(x, "layer1", pool=True)
+    x = x + block(block(x, "residual1.block1"), "residual1.block2")
+    x = block(block(x, "layer2", pool=True), "layer3", pool=True)
+    x = x + block(block(x, "residual3.block1"), "residual3.block2")
+    logits = x.amax(dim=(2, 3)) @ w["head.weight"].T
+    torch.testing.assert_close(model.logits(images).double(), logits, rtol=1e-3, atol=1e-3)
+    expected = logits - logits.exp().sum(dim=1, keepdim=True).log()
+    torch.testing.assert_close(model(images).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    model = CustomResNet(width=4).to(dtype).eval()
+    out = model(torch.randn(2, 3, 32, 32, dtype=dtype))
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+
+
+def test_autocast_and_channels_last_agree_with_the_plain_network() -> None:
+    model = CustomResNet(width=8).eval()
+    images = torch.randn(4, 3, 32, 32)
+    plain = model(images)
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(
+        last(images.to(memory_format=torch.channels_last)), plain, rtol=1e-3, atol=1e-3
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(images)
+    torch.testing.assert_close(mixed.float(), plain, rtol=0.1, atol=0.2)
+
+
+def test_deepcopy_and_pickle_keep_the_outputs() -> None:
+    model = CustomResNet(width=4).eval()
+    images = torch.randn(2, 3, 32, 32)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(images), model(images))
+
+
+def test_export_with_a_free_batch_size() -> None:
+    model = CustomResNet(width=4).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    images = torch.randn(2, 3, 32, 32)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
+    more = torch.randn(5, 3, 32, 32)
+    torch.testing.assert_close(program.module()(more), model(more))
+
+
+def test_compile_without_a_graph_break() -> None:
+    model = CustomResNet(width=4).eval()
+    images = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.randn(3, 32, 32), ValueError, r"got \(3, 32, 32\)\. Add the batch dimension"),
+        (torch.randn(2, 1, 32, 32), ValueError, r"\(N, 3, 32, 32\), but got \(2, 1, 32, 32\)"),
+        (torch.randn(2, 32, 32, 3), ValueError, r"channels seem to come last"),
+        (torch.randn(2, 3, 64, 64), ValueError, r"got \(2, 3, 64, 64\)\. Resize"),
+        (torch.randn(2, 3, 28, 28), ValueError, r"got \(2, 3, 28, 28\)"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, r"torch.uint8 .* normalise"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.float64), TypeError, r"\.to\(torch\.float32\)"),
+        ([[1.0]], TypeError, "but got list"),
+    ],
+)
+def test_wrong_images(images: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        CustomResNet(width=1)(images)
+
+
+@pytest.mark.parametrize("name", ["width", "num_classes", "in_channels"])
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (-3, ValueError), (1.5, TypeError), (True, TypeError)]
+)
+def test_wrong_arguments(name: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"{name} must be .* but got {value}"):
+        CustomResNet(**{name: value})

@@ -1,0 +1,74 @@
+"""What `import cifar_resnet` costs, and what it offers."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import cifar_resnet
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {
+    "torch",
+    "torchvision",
+    "pytorch_lightning",
+    "torchmetrics",
+    "matplotlib",
+    "pytorch_grad_cam",
+}
+
+# The heavy packages each public name may import.
+ALLOWED = {
+    "CIFAR10DataModule": {"torch", "torchvision", "pytorch_lightning", "torchmetrics"},
+    "CustomResNet": {"torch"},
+    "DatasetError": set(),
+    "ImageClassifier": {"torch", "pytorch_lightning", "torchmetrics"},
+    "Recipe": set(),
+    "show_training_curves": set(),
+}
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level packages that a fresh interpreter holds after running the code."""
+    script = f"import sys, json\n{code}\nprint(json.dumps([m.split('.')[0] for m in sys.modules]))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert not imported_by("import cifar_resnet") & (HEAVY | {"numpy"})
+
+
+@pytest.mark.parametrize("name", cifar_resnet.__all__)
+def test_a_name_imports_only_its_own_piece(name: str) -> None:
+    # Lightning itself imports torchmetrics, and torchmetrics tries torchvision and matplotlib.
+    extra = (
+        imported_by("import pytorch_lightning") if "pytorch_lightning" in ALLOWED[name] else set()
+    )
+    found = imported_by(f"from cifar_resnet import {name}") & HEAVY
+    assert found <= ALLOWED[name] | extra
+
+
+def test_every_public_name_exists_and_is_listed() -> None:
+    assert sorted(cifar_resnet.__all__) == cifar_resnet.__all__
+    assert set(ALLOWED) == set(cifar_resnet.__all__)
+    for name in cifar_resnet.__all__:
+        assert getattr(cifar_resnet, name).__name__ == name
+        assert name in dir(cifar_resnet)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = cifar_resnet.Nonsense
+
+
+def test_version_and_changelog_agree() -> None:
+    newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == cifar_resnet.__version__ == version("cifar-resnet")

