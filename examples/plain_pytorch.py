@@ -26,7 +26,7 @@ data.setup()
 train, test = data.train_dataloader(), data.test_dataloader()
 
 torch.manual_seed(0)
-model = CustomResNet(args.width).to(device, memory_format=torch.channels_last)
+model = CustomResNet(args.width).to(memory_format=torch.channels_last).to(device)
 optimizer = torch.optim.SGD(
     model.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
 )

@@ -66,16 +66,16 @@ def main() -> None:
 
     # The pieces.
     pl.seed_everything(args.seed, workers=True, verbose=False)
-    data = CIFAR10DataModule(
-        args.data_dir, val_split=args.val_split, seed=args.seed, **recipe.data_options()
-    )
-    network = CustomResNet(width=args.width).to(memory_format=torch.channels_last)
-    model = ImageClassifier(network, recipe)
     try:
+        data = CIFAR10DataModule(
+            args.data_dir, val_split=args.val_split, seed=args.seed, **recipe.data_options()
+        )
         data.prepare_data()
         folder.mkdir(parents=True, exist_ok=True)
-    except (DatasetError, OSError) as error:
+    except (ValueError, DatasetError, OSError) as error:
         sys.exit(str(error))
+    network = CustomResNet(width=args.width).to(memory_format=torch.channels_last)
+    model = ImageClassifier(network, recipe)
     (folder / "arguments.json").write_text(json.dumps({k: getattr(args, k) for k in SAVED}))
 
     seconds = expected_seconds(network, recipe.batch_size, precision, device)
@@ -93,10 +93,12 @@ def main() -> None:
     # The composition.
     logger = TensorBoardLogger(str(folder), name="", version="tensorboard")
     best = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
-    checkpoint = ModelCheckpoint(
-        folder, "best", monitor=best[0], mode=best[1], save_last=True,
-        save_on_train_epoch_end=True, enable_version_counter=False,
-    )  # fmt: skip
+    # Two callbacks: `save_last=True` would save only when the best one does.
+    every_epoch: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    checkpoints = [
+        ModelCheckpoint(folder, "best", monitor=best[0], mode=best[1], **every_epoch),
+        ModelCheckpoint(folder, "last", **every_epoch),
+    ]
     timer = RunTimer()
     trainer = pl.Trainer(
         max_epochs=args.epochs,
@@ -104,7 +106,7 @@ def main() -> None:
         devices=1,
         precision=precision,
         logger=logger,
-        callbacks=[checkpoint, LearningRateMonitor("step"), timer.callback(not args.quiet)],
+        callbacks=[*checkpoints, LearningRateMonitor("step"), timer.callback(not args.quiet)],
         log_every_n_steps=1 if args.smoke else 10,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -114,9 +116,14 @@ def main() -> None:
     )
     last = folder / "last.ckpt"
     resume = str(last) if args.resume else None
-    trainer.fit(model, data, ckpt_path=resume, weights_only=True if resume else None)
-    if trainer.interrupted:
-        sys.exit(f"Stopped. Go on with: python {sys.argv[0]} --resume {folder}")
+    try:
+        trainer.fit(model, data, ckpt_path=resume, weights_only=True if resume else None)
+    except SystemExit:  # how Lightning answers Ctrl-C
+        how = f"Go on with: python {sys.argv[0]} --resume {folder}"
+        sys.exit(f"Stopped. {how if last.is_file() else 'No epoch was finished.'}")
+    except FloatingPointError as error:
+        sys.exit(str(error))
+    val_acc = trainer.callback_metrics.get("val_acc")
     scores = trainer.test(model, data, verbose=False)[0]
 
     # The report.
@@ -129,10 +136,10 @@ def main() -> None:
         "accuracy_mirror": scores.get("test_acc_mirror"),
         "test_loss": scores["test_loss"],
         "test_images": 10_000 if not args.smoke else 2 * recipe.batch_size,
-        "val_acc": trainer.callback_metrics["val_acc"].item() if args.val_split else None,
+        "val_acc": val_acc.item() if val_acc is not None else None,
         "train_images": data.num_samples,
         "train_seconds": timer.seconds,
-        "images_per_second": timer.images / timer.seconds,
+        "images_per_second": timer.images / timer.seconds if timer.images else 0.0,
         "total_seconds": time.perf_counter() - START,
         "resumed": bool(args.resume),
         "peak_memory_mb": peak_memory_mb(),
@@ -217,8 +224,8 @@ def choose_run(args: argparse.Namespace) -> tuple[Path, Any]:
         folder = args.resume
     else:
         folder = args.output_dir / time.strftime(f"%Y%m%d-%H%M%S-seed{args.seed}")
-    if args.smoke:
-        args.epochs = min(args.epochs, 2)
+        if args.smoke:
+            args.epochs = min(args.epochs, 2)
     try:
         recipe = Recipe.preset(args.recipe)
     except ValueError as error:

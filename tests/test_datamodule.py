@@ -250,7 +250,9 @@ def test_per_sample_and_resident_evaluation_agree(data_dir: Path) -> None:
     resident = ready(data_dir, val_split=49_000, batch_size=128)
     sampled = per_sample(data_dir)
     sampled.setup()
-    for ours, theirs, _ in zip(resident.test_dataloader(), sampled.test_dataloader(), range(3), strict=False):
+    for ours, theirs, _ in zip(
+        resident.test_dataloader(), sampled.test_dataloader(), range(3), strict=False
+    ):
         torch.testing.assert_close(ours[0], theirs[0].contiguous(), atol=1e-5, rtol=1e-5)
         assert torch.equal(ours[1], theirs[1])
 

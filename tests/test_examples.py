@@ -1,0 +1,87 @@
+"""The examples as users start them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar_resnet import CustomResNet
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), *arguments],
+        capture_output=True, text=True, timeout=600, cwd=cwd,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smoke(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("smoke")
+    result = start("train_24.py", "--smoke", "--width", "4", "--val-split", "5000", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    (run,) = (folder / "runs").iterdir()
+    return run, result.stdout
+
+
+def test_the_smoke_run_leaves_everything_that_a_run_leaves(smoke: tuple[Path, str]) -> None:
+    run, output = smoke
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["parameters"] == sum(p.numel() for p in CustomResNet(width=4).parameters())
+    assert 0 <= metrics["accuracy"] <= 1
+    assert 0 <= metrics["accuracy_mirror"] <= 1
+    assert metrics["seed"] == 0
+    assert set(metrics["versions"]) == {"python", "torch", "pytorch_lightning", "cifar_resnet"}
+    assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    for name in ("best.ckpt", "last.ckpt"):
+        assert torch.load(run / name, weights_only=True)["epoch"] in (0, 1)
+    assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 1
+    for part in ("Test accuracy", "with the mirror view", "images/s", "--width 64", str(run.name)):
+        assert part in output
+
+
+def test_a_run_is_resumed_with_its_own_arguments(smoke: tuple[Path, str]) -> None:
+    run, _ = smoke
+    before = json.loads((run / "metrics.json").read_text())
+    # as if the run had been stopped after two of three epochs
+    arguments = json.loads((run / "arguments.json").read_text())
+    (run / "arguments.json").write_text(json.dumps(arguments | {"epochs": 3}))
+    result = start("train_24.py", "--resume", str(run), cwd=run.parents[1])
+    assert result.returncode == 0, result.stderr
+    after = json.loads((run / "metrics.json").read_text())
+    assert after["resumed"]
+    assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert (after["width"], after["val_split"], after["smoke"]) == (4, 5000, True)
+    assert after["test_images"] == before["test_images"]
+    assert len(list(run.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "best"], "There is no recipe 'best'; choose one of"),
+        (["--resume", "nowhere"], "nowhere cannot be resumed: it holds no last.ckpt"),
+        (["--epochs", "0"], "must be at least 1, but got 0"),
+        (["--val-split", "50000"], "val_split must be a count in"),
+        (["--data-dir", "/dev/null/data"], "cannot be written"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = start("train_24.py", *arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plain_loop(data_dir: Path, tmp_path: Path) -> None:
+    result = start("plain_pytorch.py", "--epochs", "1", "--width", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    accuracy = float(result.stdout.splitlines()[-1].removeprefix("test accuracy ").rstrip("%"))
+    assert accuracy > 25
