@@ -5,11 +5,12 @@ know networks, data or how the run was made.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["show_training_curves"]
 
 Curve = tuple[Sequence[float], Sequence[float]]  # epochs, values
+Scalars = dict[str, tuple[list[float], list[float]]]  # name -> steps, values
+Floats = NDArray[np.float64]
 
 # Okabe and Ito's palette: told apart by colour-blind readers, too
 _TRAIN, _VAL = "#0072B2", "#D55E00"
@@ -107,20 +110,46 @@ def read_curves(folder: Path) -> dict[str, Curve]:
             f"{folder} holds neither a TensorBoard event file nor a metrics.csv. "
             "Give the folder of one run, such as trainer.logger.log_dir."
         )
-    if "epoch" not in scalars:
+    if "epoch" not in scalars:  # not a log of Lightning's
         return {}
-    steps, epochs = (np.asarray(values) for values in scalars.pop("epoch"))
-    # Lightning counts steps from 0 and logs an epoch's values at its last step, so a value at
-    # step s of S a run with E epochs stands at (s + 1) / S * E epochs.
-    total_epochs = epochs.max() + 1
-    total_steps = steps.max() + 1
+    to_epochs = _epochs_of_steps(scalars)
     return {
-        name: ([(step + 1) / total_steps * total_epochs for step in at], values)
-        for name, (at, values) in scalars.items()
+        name: (to_epochs(np.asarray(steps)).tolist(), values)
+        for name, (steps, values) in scalars.items()
+        if name != "epoch"
     }
 
 
-def _read_tensorboard(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
+def _epochs_of_steps(scalars: Scalars) -> Callable[[Floats], Floats]:
+    """How many epochs were finished after a step, with fractions in between.
+
+    Lightning logs the epoch, counted from 0, beside every value, and the values of an epoch at its
+    last step. (A test after the last epoch is logged as one epoch more, at the next step, so the
+    highest epoch in the log tells nothing.)
+    """
+    epoch_at = dict(zip(*scalars["epoch"], strict=True))
+    ends = sorted(
+        {
+            (step + 1, epoch_at[step] + 1)
+            for name, (steps, _) in scalars.items()
+            if name.startswith("train_") and name.endswith("_epoch")
+            for step in steps
+            if step in epoch_at
+        }
+    )
+    if not ends:  # no epoch has ended yet
+        return lambda steps: np.interp(steps, list(epoch_at), list(epoch_at.values()))
+    known_steps, known_epochs = np.array([(0.0, 0.0), *ends]).T
+    rate = known_epochs[-1] / known_steps[-1]
+
+    def convert(steps: Floats) -> Floats:
+        beyond = np.maximum(steps + 1 - known_steps[-1], 0) * rate
+        return np.asarray(np.interp(steps + 1, known_steps, known_epochs) + beyond)
+
+    return convert
+
+
+def _read_tensorboard(folder: Path) -> Scalars:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -134,8 +163,8 @@ def _read_tensorboard(folder: Path) -> dict[str, tuple[list[float], list[float]]
     return scalars
 
 
-def _read_csv(path: Path) -> dict[str, tuple[list[float], list[float]]]:
-    scalars: dict[str, tuple[list[float], list[float]]] = {}
+def _read_csv(path: Path) -> Scalars:
+    scalars: Scalars = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 START = time.perf_counter()
+LARGE_PAGES = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
+}
+# Arguments of a run that `--resume` takes over.
 SAVED = ("epochs", "seed", "batch_size", "recipe", "width", "precision", "val_split", "smoke")
 
 
@@ -241,14 +247,9 @@ def use_large_pages() -> None:
     Activations of tens of megabytes otherwise go back to the system after every layer, and the
     system clears their pages again for the next one. The settings are read at start only.
     """
-    settings = {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
-    }
     suitable = platform.libc_ver()[0] == "glibc" and not Path("/dev/nvidiactl").exists()
-    if suitable and not any(name in os.environ for name in settings):
-        os.environ.update(settings)
+    if suitable and not any(name in os.environ for name in LARGE_PAGES):
+        os.environ.update(LARGE_PAGES)
         os.execv(sys.executable, sys.orig_argv)
 
 
@@ -292,21 +293,22 @@ def pick_precision(device: torch.device) -> str:
 def expected_seconds(
     network: nn.Module, batch_size: int, precision: str, device: torch.device
 ) -> float:
-    """Seconds a training image takes here, from two steps with a copy of the network."""
+    """Seconds a training image takes here, from a few steps with a copy of the network."""
     import torch
 
     network = copy.deepcopy(network).to(device)
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     size = min(batch_size, 256)
     images = torch.zeros(size, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-    for step in range(3):
-        if step == 1:
-            start = time.perf_counter()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             loss = network(images).float().mean()
         loss.backward()
         loss.item()
-    return (time.perf_counter() - start) / 2 / size
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / size
 
 
 def minutes(seconds: float) -> str:

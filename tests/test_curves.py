@@ -19,12 +19,14 @@ def write_tensorboard(folder: Path) -> None:
             writer.add_scalar("val_acc", 0.2 * epoch, step)
             writer.add_scalar("epoch", epoch, step)
         writer.add_scalar("learning_rate", 0.1, 19)
+        writer.add_scalar("test_acc", 0.9, 40)  # as Lightning logs a test after the training
+        writer.add_scalar("epoch", 4, 40)
 
 
 def write_csv(folder: Path) -> None:
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(
-            file, ["epoch", "step", "train_loss_epoch", "val_acc", "learning_rate"]
+            file, ["epoch", "step", "train_loss_epoch", "val_acc", "learning_rate", "test_acc"]
         )
         writer.writeheader()
         for epoch, step in enumerate(STEPS):
@@ -32,6 +34,7 @@ def write_csv(folder: Path) -> None:
             writer.writerow(row)
             writer.writerow({"epoch": epoch, "step": step, "val_acc": 0.2 * epoch})
         writer.writerow({"step": 19, "learning_rate": 0.1})
+        writer.writerow({"epoch": 4, "step": 40, "test_acc": 0.9})
 
 
 @pytest.mark.parametrize("write", [write_tensorboard, write_csv])
@@ -74,3 +77,19 @@ def test_no_log_and_no_curves(tmp_path: Path) -> None:
         show_training_curves(tmp_path)
     with pytest.raises(ValueError, match=r"no training curves, only \['loss'\]"):
         show_training_curves({"loss": ([1], [2])})
+
+
+def test_an_epoch_that_has_not_ended(tmp_path: Path) -> None:
+    write_tensorboard(tmp_path)
+    with SummaryWriter(tmp_path, filename_suffix=".more") as writer:
+        writer.add_scalar("train_loss_step", 0.5, 44)
+        writer.add_scalar("epoch", 4, 44)
+    line = show_training_curves(tmp_path).axes[0].lines[0]
+    assert line.get_xdata() == pytest.approx([4.5])
+
+
+def test_a_log_without_epochs(tmp_path: Path) -> None:
+    with SummaryWriter(tmp_path) as writer:
+        writer.add_scalar("reward", 1, 0)
+    with pytest.raises(ValueError, match="no training curves"):
+        show_training_curves(tmp_path)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -72,3 +73,20 @@ def test_version_and_changelog_agree() -> None:
     newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] == cifar_resnet.__version__ == version("cifar-resnet")
+
+
+def test_sdist_and_wheel_hold_the_package(tmp_path: Path) -> None:
+    # `build` makes the wheel out of the sdist, so both are tried
+    command = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
+    source = {str(path.relative_to(ROOT)) for path in (ROOT / "cifar_resnet").rglob("*.py")} | {
+        "cifar_resnet/py.typed"
+    }
+    assert {name for name in names if ".dist-info" not in name} == source
+    assert "License-Expression: MIT" in metadata
+    for excluded in ("!=2.6.2", "!=2.6.3", "torch>=2.11"):
+        assert excluded in metadata

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -85,6 +86,7 @@ def download(
             urllib.error.URLError,
             http.client.HTTPException,
             ConnectionError,
+            ssl.SSLError,
         ) as error:
             failure = error
             if isinstance(getattr(error, "reason", None), OSError) and _is_offline(error):

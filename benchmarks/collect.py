@@ -1,0 +1,41 @@
+"""Gather finished runs of examples/train_24.py into a result file, and summarise them.
+
+python benchmarks/collect.py runs/* --to benchmarks/results/train_24_cpu.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--to", required=True, type=Path, help="JSON-lines file to write")
+    args = parser.parse_args()
+    runs = [json.loads((run / "metrics.json").read_text()) for run in args.runs]
+    args.to.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    print(f"{len(runs)} runs, seeds {[run['seed'] for run in runs]}")
+    for name, scale in (
+        ("accuracy", 100),
+        ("accuracy_mirror", 100),
+        ("train_seconds", 1),
+        ("total_seconds", 1),
+        ("images_per_second", 1),
+        ("peak_memory_mb", 1),
+    ):
+        values = [scale * run[name] for run in runs]
+        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        print(
+            f"{name:18} mean {statistics.mean(values):9.2f}  sd {spread:6.2f}  "
+            f"se {spread / math.sqrt(len(values)):6.2f}  min {min(values):9.2f}  "
+            f"max {max(values):9.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
