@@ -18,6 +18,9 @@ def main() -> None:
     parser.add_argument("--to", required=True, type=Path, help="JSON-lines file to write")
     args = parser.parse_args()
     runs = [json.loads((run / "metrics.json").read_text()) for run in args.runs]
+    unfit = [str(run) for run, m in zip(args.runs, runs, strict=True) if m["smoke"] or m["resumed"]]
+    if unfit:
+        parser.error(f"smoke runs and resumed runs do not count: {', '.join(unfit)}")
     args.to.write_text("".join(json.dumps(run) + "\n" for run in runs))
     print(f"{len(runs)} runs, seeds {[run['seed'] for run in runs]}")
     for name, scale in (
@@ -28,7 +31,9 @@ def main() -> None:
         ("images_per_second", 1),
         ("peak_memory_mb", 1),
     ):
-        values = [scale * run[name] for run in runs]
+        values = [scale * run[name] for run in runs if run[name] is not None]
+        if not values:
+            continue
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         print(
             f"{name:18} mean {statistics.mean(values):9.2f}  sd {spread:6.2f}  "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,9 @@ def main() -> None:
         changes[name] = ast.literal_eval(value)
     recipe = replace(Recipe.preset(args.recipe), **changes)
 
+    if recipe.optimizer != "sgd":
+        parser.error("only recipes with the optimizer sgd can be tuned here")
+
     arrays = sources.load(args.data_dir or sources.default_data_dir())
     train, held_out = stratified_split(arrays.train_labels, 5000)
     augmentation = Augmentation(recipe.crop_padding, recipe.flip, recipe.cutout)
@@ -68,7 +72,9 @@ def main() -> None:
         parameters = augmentation.draw(50_000, 32, seed=args.seed, epoch=epoch)
         for rows in order.batches(epoch):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * recipe.learning_rate_factor(step / total)
+                group["lr"] = recipe.learning_rate * recipe.learning_rate_factor(
+                    (step + 0.5) / total
+                )
             samples = train[rows]
             images = bank.batch(rows, parameters.take(samples))
             with torch.autocast("cpu", torch.bfloat16):
@@ -101,6 +107,7 @@ def main() -> None:
         "train_loss": loss.item(),
         "seconds": time.perf_counter() - start,
         "torch": torch.__version__,
+        "hardware": {"device": platform.processor(), "threads": torch.get_num_threads()},
     }
     with RESULTS.open("a") as file:
         file.write(json.dumps(line) + "\n")

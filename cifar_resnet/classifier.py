@@ -76,7 +76,8 @@ class ImageClassifier(LightningModule):
         self._test_acc = _accuracy(classes)
         self._test_acc_mirror = _accuracy(classes)
         self._total_steps: float = 0
-        self._unchecked: list[Tensor] = []  # training losses not yet known to be finite
+        # training losses not yet known to be finite, with their step and learning rate
+        self._unchecked: list[tuple[Tensor, int, float]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.network(images)
@@ -88,10 +89,13 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         scores = self(images)
         loss = F.cross_entropy(scores, labels, label_smoothing=self.recipe.label_smoothing)
-        self._check_finite(loss.detach(), batch_idx)
+        self._check_finite(loss.detach())
         self._train_acc(scores.detach(), labels)
         size = len(labels)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, batch_size=size)
+        self.log("train_loss_step", loss, on_step=True, on_epoch=False, batch_size=size)
+        self.log(
+            "train_loss_epoch", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True
+        )
         self.log(
             "train_acc",
             self._train_acc,
@@ -164,6 +168,7 @@ class ImageClassifier(LightningModule):
     def on_train_start(self) -> None:
         # Reading this in `configure_optimizers` would set up the data before a checkpoint's
         # position within the epoch is restored, and lose it (Lightning issue 20550).
+        self._unchecked = []  # of a run that was interrupted
         self._total_steps = self.trainer.estimated_stepping_batches
         if self._total_steps == float("inf") and self.recipe.schedule != "constant":
             raise ValueError(
@@ -181,12 +186,17 @@ class ImageClassifier(LightningModule):
 
     # --- safety ---------------------------------------------------------------------------------
 
-    def _check_finite(self, loss: Tensor, batch_idx: int) -> None:
+    def _check_finite(self, loss: Tensor) -> None:
         """Stop at a loss that is NaN or infinite, without waiting for a GPU at every step."""
-        self._unchecked.append(loss)
-        every = 1 if loss.device.type == "cpu" else getattr(self.trainer, "log_every_n_steps", 1)
-        if every and (batch_idx + 1) % every == 0:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        self._unchecked.append((loss, self.global_step, optimizer.param_groups[0]["lr"]))
+        if len(self._unchecked) >= self._check_every(loss.device):
             self._check_collected()
+
+    def _check_every(self, device: torch.device) -> int:
+        """Steps between two looks at the losses; on a GPU each look waits for its work."""
+        return 1 if device.type == "cpu" else max(1, getattr(self.trainer, "log_every_n_steps", 1))
 
     def on_train_epoch_end(self) -> None:
         self._check_collected()
@@ -194,21 +204,17 @@ class ImageClassifier(LightningModule):
     def _check_collected(self) -> None:
         if not self._unchecked:
             return
-        losses = torch.stack(self._unchecked)
-        self._unchecked.clear()
-        finite = torch.isfinite(losses)
-        if bool(finite.all()):
+        losses = torch.stack([loss for loss, _, _ in self._unchecked])
+        finite = torch.isfinite(losses).tolist()
+        collected, self._unchecked = self._unchecked, []
+        if all(finite):
             return
-        first = int((~finite).int().argmax())
-        batches_ago = len(losses) - 1 - first
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        rate = optimizer.param_groups[0]["lr"]
+        loss, step, rate = collected[finite.index(False)]
         raise FloatingPointError(
-            f"The training loss became {losses[first].item()} at step "
-            f"{max(0, self.global_step - batches_ago)} (epoch {self.current_epoch}, learning rate "
-            f"{rate:.3g}). Lower the learning rate, lengthen the warm-up, or use a wider precision "
-            '(Trainer(precision="32-true")); also check that the images are finite.'
+            f"The training loss became {loss.item()} at step {step} "
+            f"(epoch {self.current_epoch}, learning rate {rate:.3g}). Lower the learning rate, "
+            'lengthen the warm-up, or use a wider precision (Trainer(precision="32-true")); also '
+            "check that the images are finite."
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -34,7 +34,17 @@ LARGE_PAGES = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
 }
 # Arguments of a run that `--resume` takes over.
-SAVED = ("epochs", "seed", "batch_size", "recipe", "width", "precision", "val_split", "smoke")
+SAVED = (
+    "epochs",
+    "seed",
+    "batch_size",
+    "recipe",
+    "width",
+    "precision",
+    "data_dir",
+    "val_split",
+    "smoke",
+)
 
 
 def main() -> None:
@@ -68,7 +78,9 @@ def main() -> None:
     device = pick_device()
     if args.width is None:
         args.width = 64 if device.type == "cuda" else 16
-    precision: Any = args.precision or pick_precision(device)
+    if args.precision is None:
+        args.precision = pick_precision(device)
+    precision = args.precision
 
     # The pieces.
     pl.seed_everything(args.seed, workers=True, verbose=False)
@@ -76,10 +88,16 @@ def main() -> None:
         data = CIFAR10DataModule(
             args.data_dir, val_split=args.val_split, seed=args.seed, **recipe.data_options()
         )
+        folder.mkdir(parents=True, exist_ok=bool(args.resume))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{error}. Is --output-dir right?" if isinstance(error, OSError) else str(error))
+    try:
         data.prepare_data()
-        folder.mkdir(parents=True, exist_ok=True)
-    except (ValueError, DatasetError, OSError) as error:
+    except DatasetError as error:
+        if not args.resume:
+            folder.rmdir()
         sys.exit(str(error))
+    args.data_dir = str(data.data_dir.absolute())
     network = CustomResNet(width=args.width).to(memory_format=torch.channels_last)
     model = ImageClassifier(network, recipe)
     (folder / "arguments.json").write_text(json.dumps({k: getattr(args, k) for k in SAVED}))
@@ -97,7 +115,7 @@ def main() -> None:
         )
 
     # The composition.
-    logger = TensorBoardLogger(str(folder), name="", version="tensorboard")
+    logger = TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False)
     best = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
     # Two callbacks: `save_last=True` would save only when the best one does.
     every_epoch: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
@@ -136,6 +154,7 @@ def main() -> None:
     figure = show_training_curves(logger.log_dir)
     figure.savefig(folder / "curves.png", dpi=150)
     logger.experiment.add_figure("training_curves", figure)
+    add_graph(logger, network)
     logger.finalize("success")
     report = {
         "accuracy": scores["test_acc"],
@@ -145,12 +164,12 @@ def main() -> None:
         "val_acc": val_acc.item() if val_acc is not None else None,
         "train_images": data.num_samples,
         "train_seconds": timer.seconds,
-        "images_per_second": timer.images / timer.seconds if timer.images else 0.0,
+        "images_per_second": timer.images / timer.seconds,
         "total_seconds": time.perf_counter() - START,
         "resumed": bool(args.resume),
         "peak_memory_mb": peak_memory_mb(),
-        **{name: getattr(args, name) for name in SAVED},
-        "precision": precision,
+        **{name: getattr(args, name) for name in SAVED if name != "data_dir"},
+        "batch_size": recipe.batch_size,
         "recipe": recipe.to_dict(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "hardware": {
@@ -189,7 +208,7 @@ def parse_arguments() -> argparse.Namespace:
         description="Train the custom ResNet on CIFAR-10 and report its test accuracy."
     )
     parser.add_argument("--epochs", type=positive, default=24)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--batch-size", type=positive, help="default: the recipe's")
     parser.add_argument("--recipe", default="sgd", help="sgd (default) or adam")
     parser.add_argument(
@@ -203,17 +222,28 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", help="default: $CIFAR10_DIR, else the user's cache folder")
     parser.add_argument("--output-dir", type=Path, default=Path("runs"))
     parser.add_argument(
-        "--val-split", type=int, default=0, help="training images to hold out; default 0"
+        "--val-split", type=natural, default=0, help="training images to hold out; default 0"
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="folder of an interrupted run")
     parser.add_argument("--smoke", action="store_true", help="two batches an epoch, in seconds")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args()
+    args = parser.parse_args()
+    given = [name for name in SAVED if getattr(args, name) != parser.get_default(name)]
+    if args.resume and given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        parser.error(f"--resume takes {flags} from the saved run; leave it out")
+    return args
 
 
 def positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, but got {value}")
+    return value
+
+
+def natural(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, but got {value}")
     return value
 
 
@@ -224,12 +254,18 @@ def choose_run(args: argparse.Namespace) -> tuple[Path, Any]:
     from cifar_resnet import Recipe
 
     if args.resume:
-        if not (args.resume / "last.ckpt").is_file():
-            sys.exit(f"{args.resume} cannot be resumed: it holds no last.ckpt.")
+        for name in ("arguments.json", "last.ckpt"):
+            if not (args.resume / name).is_file():
+                sys.exit(f"{args.resume} cannot be resumed: it holds no {name}.")
         vars(args).update(json.loads((args.resume / "arguments.json").read_text()))
+        if (args.resume / "metrics.json").is_file():
+            sys.exit(f"{args.resume} is finished: see {args.resume / 'metrics.json'}.")
         folder = args.resume
     else:
-        folder = args.output_dir / time.strftime(f"%Y%m%d-%H%M%S-seed{args.seed}")
+        stamp = time.strftime(f"%Y%m%d-%H%M%S-seed{args.seed}")
+        folder, count = args.output_dir / stamp, 1
+        while folder.exists():
+            folder, count = args.output_dir / f"{stamp}-{count}", count + 1
         if args.smoke:
             args.epochs = min(args.epochs, 2)
     try:
@@ -319,6 +355,16 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def add_graph(logger: Any, network: nn.Module) -> None:
+    """The network's graph in TensorBoard."""
+    import torch
+
+    network = copy.deepcopy(network).cpu().float().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the graph writer uses a deprecated tracer
+        logger.experiment.add_graph(network, torch.zeros(1, 3, 32, 32))
+
+
 def peak_memory_mb() -> float | None:
     """The most memory the process has had, in MB (10^6 bytes); None where it is not told."""
     try:
@@ -343,8 +389,14 @@ class RunTimer:
         timer = self
 
         class Progress(Callback):
+            def state_dict(self) -> dict[str, float]:
+                return {"seconds": timer.seconds, "images": timer.images}
+
+            def load_state_dict(self, state: dict[str, float]) -> None:
+                timer.seconds, timer.images = state["seconds"], int(state["images"])
+
             def on_train_start(self, trainer: Any, module: Any) -> None:
-                self.start = time.perf_counter()
+                self.start = time.perf_counter() - timer.seconds  # of the part before a resume
                 self.bar = tqdm(
                     total=int(trainer.estimated_stepping_batches),
                     initial=trainer.global_step,

@@ -146,3 +146,19 @@ def test_wrong_arguments(arguments: dict, error: type[Exception], message: str) 
 def test_augmentation_larger_than_the_image(augmentation: Augmentation, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageBank(np.zeros((1, 8, 8, 3), np.uint8), MEAN, STD, augmentation=augmentation)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gpu_gives_the_same_batches() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+    augmentation = Augmentation(4, "alternating", 8)
+    rows = np.random.default_rng(1).permutation(50)
+    parameters = augmentation.draw(50, 32, seed=1, epoch=1).take(rows)
+    cpu, gpu = (
+        ImageBank(images, MEAN, STD, augmentation=augmentation, device=device)
+        for device in ("cpu", "cuda")
+    )
+    for chosen in (parameters, None):
+        batch = gpu.batch(rows, chosen)
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(batch.cpu(), cpu.batch(rows, chosen), atol=1e-6, rtol=1e-6)

@@ -294,24 +294,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize(("every", "seen"), [(4, 7), (100, 10)], ids=["interval", "epoch end"])
 def test_the_first_bad_loss_of_several_collected_is_named(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, seen: int
 ) -> None:
     """As on a GPU, where losses are looked at together to avoid waiting at every step."""
-    original = ImageClassifier._check_finite
+    monkeypatch.setattr(ImageClassifier, "_check_every", lambda self, device: every)
 
-    def collect(self: ImageClassifier, loss: torch.Tensor, index: int) -> None:
-        value = loss if index not in (6, 7) else torch.tensor(float("inf"))
-        self._unchecked.append(value)
-        if index == 9:
-            self._check_collected()
+    class Poison(pl.Callback):
+        def on_train_batch_start(self, t: pl.Trainer, m: Any, batch: Any, index: int) -> None:
+            if index >= 6:
+                batch[0].fill_(float("nan"))
 
-    monkeypatch.setattr(ImageClassifier, "_check_finite", collect)
-    assert original is not ImageClassifier._check_finite
-    with pytest.raises(FloatingPointError, match="became inf at step 6 "):
-        trainer(tmp_path, limit_val_batches=0).fit(
-            ImageClassifier(CustomResNet(width=2)), small(data_dir)
+    collect = Collect()
+    model = ImageClassifier(CustomResNet(width=2), "sgd")
+    with pytest.raises(FloatingPointError, match=r"became nan at step 6 ") as error:
+        trainer(tmp_path, limit_val_batches=0, callbacks=[collect, Poison()]).fit(
+            model, small(data_dir)
         )
+    assert f"learning rate {collect.rates[6]:.3g})" in str(error.value)
+    assert len(collect.losses) == seen
 
 
 def test_a_linear_schedule_needs_an_end(data_dir: Path, tmp_path: Path) -> None:

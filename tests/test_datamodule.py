@@ -18,6 +18,7 @@ from cifar_resnet import CIFAR10DataModule
 from cifar_resnet.data import sources
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
     pytest.mark.filterwarnings("ignore:.*`isinstance.treespec:"),  # Lightning 2.6 with torch 2.15
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
@@ -304,6 +305,17 @@ def test_every_stage_of_a_trainer(make: Any, tmp_path: Path) -> None:
     predictions = torch.cat(t.predict(model, data))
     assert predictions[:5].tolist() == [3, 8, 8, 0, 6]
     assert len(predictions) == 256
+
+
+def test_loaders_given_to_the_trainer_directly(make: Any, tmp_path: Path) -> None:
+    data = make()
+    data.setup()
+    model = Recorder()
+    t = trainer(tmp_path, max_epochs=2, limit_predict_batches=2)
+    t.fit(model, data.train_dataloader())
+    assert len(model.epoch("train", 1)) == 1000
+    assert sorted(model.epoch("train", 0)) != sorted(model.epoch("train", 1))
+    assert torch.cat(t.predict(model, data.predict_dataloader()))[:5].tolist() == [3, 8, 8, 0, 6]
 
 
 def test_epochs_differ_and_a_second_run_repeats_them(make: Any, tmp_path: Path) -> None:

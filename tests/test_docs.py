@@ -33,3 +33,8 @@ def test_every_public_name_is_in_the_api_reference() -> None:
         r"^::: cifar_resnet\.[\w.]+\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M
     )
     assert sorted(listed) == cifar_resnet.__all__
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_placeholder_is_left(page: Path) -> None:
+    assert not re.findall(r"^[A-Z_]{5,}$", page.read_text(), re.MULTILINE)

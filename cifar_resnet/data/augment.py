@@ -187,21 +187,21 @@ class ImageBank:
         return torch.from_numpy(pixels)
 
     def _gather_on_device(self, rows: NDArray[np.intp], parameters: Parameters | None) -> Tensor:
-        index = self._to_device(rows)
+        index = self.to_device(rows)
         if parameters is None:
             centre = self._offsets // 2
             return self._windows[index, centre, centre]
-        offset_y, offset_x = self._to_device(parameters.offset_y, parameters.offset_x)
+        offset_y, offset_x = self.to_device(parameters.offset_y, parameters.offset_x)
         pixels = self._windows[index, offset_y, offset_x]
         pixels = pixels.view(len(rows), self.side, self.side, self.channels)
-        flip = self._to_device(parameters.flip).view(-1, 1, 1, 1)
+        flip = self.to_device(parameters.flip).view(-1, 1, 1, 1)
         return torch.where(flip, pixels.flip(2), pixels).flatten(2)
 
     def _cut_out(self, images: Tensor, parameters: Parameters) -> None:
         assert self.augmentation is not None
         size = self.augmentation.cutout
         span = torch.arange(size, device=self.device)
-        y, x = self._to_device(parameters.cutout_y, parameters.cutout_x)
+        y, x = self.to_device(parameters.cutout_y, parameters.cutout_x)
         batch = torch.arange(len(images), device=self.device)
         y = y[:, None, None] + span[:, None]  # (B, size, 1)
         x = x[:, None, None] + span  # (B, 1, size)
@@ -209,7 +209,8 @@ class ImageBank:
         # Zero is the mean colour of the dataset: the images are normalised here.
         images.view(-1, self.channels).index_fill_(0, squares.flatten(), 0.0)
 
-    def _to_device(self, *arrays: NDArray[np.generic]) -> Tensor:
+    def to_device(self, *arrays: NDArray[np.generic]) -> Tensor:
+        """Arrays of one shape, stacked if they are several, without making a GPU wait."""
         stacked = torch.from_numpy(arrays[0] if len(arrays) == 1 else np.stack(arrays))
         if self.device.type == "cuda":
             return stacked.pin_memory().to(self.device, non_blocking=True)

