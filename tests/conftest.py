@@ -28,10 +28,3 @@ def arrays(data_dir: Path) -> sources.Arrays:
 def _seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _doctest_data(request: pytest.FixtureRequest) -> None:
-    """Docstring examples use the dataset as a reader has it."""
-    if isinstance(request.node, pytest.DoctestItem):
-        request.getfixturevalue("data_dir")
