@@ -30,7 +30,7 @@ class ImageClassifier(LightningModule):
 
     Args:
         network: Any module from images (N, C, H, W) to scores (N, classes).
-        recipe: A [`Recipe`][cifar_resnet.Recipe], or the name of a preset. The default is the
+        recipe: A `Recipe`, or the name of a preset. The default is the
             specified training: Adam at a learning rate of 0.001.
         num_classes: Number of classes; None to take the network's own `num_classes`.
 

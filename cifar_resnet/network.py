@@ -75,7 +75,7 @@ class CustomResNet(nn.Module):
         self.head = nn.Linear(8 * width, num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Log-probabilities of the classes: the log-softmax of [`logits`][..logits].
+        """Log-probabilities of the classes: the log-softmax of `logits`.
 
         Args:
             images: Float tensor (N, in_channels, 32, 32), normalised.

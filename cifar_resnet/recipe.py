@@ -18,7 +18,7 @@ class Recipe:
     """One training recipe: optimiser, schedule, loss, test-time views, and the data options.
 
     The default is the specified training: Adam at a constant learning rate of 0.001. Take a
-    preset with [`Recipe.preset`][cifar_resnet.Recipe.preset] and change single values with
+    preset with `Recipe.preset` and change single values with
     `dataclasses.replace`.
 
     Args:
@@ -98,7 +98,7 @@ class Recipe:
 
     @staticmethod
     def presets() -> tuple[str, ...]:
-        """The names that [`preset`][..preset] takes."""
+        """The names that `preset` takes."""
         return tuple(_PRESETS)
 
     def learning_rate_factor(self, progress: float) -> float:

@@ -13,17 +13,11 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger
 from sklearn.metrics import accuracy_score, log_loss
+from test_datamodule import trainer
 from torch import nn
 
 from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier, Recipe
 from cifar_resnet.curves import read_curves
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec:"),  # Lightning 2.6 with torch 2.15
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-]
 
 
 class Collect(pl.Callback):
@@ -38,19 +32,6 @@ class Collect(pl.Callback):
 
     def on_train_batch_end(self, t: pl.Trainer, m: Any, outputs: Any, *_: Any) -> None:
         self.losses.append(outputs["loss"].item())
-
-
-def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    settings: dict[str, Any] = {
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**settings | options)
 
 
 def small(data_dir: Path, **options: Any) -> CIFAR10DataModule:
@@ -196,7 +177,6 @@ def test_metrics_against_scikit_learn(data_dir: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(predicted, views[0])
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_any_module_and_any_loader(tmp_path: Path) -> None:
     dataset = torch.utils.data.TensorDataset(
         torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,))

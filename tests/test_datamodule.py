@@ -17,14 +17,6 @@ from torchvision.transforms import v2
 from cifar_resnet import CIFAR10DataModule
 from cifar_resnet.data import sources
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
-    pytest.mark.filterwarnings("ignore:.*`isinstance.treespec:"),  # Lightning 2.6 with torch 2.15
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-]
-
 
 class Recorder(pl.LightningModule):
     """Trains next to nothing, and keeps a fingerprint of every image it is shown, by epoch."""

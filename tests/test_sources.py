@@ -395,6 +395,28 @@ assert (sources.load(Path({str(tmp_path / "shared")!r})).test_images == real.tes
     assert (tmp_path / "calls").read_text() == "x"
 
 
+def test_a_lock_that_another_process_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    monkeypatch.setattr(sources, "_LOCK_TIMEOUT", 0.1)
+    code = f"""
+import sys, time
+from filelock import FileLock
+with FileLock({str(tmp_path / ".cifar10.lock")!r}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(DatasetError, match=r"has held .*\.cifar10\.lock for 0\.1 seconds"):
+            sources.prepare(tmp_path)
+    finally:
+        other.kill()
+        other.communicate()
+
+
 def test_data_dir_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR10_DIR", "~/somewhere")
     assert sources.default_data_dir() == Path.home() / "somewhere"

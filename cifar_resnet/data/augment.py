@@ -103,7 +103,7 @@ class ImageBank:
         images: uint8 array (N, S, S, C), C channels of S x S pixels.
         mean: Mean of each channel, in [0, 1].
         std: Standard deviation of each channel, in [0, 1].
-        augmentation: What [`batch`][..batch] applies; None for normalisation alone.
+        augmentation: What `batch` applies; None for normalisation alone.
         device: Where the images stay and the batches appear.
     """
 

@@ -419,6 +419,8 @@ def _store(records: Records, data_dir: Path) -> None:
 def _write_errors_explained(data_dir: Path) -> Iterator[None]:
     try:
         yield
+    except Timeout:  # of the lock; an OSError by type
+        raise
     except OSError as error:
         free = shutil.disk_usage(data_dir).free // 10**6
         raise DatasetError(
