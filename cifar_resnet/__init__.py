@@ -22,7 +22,7 @@ __all__ = [
 _HOMES = {
     "CIFAR10DataModule": "cifar_resnet.data.module",
     "CustomResNet": "cifar_resnet.network",
-    "DatasetError": "cifar_resnet.data.sources",
+    "DatasetError": "cifar_resnet.data.formats",
     "ImageClassifier": "cifar_resnet.classifier",
     "Recipe": "cifar_resnet.recipe",
     "show_training_curves": "cifar_resnet.curves",
@@ -31,8 +31,8 @@ _HOMES = {
 if TYPE_CHECKING:
     from cifar_resnet.classifier import ImageClassifier
     from cifar_resnet.curves import show_training_curves
+    from cifar_resnet.data.formats import DatasetError
     from cifar_resnet.data.module import CIFAR10DataModule
-    from cifar_resnet.data.sources import DatasetError
     from cifar_resnet.network import CustomResNet
     from cifar_resnet.recipe import Recipe
 

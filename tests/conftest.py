@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cifar_resnet.data import sources
+from cifar_resnet.data.formats import Arrays
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,7 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def arrays(data_dir: Path) -> sources.Arrays:
+def arrays(data_dir: Path) -> Arrays:
     return sources.load(data_dir)
 
 

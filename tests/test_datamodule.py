@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from cifar_resnet import CIFAR10DataModule
-from cifar_resnet.data import sources
+from cifar_resnet.data.formats import Arrays
 
 
 class Recorder(pl.LightningModule):
@@ -113,7 +113,7 @@ def test_shapes_sizes_and_attributes(data_dir: Path) -> None:
 
 
 def test_evaluation_batches_are_the_normalised_images_in_order(
-    data_dir: Path, arrays: sources.Arrays
+    data_dir: Path, arrays: Arrays
 ) -> None:
     data = ready(data_dir, batch_size=999)
     batches = list(data.test_dataloader())
@@ -129,9 +129,7 @@ def test_evaluation_batches_are_the_normalised_images_in_order(
         )
 
 
-def test_training_images_are_normalised_and_all_there(
-    data_dir: Path, arrays: sources.Arrays
-) -> None:
+def test_training_images_are_normalised_and_all_there(data_dir: Path, arrays: Arrays) -> None:
     data = ready(data_dir, val_split=0, crop_padding=0, flip="none")
     images, labels = (torch.cat(p) for p in zip(*data.train_dataloader(), strict=True))
     assert abs(images.mean(dim=(0, 2, 3))).max() < 1e-3

