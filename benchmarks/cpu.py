@@ -40,10 +40,14 @@ def data_path(way: str, data_dir: str) -> float:
     from cifar_resnet import CIFAR10DataModule
 
     data = CIFAR10DataModule(data_dir, BATCH, val_split=0)
+    data.setup()
     count = 50_000
     if way == "torchvision":
+        from PIL import Image
+        from torch.utils.data import DataLoader, Dataset
+
         count = 10_000
-        data.train_transforms = transforms.Compose(
+        transform = transforms.Compose(
             [
                 transforms.RandomCrop(32, padding=4),
                 transforms.RandomHorizontalFlip(),
@@ -51,11 +55,6 @@ def data_path(way: str, data_dir: str) -> float:
                 transforms.Normalize(data.mean, data.std),
             ]
         )
-    data.setup()
-    if way == "torchvision":
-        from PIL import Image
-        from torch.utils.data import DataLoader, Dataset
-
         assert data._arrays is not None
         images, labels = data._arrays.train_images, data._arrays.train_labels
 
@@ -66,8 +65,7 @@ def data_path(way: str, data_dir: str) -> float:
                 return len(images)
 
             def __getitem__(self, index: int) -> tuple[Any, int]:
-                assert data.train_transforms is not None
-                return data.train_transforms(Image.fromarray(images[index])), int(labels[index])
+                return transform(Image.fromarray(images[index])), int(labels[index])
 
         loader: Any = DataLoader(PerSample(), batch_size=BATCH, shuffle=True)
     else:

@@ -166,9 +166,9 @@ class ImageClassifier(LightningModule):
         return self.recipe.learning_rate_factor((step + 0.5) / self._total_steps)
 
     def on_train_start(self) -> None:
+        self._unchecked = []  # of a run that was interrupted
         # Reading this in `configure_optimizers` would set up the data before a checkpoint's
         # position within the epoch is restored, and lose it (Lightning issue 20550).
-        self._unchecked = []  # of a run that was interrupted
         self._total_steps = self.trainer.estimated_stepping_batches
         if self._total_steps == float("inf") and self.recipe.schedule != "constant":
             raise ValueError(

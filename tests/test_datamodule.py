@@ -436,7 +436,11 @@ for name, data in (
         ({"seed": -1}, ValueError, "seed must be at least 0, but got -1"),
         ({"flip": "vertical"}, ValueError, "flip must be one of .* but got 'vertical'"),
         ({"cutout": 33}, ValueError, "cutout must be at most 32 pixels .* but got 33"),
-        ({"crop_padding": 32}, ValueError, "crop_padding less than 32"),
+        (
+            {"crop_padding": 32},
+            ValueError,
+            r"crop_padding must be less than 32 pixels .* but got 32",
+        ),
         ({"train_transforms": "flip"}, TypeError, "train_transforms must be a callable .* 'flip'"),
     ],
 )

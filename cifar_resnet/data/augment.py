@@ -76,6 +76,18 @@ class Augmentation:
                 f"padding_mode must be one of {_PADDING_MODES}, but got {self.padding_mode!r}."
             )
 
+    def check_side(self, side: int) -> None:
+        """Raise a ValueError if this does not fit images of `side` x `side` pixels."""
+        if self.cutout > side:
+            raise ValueError(
+                f"cutout must be at most {side} pixels (the image's side), but got {self.cutout}."
+            )
+        if self.crop_padding >= side:
+            raise ValueError(
+                f"crop_padding must be less than {side} pixels (the image's side), "
+                f"but got {self.crop_padding}."
+            )
+
     def draw(self, samples: int, side: int, *, seed: int, epoch: int) -> Parameters:
         """The parameters of all samples in one epoch: a function of the arguments alone."""
         crop = np.random.default_rng([seed, _CROP_STREAM, epoch])
@@ -123,16 +135,7 @@ class ImageBank:
         self.device = torch.device(device)
         padding = augmentation.crop_padding if augmentation is not None else 0
         if augmentation is not None:
-            if augmentation.cutout > side:
-                raise ValueError(
-                    f"cutout must be at most the image side of {side} pixels, "
-                    f"but got {augmentation.cutout}."
-                )
-            if padding >= side:
-                raise ValueError(
-                    f"crop_padding must be less than the image side of {side} pixels, "
-                    f"but got {padding}."
-                )
+            augmentation.check_side(side)
         if padding and augmentation is not None:
             margin = (padding, padding)
             images = np.pad(images, ((0, 0), margin, margin, (0, 0)), augmentation.padding_mode)  # type: ignore[call-overload]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import socket
 import ssl
 import time
 import urllib.error
@@ -93,7 +94,7 @@ def download(
             ssl.SSLError,
         ) as error:
             failure = error
-            if isinstance(getattr(error, "reason", None), OSError) and _is_offline(error):
+            if _is_offline(error):
                 break
         else:
             _finish(url, part, path, size, sha256)
@@ -170,8 +171,6 @@ def _finish(url: str, part: Path, path: Path, size: int, sha256: str) -> None:
 
 def _is_offline(error: Exception) -> bool:
     """Whether trying again at once is pointless: the name is not known here."""
-    import socket
-
     return isinstance(getattr(error, "reason", None), socket.gaierror)
 
 

@@ -13,6 +13,7 @@ import io
 import json
 import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,21 +90,19 @@ def proved(content: Buffer, name: str, origin: object, remedy: str) -> NDArray[n
 
 
 def read_binary_archive(path: Path) -> Records:
-    with tarfile.open(path) as tar:
-        return {
-            name: proved(
-                _member(tar, f"{cifar10.BINARY_FOLDER}/{name}.bin"), name, path, f"Delete {path}."
-            )
-            for name in cifar10.BATCHES
-        }
+    return _read_tar(path, f"{cifar10.BINARY_FOLDER}/{{}}.bin", proved)
 
 
 def read_pickle_archive(path: Path) -> Records:
+    return _read_tar(path, f"{cifar10.PICKLE_FOLDER}/{{}}", unpickle)
+
+
+def _read_tar(
+    path: Path, member: str, read: Callable[[bytes, str, Path, str], NDArray[np.uint8]]
+) -> Records:
     with tarfile.open(path) as tar:
         return {
-            name: unpickle(
-                _member(tar, f"{cifar10.PICKLE_FOLDER}/{name}"), name, path, f"Delete {path}."
-            )
+            name: read(_member(tar, member.format(name)), name, path, f"Delete {path}.")
             for name in cifar10.BATCHES
         }
 

@@ -116,11 +116,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.pin_memory = pin_memory
         self.drop_last = drop_last
         self.augmentation = Augmentation(crop_padding, flip, cutout, padding_mode)
-        if cutout > 32 or crop_padding >= 32:
-            raise ValueError(
-                "cutout must be at most 32 pixels and crop_padding less than 32, "
-                f"but got {cutout} and {crop_padding}."
-            )
+        self.augmentation.check_side(self.dims[1])
         for name, transform in (
             ("train_transforms", train_transforms),
             ("val_transforms", val_transforms),
@@ -138,7 +134,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.download = download
         self._arrays: Arrays | None = None
         self._split: dict[str, NDArray[np.intp]] = {}
-        self._banks: dict[object, ImageBank] = {}
+        self._banks: dict[tuple[str, torch.device, Augmentation | None], ImageBank] = {}
 
     # --- Lightning's hooks ----------------------------------------------------------------------
 
@@ -267,7 +263,7 @@ class CIFAR10DataModule(LightningDataModule):
         augmentation = self.augmentation if subset == "train" else None
         key = (subset, device, augmentation)
         if key not in self._banks:
-            self._banks = {other: bank for other, bank in self._banks.items() if other[0] != subset}  # type: ignore[index]
+            self._banks = {other: bank for other, bank in self._banks.items() if other[0] != subset}
             self._banks[key] = ImageBank(
                 self._images(subset), self.mean, self.std, augmentation=augmentation, device=device
             )
