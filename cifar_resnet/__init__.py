@@ -16,6 +16,9 @@ __all__ = [
     "DatasetError",
     "ImageClassifier",
     "Recipe",
+    "check_receptive_field",
+    "effective_receptive_field",
+    "receptive_field",
     "show_training_curves",
 ]
 
@@ -25,6 +28,9 @@ _HOMES = {
     "DatasetError": "cifar_resnet.data.formats",
     "ImageClassifier": "cifar_resnet.classifier",
     "Recipe": "cifar_resnet.recipe",
+    "check_receptive_field": "cifar_resnet.fields.probe",
+    "effective_receptive_field": "cifar_resnet.fields.effective",
+    "receptive_field": "cifar_resnet.fields.analysis",
     "show_training_curves": "cifar_resnet.curves",
 }
 
@@ -33,6 +39,9 @@ if TYPE_CHECKING:
     from cifar_resnet.curves import show_training_curves
     from cifar_resnet.data.formats import DatasetError
     from cifar_resnet.data.module import CIFAR10DataModule
+    from cifar_resnet.fields.analysis import receptive_field
+    from cifar_resnet.fields.effective import effective_receptive_field
+    from cifar_resnet.fields.probe import check_receptive_field
     from cifar_resnet.network import CustomResNet
     from cifar_resnet.recipe import Recipe
 

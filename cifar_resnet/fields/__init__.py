@@ -1,0 +1,1 @@
+"""Receptive fields: exact ones from a trace of the network, effective ones from its gradients."""

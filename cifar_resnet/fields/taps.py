@@ -1,0 +1,167 @@
+"""Which elements an operation reads along one dimension, for each element that it makes.
+
+It knows the arithmetic of windows; it must not know tensors' contents or operations' names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+NOWHERE = -(2**40)  # a tap that reads nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """For n new units, k taps each.
+
+    Attributes:
+        actual: int64 (k, n): elements read, in range, or `NOWHERE`.
+        virtual: int64 (k, n): elements read if the dimension had no borders, so also negative ones.
+        ratio: Elements per new unit; None where it is irregular.
+        some_empty: Whether a unit reads nothing at all.
+        takes_all: Whether a single unit reads all of several elements.
+    """
+
+    actual: Tensor
+    virtual: Tensor
+    ratio: Fraction | None
+    some_empty: bool
+    takes_all: bool
+
+    @property
+    def size(self) -> int:
+        return self.actual.shape[1]
+
+
+def _taps(size: int, virtual: Tensor, ratio: Fraction | None, actual: Tensor | None = None) -> Taps:
+    if actual is None:
+        actual = torch.where((virtual < 0) | (virtual >= size), NOWHERE, virtual)
+    read = actual[actual != NOWHERE]
+    takes_all = actual.shape[1] == 1 and size > 1 and len(read.unique()) == size
+    return Taps(actual, virtual, ratio, bool((actual == NOWHERE).all(0).any()), takes_all)
+
+
+@lru_cache(maxsize=4096)
+def windows(
+    size: int, units: int, kernel: int, stride: int, padding: int, dilation: int = 1
+) -> Taps:
+    """A convolution's or a pooling's: unit u reads u * stride + t * dilation - padding."""
+    starts = torch.arange(units) * stride - padding
+    virtual = starts + torch.arange(kernel)[:, None] * dilation
+    return _taps(size, virtual, Fraction(stride))
+
+
+@lru_cache(maxsize=4096)
+def transposed_windows(
+    size: int, units: int, kernel: int, stride: int, padding: int, dilation: int = 1
+) -> Taps:
+    """A transposed convolution's: element i is spread to i * stride + t * dilation - padding."""
+    shifted = torch.arange(units) + padding - torch.arange(kernel)[:, None] * dilation
+    hit = shifted % stride == 0
+    virtual = torch.where(hit, torch.div(shifted, stride, rounding_mode="floor"), NOWHERE)
+    kept = hit.any(1)  # a tap that no unit has
+    return _taps(size, virtual[kept] if bool(kept.any()) else virtual[:1], Fraction(1, stride))
+
+
+@lru_cache(maxsize=4096)
+def adaptive_windows(size: int, units: int) -> Taps:
+    """Adaptive pooling: unit u reads floor(u * size / units) to ceil((u + 1) * size / units)."""
+    first = torch.arange(units) * size // units
+    last = -(-(torch.arange(units) + 1) * size // units)
+    taps = first + torch.arange(int((last - first).max()))[:, None]
+    taps = torch.where(taps < last, taps, NOWHERE)
+    return _taps(size, taps, Fraction(size // units) if size % units == 0 else None)
+
+
+def moved(size: int, elements: Sequence[int]) -> Taps:
+    """One tap each, to the elements given; those outside are nothing."""
+    virtual = torch.tensor(list(elements), dtype=torch.int64)[None]
+    taps = _taps(size, virtual, None)
+    return replace(taps, virtual=taps.actual)
+
+
+@lru_cache(maxsize=4096)
+def sliced(size: int, start: int, step: int, units: int) -> Taps:
+    """start, start + step, ...; a negative step flips, a negative start pads."""
+    return _taps(size, (start + torch.arange(units) * step)[None], Fraction(step))
+
+
+@lru_cache(maxsize=4096)
+def padded(size: int, before: int, after: int, mode: str) -> Taps:
+    """Padding by reflection, replication or wrapping: it reads elements again."""
+    virtual = torch.arange(-before, size + after)
+    if mode == "reflect":
+        period = max(2 * (size - 1), 1)
+        folded = virtual % period
+        actual = torch.minimum(folded, period - folded) if size > 1 else virtual * 0
+    elif mode == "replicate":
+        actual = virtual.clamp(0, size - 1)
+    else:
+        actual = virtual % size
+    return _taps(size, virtual[None], Fraction(1), actual[None])
+
+
+@lru_cache(maxsize=4096)
+def interpolated(
+    size: int,
+    units: int,
+    mode: str,
+    align_corners: bool = False,
+    scale: float | None = None,
+    antialias: bool = False,
+) -> Taps:
+    """Interpolation as PyTorch computes it; taps whose weight is 0 count.
+
+    Args:
+        size: Elements along the dimension.
+        units: New ones.
+        mode: "nearest", "nearest-exact", "linear" or "cubic".
+        align_corners: Whether the outermost centres coincide.
+        scale: New units per element where the caller gave that, not the size.
+        antialias: Whether the kernel is widened when the result is smaller.
+    """
+    if align_corners:
+        ratio = Fraction(size - 1, units - 1) if units > 1 else Fraction(0)
+    elif scale is not None and scale > 0:
+        ratio = 1 / Fraction(scale).limit_denominator(1 << 20)
+    else:
+        ratio = Fraction(size, units)
+    step: Fraction | None = ratio if ratio > 0 else None
+    numerator, denominator = ratio.numerator, ratio.denominator
+    at = torch.arange(units)
+    if mode == "nearest":
+        virtual = (at * numerator // denominator)[None]
+    elif mode == "nearest-exact":
+        virtual = ((2 * at + 1) * numerator // (2 * denominator))[None]
+    elif antialias:
+        half = Fraction(4 if mode == "cubic" else 2) / 2 * max(ratio, Fraction(1))
+        taps = []
+        for unit in range(units):
+            centre = ratio * (unit + Fraction(1, 2))
+            first = math.floor(centre - half + Fraction(1, 2))
+            last = math.floor(centre + half + Fraction(1, 2))
+            taps.append(list(range(first, last)))
+        widest = max(len(row) for row in taps)
+        virtual = torch.tensor([row + [NOWHERE] * (widest - len(row)) for row in taps]).T
+    else:
+        if align_corners:
+            lower = at * numerator // denominator
+        else:  # floor(ratio * (u + 1/2) - 1/2)
+            lower = ((2 * at + 1) * numerator - denominator) // (2 * denominator)
+        offsets = torch.tensor([-1, 0, 1, 2] if mode == "cubic" else [0, 1])
+        virtual = lower + offsets[:, None]
+        if mode == "linear" and not align_corners and size == units and scale in (None, 1.0):
+            virtual = virtual[:1]  # a copy
+    if antialias:
+        return _taps(size, virtual, step)
+    actual = virtual.clamp(0, size - 1)
+    if len(virtual) == 2:  # at the first border the kernel moves the lower tap, not the upper
+        actual = torch.stack([actual[0], (actual[0] + 1).clamp(max=size - 1)])
+    return _taps(size, virtual, step, actual)

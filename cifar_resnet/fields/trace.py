@@ -1,0 +1,297 @@
+"""What a network does, operation by operation. It knows how PyTorch runs a model; it must not know
+what a receptive field is.
+
+One run of the model under a dispatch mode sees every operation that PyTorch carries out, whatever
+Python does in between: functional calls, reused modules, branches. The run is made on fake tensors,
+which have shapes and no values; where the model asks for values, it is made again on real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from cifar_resnet.untouched import untouched
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor of the run: which one, its shape and strides, and of an index tensor its values."""
+
+    index: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] = ()
+    values: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(eq=False)
+class LayerCall:
+    """One call of a submodule. `inner` counts the calls of modules inside; 0 makes it a leaf."""
+
+    name: str
+    module: nn.Module
+    number: int  # 1 for the first call of this module
+    inner: int = 0
+    inputs: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operation: `args` and `outputs` hold a `Ref` wherever there was a tensor."""
+
+    op: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: Any
+    layers: tuple[LayerCall, ...]  # outermost first; the model itself is the first
+    source: str
+
+    @property
+    def name(self) -> str:
+        """`add` for `aten.add_.Tensor`, `mylib::roll` for an operation from elsewhere."""
+        namespace, name = self.op._schema.name.split("::")
+        return name.removesuffix("_") if namespace == "aten" else f"{namespace}::{name}"
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """An argument by its name in the operation's schema."""
+        for position, declared in enumerate(self.op._schema.arguments):
+            if declared.name == name:
+                if position < len(self.args) and not declared.kwarg_only:
+                    return self.args[position]
+                return self.kwargs.get(name, declared.default_value)
+        return default
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the outputs share memory with the first argument, without writing to it."""
+        return bool(self.op.is_view) and bool(self.args) and isinstance(self.args[0], Ref)
+
+    def declares(self, name: str) -> bool:
+        """Whether the operation has an argument of this name."""
+        return any(declared.name == name for declared in self.op._schema.arguments)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerExit:
+    """A submodule's call has returned `outputs`."""
+
+    layer: LayerCall
+    outputs: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    steps: list[Call | LayerExit]
+    inputs: tuple[Ref | None, ...]
+    outputs: Any
+    on_values: bool  # made on real tensors
+
+
+class TraceError(Exception):
+    """The model raised an error, which is the cause of this one."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(f"The model fails in {layer or 'its own forward'}.")
+        self.layer = layer
+
+
+class ValuesNeededError(Exception):
+    """The answer depends on the values of tensors, which a run on fake ones does not have."""
+
+
+def trace(model: nn.Module, inputs: Sequence[Any], *, on_values: bool | None = None) -> Trace:
+    """Run the model once in evaluation mode, and leave it untouched.
+
+    Args:
+        model: The network.
+        inputs: What it is called with.
+        on_values: True for real tensors, False for fake ones, None for fake ones unless the model
+            looks at values.
+    """
+    if on_values is not None:
+        return _trace(model, inputs, on_values)
+    try:
+        return _trace(model, inputs, False)
+    except TraceError:  # it looks at values, or at memory; if it is broken, it fails again
+        return _trace(model, inputs, True)
+
+
+def _trace(model: nn.Module, inputs: Sequence[Any], on_values: bool) -> Trace:
+    fake = contextlib.nullcontext() if on_values else FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = _Recorder(model, on_values)
+    with untouched(model), _one_path(), torch.no_grad(), fake as mode:
+        if mode is not None:
+            inputs = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs]
+        refs = tuple(recorder.ref(x) if isinstance(x, Tensor) else None for x in inputs)
+        with recorder, _Padding(recorder), recorder.watch_layers():
+            try:
+                outputs = model(*inputs)
+            except Exception as error:
+                raise TraceError(recorder.place) from error
+        return Trace(recorder.steps, refs, recorder.refs(outputs), on_values)
+
+
+@contextlib.contextmanager
+def _one_path() -> Iterator[None]:
+    """Without the fused kernels that stand for many operations at once."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(False):
+            warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
+            with torch.backends.mkldnn.flags(enabled=False):  # takes recurrent layers as a whole
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, model: nn.Module, on_values: bool) -> None:
+        super().__init__()
+        self.steps: list[Call | LayerExit] = []
+        self._on_values = on_values
+        self._names = {module: name for name, module in model.named_modules()}
+        self._numbers: Counter[nn.Module] = Counter()
+        self._stack: list[LayerCall] = []
+        self._indices = WeakTensorKeyDictionary()
+        self._count = 0
+        self._silent = False
+
+    @property
+    def place(self) -> str:
+        """Name of the layer that is being called."""
+        return self._stack[-1].name if self._stack else ""
+
+    def ref(self, tensor: Tensor, *, with_values: bool = False) -> Ref:
+        index = self._indices.get(tensor)
+        if index is None:
+            index = self._indices[tensor] = self._count
+            self._count += 1
+        values = None
+        if with_values and self._on_values and not tensor.is_floating_point():
+            values = tensor.detach().cpu().clone()  # it may be written to later
+        shape = tuple(int(size) for size in tensor.shape)
+        strides = tensor.stride() if tensor.layout == torch.strided else ()
+        return Ref(index, shape, strides, values)
+
+    def refs(self, values: Any, *, with_values: bool = False) -> Any:
+        """The same structure of lists, tuples and dictionaries with a `Ref` for each tensor."""
+        if isinstance(values, Tensor):
+            return self.ref(values, with_values=with_values)
+        if isinstance(values, Mapping):
+            return {key: self.refs(value, with_values=with_values) for key, value in values.items()}
+        if isinstance(values, list | tuple):
+            return [self.refs(value, with_values=with_values) for value in values]
+        return values
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":  # asks for a property, computes nothing
+            return func(*args, **kwargs)
+        reads_indices = func._schema.name.removesuffix("_") in _READS_INDICES
+        given = [self.refs(arg, with_values=reads_indices) for arg in args]
+        named = self.refs(kwargs, with_values=reads_indices)
+        outputs = func(*args, **kwargs)
+        if not self._silent:
+            call = Call(
+                func, tuple(given), named, self.refs(outputs), tuple(self._stack), _source()
+            )
+            self.steps.append(call)
+        return outputs
+
+    def record_as(self, op: Any, args: tuple[Any, ...], run: Callable[[], Any]) -> Any:
+        """Run something that is to appear as one operation."""
+        given = tuple(self.refs(arg) for arg in args)
+        self._silent = True
+        try:
+            outputs = run()
+        finally:
+            self._silent = False
+        call = Call(op, given, {}, self.refs(outputs), tuple(self._stack), _source())
+        self.steps.append(call)
+        return outputs
+
+    @contextlib.contextmanager
+    def watch_layers(self) -> Iterator[None]:
+        """Follow the calls of submodules with hooks that are PyTorch's own, not the model's."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if module in self._names:
+                for outer in self._stack:
+                    outer.inner += 1
+                self._numbers[module] += 1
+                call = LayerCall(self._names[module], module, self._numbers[module])
+                call.inputs = self.refs(args)
+                self._stack.append(call)
+
+        def leave(module: nn.Module, args: Any, outputs: Any) -> None:
+            if module in self._names and self._stack[-1].module is module:
+                self.steps.append(LayerExit(self._stack.pop(), self.refs(outputs)))
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _Padding(TorchFunctionMode):
+    """Circular padding as one operation: PyTorch makes it of copies, which hide its pattern."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.nn.functional.pad:
+            return func(*args, **kwargs)
+        given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+        if given.get("mode") != "circular":
+            return func(*args, **kwargs)
+        return self._recorder.record_as(
+            torch.ops.aten._pad_circular.default,
+            (given["input"], list(given["pad"])),
+            lambda: func(*args, **kwargs),
+        )
+
+
+_READS_INDICES = {
+    f"aten::{name}" for name in ("index", "index_select", "gather", "index_put", "_unsafe_index")
+}
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+
+
+def _source() -> str:
+    """The innermost line that belongs neither to PyTorch nor to this package: `file:line`."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not filename.startswith((_TORCH, _HERE, "<frozen")):
+            return f"{filename}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "unknown line"
