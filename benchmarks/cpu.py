@@ -11,18 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+from machine import ROOT, machine
+
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.jsonl"
 BATCH = 512
 PAIRS = (
@@ -119,7 +115,6 @@ def measure(arm: str, data_dir: str) -> float:
 
 
 def main() -> None:
-    from train_24 import device_name
 
     from cifar_resnet.data import sources
 
@@ -152,15 +147,7 @@ def main() -> None:
             "ratio_max": max(ratios),
             "n": args.rounds,
             "batch_size": BATCH,
-            "hardware": {
-                "device": device_name(torch.device("cpu")),
-                "threads": torch.get_num_threads(),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "torchvision", "cifar_resnet")},
-            },
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **machine(torch.get_num_threads()),
         }
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")

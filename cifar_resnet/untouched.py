@@ -55,7 +55,7 @@ def _shallow_copy(attributes: dict[str, Any]) -> dict[str, Any]:
 def _restore(attributes: dict[str, Any], saved: dict[str, Any]) -> None:
     attributes.clear()
     for name, (value, content) in saved.items():
-        if content is not None and value != content:
+        if content is not None:
             value.clear()
             value.update(content)
         attributes[name] = value

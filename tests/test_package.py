@@ -29,6 +29,9 @@ ALLOWED = {
     "DatasetError": set(),
     "ImageClassifier": {"torch", "pytorch_lightning", "torchmetrics"},
     "Recipe": set(),
+    "check_receptive_field": {"torch"},
+    "effective_receptive_field": {"torch"},
+    "receptive_field": {"torch"},
     "show_training_curves": set(),
 }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cifar_resnet.fields.analysis import uncompiled
+from cifar_resnet.fields.arguments import uncompiled
 from cifar_resnet.untouched import untouched
 
 if TYPE_CHECKING:
@@ -183,10 +183,11 @@ def effective_receptive_field(
             batch = part.detach().clone().requires_grad_()
             output = _output(model, module, batch, layer)
             place = _place(output, unit, channel)
-            values = output[(slice(None), slice(None), *place)]
-            values = values if channel is None else values[:, channel]
+            values = output if channel is None else output[:, channel : channel + 1]
+            for index in place:
+                values = values.select(2, index)
             (gradient,) = torch.autograd.grad(values.float().sum(), batch)
-            total += gradient.double().abs().sum((0, 1)).cpu()
+            total = total + gradient.double().abs().sum((0, 1)).cpu()
     if not bool(total.sum() > 0) or not bool(total.isfinite().all()):
         raise ValueError(
             "The gradient of this unit is zero or not finite everywhere, so it has no effective "
@@ -198,7 +199,7 @@ def effective_receptive_field(
 def _submodule(model: nn.Module, layer: str | None) -> nn.Module:
     if layer is None:
         return model
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if layer not in modules:
         close = difflib.get_close_matches(layer, modules, n=5, cutoff=0.5)
         hint = f"Close ones: {', '.join(close)}." if close else f"There are: {', '.join(modules)}."

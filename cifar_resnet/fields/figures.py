@@ -1,4 +1,4 @@
-"""Receptive fields as figures. It knows axes and rectangles; it must not know how fields are found."""
+"""Receptive fields as figures. It knows axes and boxes; it must not know how fields are found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from cifar_resnet.fields.effective import EffectiveReceptiveField
-from cifar_resnet.fields.records import LayerField, ReceptiveFields
+from cifar_resnet.fields.records import LayerField
+from cifar_resnet.fields.result import ReceptiveFields
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

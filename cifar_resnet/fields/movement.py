@@ -184,6 +184,9 @@ def _values(index: Ref) -> torch.Tensor:
 
 def _anything(op: Operation) -> Support:
     """Which element is read depends on the input, so every one may be."""
+    first = op.operands()[0]
+    if first.shape == op.shape:
+        return union(op.shape, [s.blend(range(len(s.shape))) for s in op.operands()], compare=False)
     wholes = [s.reduce(range(len(s.shape)), keepdim=False) for s in op.operands()]
     return union(op.shape, wholes, compare=False)
 

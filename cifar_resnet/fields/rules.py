@@ -18,7 +18,7 @@ from cifar_resnet.fields.windows import WINDOWS, _each, _slide
 
 
 def pointwise(op: Operation) -> Support:
-    """Each element of the result depends on the elements at its place, broadcast as PyTorch does."""
+    """Each element depends on those at its place, broadcast as PyTorch does."""
     operands = op.operands()
     if len(operands) == 1 and operands[0].shape == op.shape:
         return operands[0]
@@ -26,10 +26,10 @@ def pointwise(op: Operation) -> Support:
 
 
 def everywhere(op: Operation) -> Support:
-    """Each element of the result depends on all elements of the arguments but the batch's others."""
-    wholes = [s.blend(range(1, len(s.shape))).reduce(range(1, len(s.shape))) for s in op.operands()]
-    ones = (1,) * len(op.shape)
-    return union(op.shape, [s.reshape((s.shape[0], *ones[1:])) for s in wholes], compare=False)
+    """Each element depends on all elements of the arguments that belong to its sample."""
+    wholes = [s.reduce(range(1, len(s.shape)), keepdim=False) for s in op.operands()]
+    ones = (1,) * (len(op.shape) - 1)
+    return union(op.shape, [s.reshape((*s.shape, *ones)) for s in wholes], compare=False)
 
 
 def nothing(op: Operation) -> None:
@@ -107,15 +107,15 @@ def _attention(op: Operation) -> Support:
         support = op.support(name)
         if support is None:
             continue
-        if support.shape[1] != op.shape[1]:  # heads that share keys
-            support = support.reduce([1])
+        if op["enable_gqa"]:  # several heads share a key
+            support = support.reduce([-3])
         if name == "key":
             support = support.reduce([-1])
         if op["is_causal"]:
             parts.append(support.cumulate(-2))
         else:
             parts.append(support.reduce([-2]))
-    bias = op.support("attn_bias") or op.support("attn_mask")
+    bias = op.support("attn_mask") or op.support("attn_bias")
     if bias is not None:
         parts.append(bias.reduce([-1]))
     return union(op.shape, parts, compare=False)
@@ -149,24 +149,33 @@ def window(
 
 # What PyTorch itself marks as pointwise needs no entry; these it does not.
 _POINTWISE = (
-    "_to_copy", "clone", "alias", "detach", "lift_fresh", "lift_fresh_copy", "contiguous", "native_dropout",
-    "hardswish", "hardsigmoid", "log_sigmoid_forward", "masked_fill", "_prelu_kernel", "view_as", "where", "dropout", "nan_to_num",
-    "_conj", "resolve_conj", "clamp", "rrelu_with_noise", "lerp", "softplus", "expand_as", "conj",
+    "_conj", "_prelu_kernel", "_to_copy", "alias", "conj", "detach", "hardswish", "lift_fresh",
+    "lift_fresh_copy", "log_sigmoid_forward", "native_dropout", "rrelu_with_noise",
 )  # fmt: skip
 _NEW = (
-    "fill", "zero", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
-    "randint_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "uniform",
-    "normal", "bernoulli", "bernoulli_", "random", "exponential",
+    "bernoulli", "empty_like", "fill", "full_like", "new_empty", "new_empty_strided", "new_full",
+    "new_ones", "new_zeros", "normal", "ones_like", "rand_like", "randint_like", "randn_like",
+    "uniform", "zero", "zeros_like",
 )  # fmt: skip
 _REDUCTIONS = (
-    "sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "argmax", "argmin", "var", "std",
-    "var_mean", "std_mean", "logsumexp", "norm", "linalg_vector_norm", "nansum", "median", "nanmedian",
-    "mode", "kthvalue", "count_nonzero", "aminmax",
+    "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "kthvalue",
+    "linalg_vector_norm", "logsumexp", "max", "mean", "median", "min", "mode", "nanmedian",
+    "nansum", "norm", "prod", "std", "std_mean", "sum", "var", "var_mean",
 )  # fmt: skip
 _ALONG = (
-    "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "sort", "topk", "argsort",
-    "_fft_c2c", "_fft_r2c", "_fft_c2r", "renorm",
+    "_fft_c2c", "_fft_c2r", "_fft_r2c", "_log_softmax", "_safe_softmax", "_softmax", "argsort",
+    "sort", "topk",
 )  # fmt: skip
+_BATCH_NORMS = (
+    "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "miopen_batch_norm", "native_batch_norm",
+)  # fmt: skip
+_ATTENTION = (
+    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention",
+)  # fmt: skip
+_PRODUCTS = ("addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv")
 
 RULES: Mapping[str, Rule] = {
     **WINDOWS,
@@ -175,27 +184,14 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_NEW, nothing),
     **dict.fromkeys(_REDUCTIONS, _reduction),
     **dict.fromkeys(_ALONG, _along),
-    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin"), _cumulative),
-    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), _layer_norm),
+    **dict.fromkeys(("cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"), _cumulative),
+    **dict.fromkeys(("_fused_rms_norm", "native_layer_norm"), _layer_norm),
+    **dict.fromkeys(_BATCH_NORMS, _batch_norm),
+    **dict.fromkeys(_PRODUCTS, _product),
+    **dict.fromkeys(_ATTENTION, _attention),
     "native_group_norm": _group_norm,
-    **dict.fromkeys(
-        (
-            "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-            "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update",
-        ),
-        _batch_norm,
-    ),
-    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", "mv", "dot", "addmv", "matmul"), _product),
-    **dict.fromkeys(
-        (
-            "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
-            "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-            "_scaled_dot_product_attention_math", "_scaled_dot_product_fused_attention_overrideable",
-        ),
-        _attention,
-    ),
     "glu": _glu,
-}  # fmt: skip
+}
 
 
 def rule_for(op: torch._ops.OpOverload, name: str, own: Mapping[str, Rule]) -> Rule | None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from cifar_resnet.fields.records import LayerField, ReceptiveFields
+from cifar_resnet.fields.records import LayerField
+from cifar_resnet.fields.result import ReceptiveFields
 
 _HEADER = ("layer", "kind", "kernel", "stride", "padding", "output", "channels", "jump", "RF")
 _LEFT = 2  # columns of text, aligned left

@@ -127,6 +127,8 @@ def interpolated(
         scale: New units per element where the caller gave that, not the size.
         antialias: Whether the kernel is widened when the result is smaller.
     """
+    if mode == "linear" and size == units and not antialias:  # PyTorch copies
+        return sliced(size, 0, 1, units)
     if align_corners:
         ratio = Fraction(size - 1, units - 1) if units > 1 else Fraction(0)
     elif scale is not None and scale > 0:
@@ -134,34 +136,28 @@ def interpolated(
     else:
         ratio = Fraction(size, units)
     step: Fraction | None = ratio if ratio > 0 else None
-    numerator, denominator = ratio.numerator, ratio.denominator
-    at = torch.arange(units)
-    if mode == "nearest":
-        virtual = (at * numerator // denominator)[None]
-    elif mode == "nearest-exact":
-        virtual = ((2 * at + 1) * numerator // (2 * denominator))[None]
-    elif antialias:
-        half = Fraction(4 if mode == "cubic" else 2) / 2 * max(ratio, Fraction(1))
-        taps = []
-        for unit in range(units):
-            centre = ratio * (unit + Fraction(1, 2))
-            first = math.floor(centre - half + Fraction(1, 2))
-            last = math.floor(centre + half + Fraction(1, 2))
-            taps.append(list(range(first, last)))
-        widest = max(len(row) for row in taps)
-        virtual = torch.tensor([row + [NOWHERE] * (widest - len(row)) for row in taps]).T
-    else:
-        if align_corners:
-            lower = at * numerator // denominator
-        else:  # floor(ratio * (u + 1/2) - 1/2)
-            lower = ((2 * at + 1) * numerator - denominator) // (2 * denominator)
-        offsets = torch.tensor([-1, 0, 1, 2] if mode == "cubic" else [0, 1])
-        virtual = lower + offsets[:, None]
-        if mode == "linear" and not align_corners and size == units and scale in (None, 1.0):
-            virtual = virtual[:1]  # a copy
+    # Positions in single precision, as PyTorch's kernels compute them: where one is a whole number
+    # the lower tap may be the one before.
+    scale_down = torch.tensor(float(ratio), dtype=torch.float32)
+    unit = torch.arange(units, dtype=torch.float32)
     if antialias:
-        return _taps(size, virtual, step)
+        half = (2.0 if mode == "cubic" else 1.0) * scale_down.clamp(min=1)
+        centre = scale_down * (unit + 0.5)
+        first = (centre - half + 0.5).long().clamp(min=0)
+        last = (centre + half + 0.5).long().clamp(max=size)
+        taps = first + torch.arange(int((last - first).max()))[:, None]
+        return _taps(size, torch.where(taps < last, taps, NOWHERE), step)
+    if mode == "nearest":
+        at = scale_down * unit
+    elif mode == "nearest-exact":
+        at = scale_down * (unit + 0.5)
+    elif align_corners:
+        at = scale_down * unit
+    else:
+        at = scale_down * (unit + 0.5) - 0.5
+    offsets = {"linear": [0, 1], "cubic": [-1, 0, 1, 2]}.get(mode, [0])
+    virtual = at.floor().long() + torch.tensor(offsets)[:, None]
     actual = virtual.clamp(0, size - 1)
-    if len(virtual) == 2:  # at the first border the kernel moves the lower tap, not the upper
+    if mode == "linear":  # at the first border the kernel moves the lower tap, not the upper
         actual = torch.stack([actual[0], (actual[0] + 1).clamp(max=size - 1)])
     return _taps(size, virtual, step, actual)

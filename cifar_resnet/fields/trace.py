@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import (
     register_module_forward_hook,
@@ -140,7 +141,7 @@ def _trace(model: nn.Module, inputs: Sequence[Any], on_values: bool) -> Trace:
         if mode is not None:
             inputs = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs]
         refs = tuple(recorder.ref(x) if isinstance(x, Tensor) else None for x in inputs)
-        with recorder, _Padding(recorder), recorder.watch_layers():
+        with recorder, _AsOne(recorder), recorder.watch_layers():
             try:
                 outputs = model(*inputs)
             except Exception as error:
@@ -164,7 +165,7 @@ def _one_path() -> Iterator[None]:
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, on_values: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Call | LayerExit] = []
         self._on_values = on_values
         self._names = {module: name for name, module in model.named_modules()}
@@ -207,6 +208,9 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":  # asks for a property, computes nothing
             return func(*args, **kwargs)
+        if _dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:  # tensors of inference mode come here before it is taken apart
+                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         reads_indices = func._schema.name.removesuffix("_") in _READS_INDICES
         given = [self.refs(arg, with_values=reads_indices) for arg in args]
         named = self.refs(kwargs, with_values=reads_indices)
@@ -218,15 +222,17 @@ class _Recorder(TorchDispatchMode):
             self.steps.append(call)
         return outputs
 
-    def record_as(self, op: Any, args: tuple[Any, ...], run: Callable[[], Any]) -> Any:
+    def record_as(
+        self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]
+    ) -> Any:
         """Run something that is to appear as one operation."""
-        given = tuple(self.refs(arg) for arg in args)
+        given, named = tuple(self.refs(arg) for arg in args), self.refs(kwargs)
         self._silent = True
         try:
             outputs = run()
         finally:
             self._silent = False
-        call = Call(op, given, {}, self.refs(outputs), tuple(self._stack), _source())
+        call = Call(op, given, named, self.refs(outputs), tuple(self._stack), _source())
         self.steps.append(call)
         return outputs
 
@@ -255,8 +261,9 @@ class _Recorder(TorchDispatchMode):
                 handle.remove()
 
 
-class _Padding(TorchFunctionMode):
-    """Circular padding as one operation: PyTorch makes it of copies, which hide its pattern."""
+class _AsOne(TorchFunctionMode):
+    """Functions whose parts would hide what they do: circular padding is made of copies, and causal
+    attention of a mask's values."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -266,16 +273,19 @@ class _Padding(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not torch.nn.functional.pad:
+        op = None
+        given = kwargs
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            op = torch.ops.aten.scaled_dot_product_attention.default
+        elif func is torch.nn.functional.pad:
+            named = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+            if named.get("mode") == "circular":
+                op = torch.ops.aten._pad_circular.default
+                args, given = (named["input"], list(named["pad"])), {}
+                kwargs = {"mode": "circular"}
+        if op is None:
             return func(*args, **kwargs)
-        given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
-        if given.get("mode") != "circular":
-            return func(*args, **kwargs)
-        return self._recorder.record_as(
-            torch.ops.aten._pad_circular.default,
-            (given["input"], list(given["pad"])),
-            lambda: func(*args, **kwargs),
-        )
+        return self._recorder.record_as(op, args, given, lambda: func(*args, **kwargs))
 
 
 _READS_INDICES = {

@@ -1,0 +1,108 @@
+"""What a caller gives, checked, and the errors for what does not fit."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from cifar_resnet.fields.trace import TraceError
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module inside a compiled one; the module itself otherwise."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, but got {type(model).__name__}. "
+            "Wrap a function in a module whose forward calls it."
+        )
+    original = getattr(model, "_orig_mod", model)
+    lazy = [name for name, p in original.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"Parameter {lazy[0]!r} has no shape yet (a lazy module). "
+            "Call the model once with an input, then analyse it."
+        )
+    assert isinstance(original, nn.Module)
+    return original
+
+
+def as_inputs(
+    model: nn.Module,
+    input_size: Sequence[int] | None,
+    inputs: Sequence[Any] | None,
+    source: int,
+) -> tuple[Any, ...]:
+    """What to call the model with."""
+    if (input_size is None) == (inputs is None):
+        raise ValueError(
+            "Give either input_size, such as (1, 3, 32, 32), or inputs, a tuple of tensors."
+        )
+    if inputs is not None:
+        arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        if not 0 <= source < len(arguments) or not isinstance(arguments[source], Tensor):
+            raise ValueError(
+                f"source must be the place of a tensor among the {len(arguments)} inputs, "
+                f"but got {source}."
+            )
+        return arguments
+    assert input_size is not None
+    if isinstance(input_size, int) or not all(
+        isinstance(size, int) and size > 0 for size in input_size
+    ):
+        raise ValueError(
+            f"input_size must be the shape of the input with the batch, positive integers such as "
+            f"(1, 3, 32, 32), but got {input_size!r}. Several inputs go into inputs=(a, b), with "
+            "source= the place of the one to follow."
+        )
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    image = torch.zeros(tuple(input_size))
+    return (image if first is None else image.to(first),)
+
+
+def checked_dims(shape: Sequence[int], dims: Sequence[int] | None) -> tuple[int, ...]:
+    """The dimensions to follow, none negative."""
+    if dims is None:
+        if len(shape) < 3:
+            raise ValueError(
+                f"An input of shape {tuple(shape)} has no spatial dimension: expected "
+                "(N, C, length), (N, C, height, width) or (N, C, depth, height, width). For "
+                "another order name the dimensions to follow with spatial_dims."
+            )
+        return tuple(range(2, len(shape)))
+    if not dims or not all(-len(shape) <= dim < len(shape) for dim in dims):
+        raise ValueError(f"spatial_dims must be dimensions of {tuple(shape)}, but got {dims!r}.")
+    return tuple(dim % len(shape) for dim in dims)
+
+
+def ignored_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    names = [name for name, _ in model.named_modules() if name]
+    found = []
+    for pattern in patterns:
+        matches = fnmatch.filter(names, pattern)
+        if not matches:
+            raise ValueError(
+                f"ignore={pattern!r} fits no submodule. There are: {', '.join(names[:20])}"
+                f"{', ...' if len(names) > 20 else ''}."
+            )
+        found += matches
+    return found
+
+
+def rejection(error: TraceError, shape: Sequence[int], inputs: Any) -> str:
+    cause = error.__cause__
+    place = f" in layer {error.layer!r}" if error.layer else ""
+    remedy = "Check the input's shape: it is (N, C, *spatial), such as (1, 3, 32, 32)."
+    if isinstance(cause, TypeError) and "argument" in str(cause):
+        remedy = (
+            "A model with several inputs gets them as inputs=(a, b), with source= the place of the "
+            "one to follow."
+        )
+    elif "ernel size" in str(cause):
+        remedy = "The input is smaller than a kernel: analyse a larger one."
+    what = "these inputs" if inputs is not None else f"an input of shape {tuple(shape)}"
+    return f"The model fails on {what}{place}: {type(cause).__name__}: {cause} {remedy}"
