@@ -1,6 +1,6 @@
 """Receptive fields of torchvision's networks: time, memory, and agreement with the NaN probe.
 
-    python benchmarks/receptive_fields.py [--only resnet152] [--seconds 10]
+    python benchmarks/receptive_fields.py [--only resnet152] [--seconds 8]
 
 Analyses each classification, segmentation and video network of torchvision on one CPU thread, at
 the size that its weights were made for, in a process of its own; then probes as many rows as fit
@@ -114,7 +114,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=None, help="names of networks")
-    parser.add_argument("--seconds", type=float, default=10, help="for the probe of one network")
+    parser.add_argument("--seconds", type=float, default=8, help="for the probe of one network")
     arguments = parser.parse_args()
 
     from torchvision import models

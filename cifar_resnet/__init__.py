@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "AxisField",
     "CIFAR10DataModule",
     "CustomResNet",
     "DatasetError",
+    "EffectiveReceptiveField",
     "ImageClassifier",
+    "LayerField",
+    "ProbeReport",
+    "ReceptiveFieldMismatchError",
+    "ReceptiveFields",
     "Recipe",
     "check_receptive_field",
     "effective_receptive_field",
@@ -23,10 +29,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AxisField": "cifar_resnet.fields.records",
     "CIFAR10DataModule": "cifar_resnet.data.module",
     "CustomResNet": "cifar_resnet.network",
     "DatasetError": "cifar_resnet.data.formats",
+    "EffectiveReceptiveField": "cifar_resnet.fields.effective",
     "ImageClassifier": "cifar_resnet.classifier",
+    "LayerField": "cifar_resnet.fields.records",
+    "ProbeReport": "cifar_resnet.fields.probe",
+    "ReceptiveFieldMismatchError": "cifar_resnet.fields.probe",
+    "ReceptiveFields": "cifar_resnet.fields.result",
     "Recipe": "cifar_resnet.recipe",
     "check_receptive_field": "cifar_resnet.fields.probe",
     "effective_receptive_field": "cifar_resnet.fields.effective",
@@ -40,8 +52,14 @@ if TYPE_CHECKING:
     from cifar_resnet.data.formats import DatasetError
     from cifar_resnet.data.module import CIFAR10DataModule
     from cifar_resnet.fields.analysis import receptive_field
-    from cifar_resnet.fields.effective import effective_receptive_field
-    from cifar_resnet.fields.probe import check_receptive_field
+    from cifar_resnet.fields.effective import EffectiveReceptiveField, effective_receptive_field
+    from cifar_resnet.fields.probe import (
+        ProbeReport,
+        ReceptiveFieldMismatchError,
+        check_receptive_field,
+    )
+    from cifar_resnet.fields.records import AxisField, LayerField
+    from cifar_resnet.fields.result import ReceptiveFields
     from cifar_resnet.network import CustomResNet
     from cifar_resnet.recipe import Recipe
 

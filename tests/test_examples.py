@@ -99,3 +99,19 @@ def test_the_plain_loop(data_dir: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     accuracy = float(result.stdout.splitlines()[-1].removeprefix("test accuracy ").rstrip("%"))
     assert accuracy > 25
+
+
+def test_the_receptive_field_tables_and_figures(data_dir: Path, tmp_path: Path) -> None:
+    result = start(
+        "receptive_field.py", "--model", "squeezenet1_1", "--size", "64", "--figures", "out",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    ours, other = result.stdout.split("squeezenet1_1 of torchvision")
+    fields = [line.split()[-1] for line in ours.splitlines()[4:16]]
+    assert fields == ["3", "5", "6", "10", "14", "18", "20", "28", "32", "48", "64", "88"]
+    assert "features.12.expand3x3" in other
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "fields.png",
+        "growth.png",
+    ]

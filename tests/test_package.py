@@ -24,10 +24,16 @@ HEAVY = {
 
 # The heavy packages each public name may import.
 ALLOWED = {
+    "AxisField": {"torch"},
     "CIFAR10DataModule": {"torch", "torchvision", "pytorch_lightning", "torchmetrics"},
     "CustomResNet": {"torch"},
     "DatasetError": set(),
+    "EffectiveReceptiveField": {"torch"},
     "ImageClassifier": {"torch", "pytorch_lightning", "torchmetrics"},
+    "LayerField": {"torch"},
+    "ProbeReport": {"torch"},
+    "ReceptiveFieldMismatchError": {"torch"},
+    "ReceptiveFields": {"torch"},
     "Recipe": set(),
     "check_receptive_field": {"torch"},
     "effective_receptive_field": {"torch"},

@@ -289,6 +289,7 @@ def test_a_gate_is_global_and_can_be_left_out_by_name() -> None:
     assert fields.output.is_global == (False,)
     assert fields.output.size == (1 + 2 + 2,)
     assert fields.ignored == ("se",)
+    assert receptive_field(network, (1, 2, 16), ignore=["Squeeze*"]).output.size == (5,)
     assert "left out on request: se" in fields.table()
 
 

@@ -80,14 +80,19 @@ def checked_dims(shape: Sequence[int], dims: Sequence[int] | None) -> tuple[int,
 
 
 def ignored_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    names = [name for name, _ in model.named_modules() if name]
+    """The submodules whose name or class a pattern fits."""
+    modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
     found = []
     for pattern in patterns:
-        matches = fnmatch.filter(names, pattern)
+        matches = [
+            name
+            for name, kind in modules.items()
+            if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(kind, pattern)
+        ]
         if not matches:
             raise ValueError(
-                f"ignore={pattern!r} fits no submodule. There are: {', '.join(names[:20])}"
-                f"{', ...' if len(names) > 20 else ''}."
+                f"ignore={pattern!r} fits no submodule's name or class. There are: "
+                f"{', '.join(list(modules)[:20])}{', ...' if len(modules) > 20 else ''}."
             )
         found += matches
     return found

@@ -51,7 +51,15 @@ def plot_fields(
         _box(axes, whole, edgecolor=colour, facecolor="none", linestyle="--", linewidth=1)
         _box(axes, clipped, edgecolor=colour, facecolor=(*_rgb(colour), 0.15), linewidth=2)
         row, column = record.center(unit)
-        axes.plot(column, row, "+", color=colour, markersize=9, label=f"unit {tuple(unit)}")
+        axes.plot(
+            column,
+            row,
+            "o",
+            color=colour,
+            markersize=7,
+            markeredgecolor="white",
+            label=f"unit {tuple(unit)}",
+        )
     _box(
         axes, ((0, height - 1), (0, width - 1)), edgecolor="black", facecolor="none", linewidth=1.5
     )
@@ -129,7 +137,7 @@ def plot_effective(field: EffectiveReceptiveField, log: bool, fig: Figure | None
             f"A heat map needs an input with two axes, but this one has {field.map.dim()}. "
             "Use radial_profile()."
         )
-    fig = Figure(figsize=(8.5, 3.8), layout="constrained") if fig is None else fig
+    fig = Figure(figsize=(9.5, 3.8), layout="constrained") if fig is None else fig
     left, right = fig.subplots(1, 2)
     values = field.map.numpy()
     norm = None
@@ -155,7 +163,7 @@ def plot_effective(field: EffectiveReceptiveField, log: bool, fig: Figure | None
     right.plot(distance, profile / profile.max(), color=_COLOURS[1])
     right.set_xlabel("distance from the centroid (pixels)")
     right.set_ylabel("gradient per pixel, relative")
-    right.set_title(f"radial profile; sigma {sigma} pixels; {field.images} images", fontsize=10)
+    right.set_title(f"sigma {sigma} pixels ({field.images} images)", fontsize=10)
     right.set_ylim(bottom=0)
     right.grid(alpha=0.3)
     return fig

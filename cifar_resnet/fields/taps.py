@@ -5,7 +5,6 @@ It knows the arithmetic of windows; it must not know tensors' contents or operat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction

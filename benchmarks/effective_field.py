@@ -1,0 +1,90 @@
+"""Effective receptive fields of CustomResNet, before and after training.
+
+    python benchmarks/effective_field.py RUN [--data-dir DATA] [--images 512] [--figure FILE]
+
+RUN is a finished run of examples/train_24.py. Writes sigma, the side that holds 95 % of the mass
+and the theoretical size of some layers' middle units to benchmarks/results/effective_field.jsonl:
+a line for the checkpoint, and one for each of three fresh networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import ROOT, machine
+
+from cifar_resnet import (
+    CIFAR10DataModule,
+    CustomResNet,
+    ImageClassifier,
+    effective_receptive_field,
+    receptive_field,
+)
+
+RESULTS = ROOT / "benchmarks" / "results" / "effective_field.jsonl"
+LAYERS = ("residual1", "layer2", "layer3", "residual3")
+
+
+def measure(model: CustomResNet, images: torch.Tensor) -> dict[str, Any]:
+    theory = receptive_field(model, (1, 3, 32, 32))
+    found = {}
+    for layer in LAYERS:
+        field = effective_receptive_field(model, images, layer=layer)
+        found[layer] = {
+            "unit": field.unit,
+            "size": theory[layer].size,
+            "sigma": [round(sigma, 3) for sigma in field.sigma],
+            "side_95": field.side(0.95),
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--images", type=int, default=512, help="images of the test set")
+    parser.add_argument("--figure", type=Path, help="where to draw residual1's field, trained")
+    args = parser.parse_args()
+
+    run = json.loads((args.run / "metrics.json").read_text())
+    data = CIFAR10DataModule(args.data_dir, batch_size=args.images, device="cpu")
+    data.prepare_data()
+    data.setup("test")
+    images = next(iter(data.test_dataloader()))[0].float()
+    lines = []
+    trained = CustomResNet(run["width"])
+    classifier = ImageClassifier.load_from_checkpoint(
+        args.run / "last.ckpt", network=trained, map_location="cpu"
+    )
+    del classifier  # its weights are those of `trained` now
+    models = [("trained", run["seed"], trained)]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        models.append(("untrained", seed, CustomResNet(run["width"])))
+    for state, seed, model in models:
+        row = {
+            "state": state,
+            "seed": seed,
+            "width": run["width"],
+            "test_accuracy": run["accuracy"] if state == "trained" else None,
+            "images": len(images),
+            "layers": measure(model, images),
+        }
+        lines.append(json.dumps(row | machine(torch.get_num_threads())))
+        for layer, numbers in row["layers"].items():
+            print(f"{state:10} seed {seed} {layer:10} {numbers}")
+    RESULTS.write_text("\n".join(lines) + "\n")
+    if args.figure:
+        field = effective_receptive_field(trained, images, layer="residual1")
+        field.plot().savefig(args.figure, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
