@@ -304,6 +304,14 @@ def test_normalisation_over_space_is_global(norm: nn.Module) -> None:
     assert receptive_field(network, (1, 2, 16), ignore=["1"]).output.size == (3,)
 
 
+def test_group_norm_keeps_its_groups_apart() -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        halves = torch.cat([x[:, :, :8], x[:, :, 8:]], 1)  # channels 0, 1 from the left half
+        return F.group_norm(halves, 2)[:, :2]
+
+    assert output_of(Net(run)).region((0,)) == ((0, 7),)
+
+
 def test_batch_norm_is_pointwise_because_the_model_is_analysed_in_evaluation_mode() -> None:
     network = nn.Sequential(conv(3), nn.BatchNorm1d(2)).train()
     assert receptive_field(network, (1, 2, 16)).output.size == (3,)

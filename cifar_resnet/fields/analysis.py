@@ -53,8 +53,8 @@ def receptive_field(
         source: Which of `inputs` is followed.
         spatial_dims: The dimensions of the input to follow; None for all from the third on.
         ignore: Names or classes of submodules, or patterns such as `"*.se"` and `"GroupNorm"`, to
-            look through: gates and normalisations see the whole image, which hides what convolutions
-            see. A layer left out passes on what it gets, at the same place.
+            look through: gates and normalisations see the whole image, which hides what
+            convolutions see. A layer left out passes on what it gets, at the same place.
         unknown: "raise" for an error at an operation without a rule; "skip" to take it for
             pointwise and list it in `.skipped`.
         rules: Rules for further operations, by name (`"mylib::blur"`): "pointwise", "global", a
