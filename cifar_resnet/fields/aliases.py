@@ -6,12 +6,11 @@ It knows which tensor is a view of which; the rules themselves are given to it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from cifar_resnet.fields.support import Support, union
-from cifar_resnet.fields.taps import NOWHERE, moved
-from cifar_resnet.fields.trace import Call, Ref
+from cifar_resnet.fields.merging import overwritten
+from cifar_resnet.fields.steps import Call, Ref, refs_in
+from cifar_resnet.fields.support import Support
 
 Fields = tuple[Support | None, ...]
 Apply = Callable[[Call], tuple[list[Fields | None], Any]]
@@ -98,11 +97,13 @@ def _written_back(
         assert anything is not None
         before = before or Support.of_nothing_like(anything, base.shape)
         after = after or Support.of_nothing_like(anything, view.shape)
-        result.append(_placed(call, base.shape, before, after))
+        result.append(_placed(call, view, base.shape, before, after))
     return tuple(result)
 
 
-def _placed(call: Call, shape: tuple[int, ...], before: Support, after: Support) -> Support:
+def _placed(
+    call: Call, view: Ref, shape: tuple[int, ...], before: Support, after: Support
+) -> Support:
     name = call.name
     if name in (
         "view",
@@ -122,29 +123,21 @@ def _placed(call: Call, shape: tuple[int, ...], before: Support, after: Support)
             a, b = (0, 1) if name == "t" else (call.argument("dim0"), call.argument("dim1"))
             order[a], order[b] = order[b], order[a]
         return after.permute([order.index(dim) for dim in range(len(order))])
-    if name in ("slice", "select"):
+    if name in ("slice", "select", "split", "split_with_sizes", "unbind"):
         dim = call.argument("dim") % len(shape)
-        if name == "select":
-            index = call.argument("index") % shape[dim]
-            inside, after = range(index, index + 1), after.insert(dim)
-        else:
+        place = [ref.index for ref in refs_in(call.outputs)].index(view.index)
+        if name == "slice":
             span = slice(call.argument("start"), call.argument("end"), call.argument("step"))
             inside = range(*span.indices(shape[dim]))
-        return _overwritten(before, after, dim, inside)
+        elif name in ("select", "unbind"):
+            index = place if name == "unbind" else call.argument("index") % shape[dim]
+            inside, after = range(index, index + 1), after.insert(dim)
+        else:
+            start = sum(ref.shape[dim] for ref in list(refs_in(call.outputs))[:place])
+            inside = range(start, start + view.shape[dim])
+        return overwritten(before, after, dim, inside)
     raise NotImplementedError(
         f"The network writes in place into a view made by {call.op}, called from {call.source}. "
-        "Receptive fields follow writes into slices, selections and reshaped or permuted views "
-        "only; write out of place there."
+        "Receptive fields follow writes into slices, parts and reshaped or permuted views only; "
+        "write out of place there."
     )
-
-
-def _overwritten(before: Support, after: Support, dim: int, inside: range) -> Support:
-    """The old sets with new ones at some places along a dimension."""
-    size = before.shape[dim]
-    if len(inside) == size and inside.step == 1:
-        return replace(after, misaligned=(*before.misaligned, *after.misaligned))
-    kept = [i if i not in inside else NOWHERE for i in range(size)]
-    places = [inside.index(i) if i in inside else NOWHERE for i in range(size)]
-    old = before.window(dim, moved(size, kept))
-    new = after.window(dim, moved(len(inside), places))
-    return union(before.shape, [old, new], compare=False)

@@ -9,6 +9,7 @@ from torch import nn
 
 from cifar_resnet.fields.arguments import (
     as_inputs,
+    check_batch,
     checked_dims,
     ignored_names,
     rejection,
@@ -94,6 +95,8 @@ def receptive_field(
     for on_values in (None, True):
         try:
             run = trace(model, arguments, on_values=on_values)
+            if spatial_dims is None:
+                check_batch(run, source)
             return Analysis(run, source, dims, ignored, unknown, own).result()
         except ValuesNeededError:
             if on_values:

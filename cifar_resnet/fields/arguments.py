@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from cifar_resnet.fields.steps import Call, Trace, refs_in
 from cifar_resnet.fields.trace import TraceError
 
 
@@ -77,6 +78,21 @@ def checked_dims(shape: Sequence[int], dims: Sequence[int] | None) -> tuple[int,
     if not dims or not all(-len(shape) <= dim < len(shape) for dim in dims):
         raise ValueError(f"spatial_dims must be dimensions of {tuple(shape)}, but got {dims!r}.")
     return tuple(dim % len(shape) for dim in dims)
+
+
+def check_batch(run: Trace, source: int) -> None:
+    """A model that adds the batch itself has other spatial dimensions than one that gets it."""
+    start = run.inputs[source]
+    assert start is not None
+    for step in run.steps:
+        adds = isinstance(step, Call) and step.name == "unsqueeze" and step.argument("dim") == 0
+        if adds and next(refs_in(step.args)).index == start.index:  # type: ignore[union-attr]
+            spatial = tuple(range(1, len(start.shape)))
+            raise ValueError(
+                f"The model takes the input of shape {start.shape} for one sample without a batch. "
+                f"Give the batch, {(1, *start.shape)}, or say where its spatial dimensions are: "
+                f"spatial_dims={spatial}."
+            )
 
 
 def ignored_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:

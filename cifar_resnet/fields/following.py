@@ -6,16 +6,25 @@ It knows layers and names; it must not know how a rule works or how the trace wa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cifar_resnet.fields.aliases import Aliases
-from cifar_resnet.fields.operation import Geometry, Operation, Rule, refs_in
+from cifar_resnet.fields.operation import Geometry, Operation, Rule
 from cifar_resnet.fields.records import LayerField
 from cifar_resnet.fields.result import ReceptiveFields
 from cifar_resnet.fields.rules import pointwise, rule_for
+from cifar_resnet.fields.steps import (
+    Call,
+    LayerCall,
+    LayerExit,
+    Reading,
+    Ref,
+    Step,
+    Trace,
+    refs_in,
+)
 from cifar_resnet.fields.support import Support
-from cifar_resnet.fields.trace import Call, LayerCall, LayerExit, Ref, Trace
 
 Fields = tuple[Support | None, ...]  # of one tensor, one for each axis of the input
 
@@ -44,6 +53,7 @@ class Analysis:
         self.blocks: dict[str, LayerField] = {}
         self.outputs: dict[str, LayerField] = {}
         self.skipped: list[str] = []
+        self.modules = {layer.name for layer in _layers_of(run)}
         self.names: Counter[str] = Counter()
         self.geometry: dict[LayerCall, Geometry] = {}  # the first window in each leaf
 
@@ -52,10 +62,18 @@ class Analysis:
         for number, step in enumerate(self.run.steps):
             if isinstance(step, Call):
                 self._call(step)
+            elif isinstance(step, Reading):
+                self._read(step)
             else:
                 self._leave(step)
             for index in last_use.get(number, ()):
                 self.fields.forget(index)
+        if not any(refs_in(self.run.outputs)):
+            raise ValueError(
+                "There is no tensor in what the model returns. Receptive fields look into tensors, "
+                "lists, tuples, dictionaries and dataclasses; wrap the model so that it returns "
+                "one of these."
+            )
         if not self.outputs:
             raise ValueError(
                 "The model's output does not depend on the values of its input, so there is no "
@@ -74,8 +92,7 @@ class Analysis:
     def _last_uses(self) -> dict[int, list[int]]:
         last: dict[int, int] = {}
         for number, step in enumerate(self.run.steps):
-            given = (step.args, step.kwargs) if isinstance(step, Call) else step.layer.inputs
-            for ref in refs_in((given, step.outputs)):
+            for ref in _refs_of(step):
                 last[ref.index] = number
         for step in reversed(self.run.steps):  # a base lives as long as its views, and they as it
             if isinstance(step, Call) and step.is_view:
@@ -107,10 +124,9 @@ class Analysis:
             self._record(self.layers, full, name, call.outputs, geometry, call.source)
 
     def _evaluate(self, call: Call, where: str) -> Geometry | None:
-        given = list(refs_in((call.args, call.kwargs)))
         if not any(refs_in(call.outputs)):  # it asks for a value, and makes no tensor
             return None
-        if all(self.fields[ref] is None for ref in given):
+        if all(self.fields[ref] is None for ref in call.operands):
             results: list[Fields | None] = [None for _ in refs_in(call.outputs)]
             geometry = None
         else:
@@ -145,6 +161,17 @@ class Analysis:
         for fields in zip(*by_axis, strict=True):
             results.append(None if fields[0] is None else fields)
         return results, geometry
+
+    def _read(self, step: Reading) -> None:
+        if self.fields[step.tensor] is None:
+            return
+        text = f"{step.by}() takes values out of a tensor that depends on the input ({step.source})"
+        if self.unknown != "skip":
+            raise NotImplementedError(
+                f"{text}, so there is no telling what they do afterwards. Keep them a tensor, or "
+                "pass unknown='skip' to leave this way out."
+            )
+        self.skipped.append(text)
 
     def _without_rule(self, call: Call) -> Rule:
         layer = call.layers[-1].name or type(call.layers[-1].module).__name__
@@ -186,10 +213,10 @@ class Analysis:
         name = _numbered(layer.name, layer.number)
         kind = type(layer.module).__name__
         if layer.inner == 0:
-            self._record(self.layers, name, kind, step.outputs, self.geometry.get(layer), "")
+            self._record(self.layers, name, kind, step.outputs, self.geometry.get(layer))
         else:
             blocks: list[LayerField] = []
-            self._record(blocks, name, kind, step.outputs, None, "", numbered=True)
+            self._record(blocks, name, kind, step.outputs, None)
             self.blocks.update((block.name, block) for block in blocks)
 
     def _check_ignored(self, step: LayerExit) -> None:
@@ -212,7 +239,7 @@ class Analysis:
         for key, value in named:
             for ref in refs_in(value):
                 found: list[LayerField] = []
-                self._record(found, str(key), "output", ref, None, "", numbered=True)
+                self._record(found, str(key), "output", ref, None)
                 for record in found:
                     self.outputs.setdefault(str(key), record)
 
@@ -223,18 +250,19 @@ class Analysis:
         kind: str,
         outputs: Any,
         geometry: Geometry | None,
-        source: str,
-        *,
-        numbered: bool = False,
+        source: str = "",
     ) -> None:
-        """A record of the first output that depends on the input, if there is one."""
+        """A record of the first output that depends on the input, if there is one. With a source
+        it is a function's, whose calls are numbered here, apart from those of modules."""
         for ref in refs_in(outputs):
             fields = self.fields[ref]
             if fields is None:
                 continue
             supports = [support for support in fields if support is not None]
             units = sorted({dim for support in supports for dim in support.unit_dims})
-            if not numbered and "#" not in name:
+            if source:
+                if name in self.modules:
+                    name = f"{name}()"
                 self.names[name] += 1
                 name = _numbered(name, self.names[name])
             reduced = tuple(support.only(units) for support in supports)
@@ -243,6 +271,18 @@ class Analysis:
                 LayerField(name, kind, ref.shape, geometry, source, tuple(units), lengths, reduced)
             )
             return
+
+
+def _layers_of(run: Trace) -> Iterator[LayerCall]:
+    return (step.layer for step in run.steps if isinstance(step, LayerExit))
+
+
+def _refs_of(step: Step) -> Iterator[Ref]:
+    if isinstance(step, Call):
+        return refs_in((step.args, step.kwargs, step.outputs))
+    if isinstance(step, Reading):
+        return refs_in(step.tensor)
+    return refs_in((step.layer.inputs, step.outputs))
 
 
 def _numbered(name: str, number: int) -> str:

@@ -1,16 +1,11 @@
-"""Rules for the operations that only move elements: views, slices, concatenation, indexing."""
+"""Rules for the operations that only move elements: views, slices, concatenation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import torch
-
 from cifar_resnet.fields import taps
-from cifar_resnet.fields.operation import Operation, Rule, refs_in
-from cifar_resnet.fields.support import Support, concatenate, union
-from cifar_resnet.fields.trace import Ref, ValuesNeededError
+from cifar_resnet.fields.merging import concatenate
+from cifar_resnet.fields.operation import Operation, Rule
+from cifar_resnet.fields.support import Support
 
 
 def _reshape(op: Operation) -> Support:
@@ -173,92 +168,6 @@ def _channel_shuffle(op: Operation) -> Support:
     return split.permute((0, 2, 1, *range(3, 3 + len(rest)))).reshape(ref.shape)
 
 
-# -- indices: their values are needed, unless they depend on the input themselves -----------------
-
-
-def _values(index: Ref) -> torch.Tensor:
-    if index.values is None:
-        raise ValuesNeededError
-    return index.values
-
-
-def _anything(op: Operation) -> Support:
-    """Which element is read depends on the input, so every one may be."""
-    first = op.operands()[0]
-    if first.shape == op.shape:
-        return union(op.shape, [s.blend(range(len(s.shape))) for s in op.operands()], compare=False)
-    wholes = [s.reduce(range(len(s.shape)), keepdim=False) for s in op.operands()]
-    return union(op.shape, wholes, compare=False)
-
-
-def _index(op: Operation) -> Support:
-    ref, support = op.first
-    indices: Sequence[Any] = op["indices"]
-    if any(op.support_of(index) is not None for index in refs_in(indices)):
-        return _anything(op)
-    positions: dict[int, torch.Tensor] = {}
-    dim = 0
-    for index in indices:
-        if index is None:
-            dim += 1
-            continue
-        values = _values(index)
-        if values.dtype in (torch.bool, torch.uint8):
-            for along in values.nonzero(as_tuple=True):
-                positions[dim] = along
-                dim += 1
-        else:
-            positions[dim] = values
-            dim += 1
-    dims = list(positions)
-    shape = torch.broadcast_shapes(*(values.shape for values in positions.values()))
-    flat = torch.zeros(shape, dtype=torch.int64)
-    for dim, values in positions.items():
-        size = ref.shape[dim]
-        flat = flat * size + torch.where(values < 0, values + size, values)
-    together = dims == list(range(dims[0], dims[-1] + 1))
-    place = dims[0] if together else 0  # where NumPy's rules put the indexed dimensions
-    kept = [dim for dim in range(len(ref.shape)) if dim not in dims]
-    before = kept[:place]
-    support = support.permute((*before, *dims, *kept[place:]))
-    left = tuple(support.shape[:place])
-    right = tuple(support.shape[place + len(dims) :])
-    total = 1
-    for dim in dims:
-        total *= ref.shape[dim]
-    support = support.reshape((*left, total, *right))
-    return support.window(place, taps.moved(total, flat.flatten().tolist())).reshape(op.shape)
-
-
-def _index_select(op: Operation) -> Support:
-    ref, support = op.first
-    if op.support("index") is not None:
-        return _anything(op)
-    dim = op["dim"]
-    elements = _values(op["index"]).flatten().tolist()
-    return support.window(dim, taps.moved(ref.shape[dim], elements))
-
-
-def _gather(op: Operation) -> Support:
-    support = op.support("self")
-    index = op.support("index")
-    if support is None or index is not None:
-        return _anything(op)
-    values = _values(op["index"])
-    return support.gather(op["dim"], values)
-
-
-def _index_put(op: Operation) -> Support:
-    """Elements are overwritten somewhere: each may be old or new."""
-    if any(op.support_of(index) is not None for index in refs_in(op["indices"])):
-        return _anything(op)
-    new = op.support("values")
-    old = op.support("self")
-    if new is None and old is not None:
-        return old
-    return _anything(op)
-
-
 MOVEMENT: dict[str, Rule] = {
     **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape", "flatten"), _reshape),
     "as_strided": _as_strided,
@@ -281,8 +190,4 @@ MOVEMENT: dict[str, Rule] = {
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), _channel_shuffle),
-    **dict.fromkeys(("index", "_unsafe_index"), _index),
-    "index_select": _index_select,
-    "gather": _gather,
-    "index_put": _index_put,
 }

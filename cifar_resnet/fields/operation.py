@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cifar_resnet.fields.steps import Call, Ref
 from cifar_resnet.fields.support import Support
-from cifar_resnet.fields.trace import Call, Ref
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,9 @@ class Operation:
 
     def operands(self) -> list[Support]:
         """All arguments that depend on the input."""
-        refs = list(refs_in((self.call.args, self.call.kwargs)))
-        return [support for support in map(self.support_of, refs) if support is not None]
+        supports = map(self.support_of, self.call.operands)
+        return [support for support in supports if support is not None]
 
 
 Result = Support | None | Sequence[Support | None]
 Rule = Callable[[Operation], Result]
-
-
-def refs_in(values: Any) -> Iterator[Ref]:
-    """Every `Ref` in a structure of lists, tuples and dictionaries."""
-    if isinstance(values, Ref):
-        yield values
-    elif isinstance(values, dict):
-        for value in values.values():
-            yield from refs_in(value)
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from refs_in(value)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -22,11 +22,13 @@ from torch.nn.modules.module import (
 from cifar_resnet.fields.analysis import receptive_field
 from cifar_resnet.fields.arguments import as_inputs, checked_dims, uncompiled
 from cifar_resnet.fields.records import LayerField
-from cifar_resnet.fields.result import ReceptiveFields
 from cifar_resnet.fields.terms import LONGEST_SET
 from cifar_resnet.untouched import untouched
 
 __all__ = ["ProbeReport", "ReceptiveFieldMismatchError", "check_receptive_field"]
+
+
+_Key = tuple[str, str]  # "layer" or "output", and its name
 
 
 class ReceptiveFieldMismatchError(AssertionError):
@@ -119,21 +121,26 @@ def check_receptive_field(
         arguments[source] = noise.to(probed)
     dims = checked_dims(probed.shape, spatial_dims)
     rows = [_spread(probed.shape[dim], positions) for dim in dims]
-    compared: dict[str, None] = {}
-    strange: set[str] = set()
+    compared: list[str] = []
+    strange: set[_Key] = set()
+    records: dict[_Key, LayerField] = {("layer", name): fields[name] for name in fields}
+    records |= {("layer", name): record for name, record in fields.blocks.items()}
+    records |= {("output", name): record for name, record in fields.outputs.items()}
     with untouched(model), _plain_algorithms(), torch.no_grad():
         _check_finite(model, arguments)
         for axis, dim in enumerate(dims):
-            answers: dict[str, list[Tensor]] = {}
+            answers: dict[_Key, list[Tensor]] = {}
             for chunk in rows[axis].split(batch_size):
-                _probe(model, arguments, source, dim, chunk, fields, answers, strange)
-            for name in [*fields, *fields.blocks, *fields.outputs]:
-                record = fields.outputs.get(name) or fields[name]
-                if name in answers:
-                    _compare(record, axis, rows[axis], torch.cat(answers[name]))
-                    compared[name] = None
-    missing = [name for name in [*fields, *fields.outputs] if name not in compared]
-    if any(name in strange or name not in compared for name in fields.outputs):
+                _probe(model, arguments, source, dim, chunk, records, answers, strange)
+            for key, record in records.items():
+                if key in answers:
+                    _compare(record, axis, rows[axis], torch.cat(answers[key]))
+    compared = [key[1] for key in records if key in answers]
+    missing = [name for kind, name in records if (kind, name) not in answers]
+    missing = [name for name in missing if name not in fields.blocks]
+    if any(kind == "output" and (kind, name) not in answers for kind, name in records) or any(
+        kind == "output" for kind, _ in strange
+    ):
         raise ValueError(
             f"The output of shape {fields.output.shape} does not have the batch in front, so the "
             "probe cannot tell the samples apart. Wrap the model so that its output does."
@@ -185,9 +192,9 @@ def _probe(
     source: int,
     dim: int,
     rows: Tensor,
-    fields: ReceptiveFields,
-    answers: dict[str, list[Tensor]],
-    strange: set[str],
+    records: Mapping[_Key, LayerField],
+    answers: dict[_Key, list[Tensor]],
+    strange: set[_Key],
 ) -> None:
     """Run a batch whose sample i has NaN in rows[i]; note which units are NaN."""
     number = len(rows)
@@ -198,27 +205,31 @@ def _probe(
     for sample, row in enumerate(rows.tolist()):
         batch[source][sample].select(dim - 1, row).fill_(torch.nan)
 
-    def note(name: str, record: LayerField, value: Any) -> None:
+    def note(key: _Key, value: Any) -> None:
+        if key not in records:
+            return
+        record = records[key]
         for output in _tensors(value):
             if output.shape[1:] == record.shape[1:] and len(output) == number * record.shape[0]:
                 samples = output.detach().isnan().reshape(number, *record.shape)
                 others = [d + 1 for d in range(len(record.shape)) if d not in record.unit_dims]
                 found = samples.any(dim=others) if others else samples
-                answers.setdefault(name, []).append(found.cpu())
+                answers.setdefault(key, []).append(found.cpu())
                 return
-        strange.add(name)
+        strange.add(key)
 
-    with _watched(model, fields, note):
+    with _watched(model, note):
         outputs = model(*batch)
-    if not isinstance(outputs, Mapping):
-        several = isinstance(outputs, list | tuple)
-        outputs = {str(i): out for i, out in enumerate(outputs)} if several else {"output": outputs}
-    for key, record in fields.outputs.items():
-        note(key, record, outputs[key])
+    if is_dataclass(outputs):
+        outputs = vars(outputs)
+    if isinstance(outputs, list | tuple):
+        outputs = dict(enumerate(outputs))
+    for name, value in (outputs if isinstance(outputs, Mapping) else {"output": outputs}).items():
+        note(("output", str(name)), value)
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, fields: ReceptiveFields, note: Any) -> Iterator[None]:
+def _watched(model: nn.Module, note: Callable[[_Key, Any], None]) -> Iterator[None]:
     names = {module: name for name, module in model.named_modules() if name}
     calls: Counter[nn.Module] = Counter()
     numbers: list[int] = []
@@ -232,10 +243,13 @@ def _watched(model: nn.Module, fields: ReceptiveFields, note: Any) -> Iterator[N
         if module in names:
             number = numbers.pop()
             name = names[module] if number == 1 else f"{names[module]}#{number}"
-            if name in fields:
-                note(name, fields[name], output)
+            if output is not None:  # it has not failed
+                note(("layer", name), output)
 
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    handles = [
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    ]
     try:
         yield
     finally:
@@ -244,6 +258,8 @@ def _watched(model: nn.Module, fields: ReceptiveFields, note: Any) -> Iterator[N
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
+    if is_dataclass(value):
+        value = vars(value)
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

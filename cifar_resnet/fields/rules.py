@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from cifar_resnet.fields.indexing import INDEXING
+from cifar_resnet.fields.merging import union
 from cifar_resnet.fields.movement import MOVEMENT
 from cifar_resnet.fields.operation import Geometry, Operation, Rule
-from cifar_resnet.fields.support import Support, union
-from cifar_resnet.fields.trace import Ref
+from cifar_resnet.fields.steps import Ref
+from cifar_resnet.fields.support import Support
 from cifar_resnet.fields.windows import WINDOWS, _each, _slide
 
 
@@ -35,6 +37,13 @@ def everywhere(op: Operation) -> Support:
 def nothing(op: Operation) -> None:
     """New values, which do not depend on those of the arguments."""
     return
+
+
+def _filled(op: Operation) -> Support | None:
+    """Values drawn or copied from the arguments; what is written over does not count."""
+    refs = op.call.operands[op.call.is_in_place :]
+    supports = [support for support in map(op.support_of, refs) if support is not None]
+    return union(op.shape, supports, op.where) if supports else None
 
 
 def _dims(op: Operation, support: Support) -> list[int]:
@@ -62,24 +71,36 @@ def _cumulative(op: Operation) -> Support:
     return op.first[1].cumulate(op["dim"])
 
 
+def _scaled(op: Operation, support: Support, dim: int | None = None) -> Support:
+    """With a normalisation's own arguments, if they depend on the input: they run along `dim`, or
+    along the last dimensions."""
+    parts = [support]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        own = op.support(name) if op.call.declares(name) else None
+        if own is not None:
+            shape = own.shape if dim is None else (*own.shape, *[1] * (len(op.shape) - dim - 1))
+            parts.append(own.reshape(shape))
+    return support if len(parts) == 1 else union(op.shape, parts, compare=False)
+
+
 def _layer_norm(op: Operation) -> Support:
     support = op.first[1]
     rank = len(support.shape)
-    return support.blend(range(rank - len(op["normalized_shape"]), rank))
+    return _scaled(op, support.blend(range(rank - len(op["normalized_shape"]), rank)))
 
 
 def _group_norm(op: Operation) -> Support:
     ref, support = op.first
     groups = op["group"]
     grouped = support.reshape((ref.shape[0], groups, -1, *ref.shape[2:]))
-    return grouped.blend(range(2, len(grouped.shape))).reshape(ref.shape)
+    return _scaled(op, grouped.blend(range(2, len(grouped.shape))).reshape(ref.shape), 1)
 
 
 def _batch_norm(op: Operation) -> Support:
     support = op.first[1]
     if not op.call.argument("training", op.call.name == "_native_batch_norm_legit"):
-        return support
-    return support.blend([dim for dim in range(len(support.shape)) if dim != 1])
+        return _scaled(op, support, 1)
+    return _scaled(op, support.blend([dim for dim in range(len(support.shape)) if dim != 1]), 1)
 
 
 def _product(op: Operation) -> Support:
@@ -153,10 +174,10 @@ _POINTWISE = (
     "lift_fresh_copy", "log_sigmoid_forward", "native_dropout", "rrelu_with_noise",
 )  # fmt: skip
 _NEW = (
-    "bernoulli", "empty_like", "fill", "full_like", "new_empty", "new_empty_strided", "new_full",
-    "new_ones", "new_zeros", "normal", "ones_like", "rand_like", "randint_like", "randn_like",
-    "uniform", "zero", "zeros_like",
+    "empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones",
+    "new_zeros", "ones_like", "rand_like", "randint_like", "randn_like", "zero", "zeros_like",
 )  # fmt: skip
+_FILLS = ("bernoulli", "cauchy", "exponential", "fill", "log_normal", "normal", "uniform")
 _REDUCTIONS = (
     "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "kthvalue",
     "linalg_vector_norm", "logsumexp", "max", "mean", "median", "min", "mode", "nanmedian",
@@ -180,8 +201,10 @@ _PRODUCTS = ("addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv")
 RULES: Mapping[str, Rule] = {
     **WINDOWS,
     **MOVEMENT,
+    **INDEXING,
     **dict.fromkeys(_POINTWISE, pointwise),
     **dict.fromkeys(_NEW, nothing),
+    **dict.fromkeys(_FILLS, _filled),
     **dict.fromkeys(_REDUCTIONS, _reduction),
     **dict.fromkeys(_ALONG, _along),
     **dict.fromkeys(("cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"), _cumulative),

@@ -126,7 +126,7 @@ def interpolated(
         scale: New units per element where the caller gave that, not the size.
         antialias: Whether the kernel is widened when the result is smaller.
     """
-    if mode == "linear" and size == units and not antialias:  # PyTorch copies
+    if size == units and (mode == "linear" or antialias):  # PyTorch copies
         return sliced(size, 0, 1, units)
     if align_corners:
         ratio = Fraction(size - 1, units - 1) if units > 1 else Fraction(0)
@@ -134,10 +134,14 @@ def interpolated(
         ratio = 1 / Fraction(scale).limit_denominator(1 << 20)
     else:
         ratio = Fraction(size, units)
+    exact = 1.0 / scale if scale and scale > 0 and not align_corners else float(ratio)
+    if mode == "nearest" and units in (size, 2 * size):  # PyTorch does not look at the scale
+        ratio = Fraction(size, units)
+        exact = float(ratio)
     step: Fraction | None = ratio if ratio > 0 else None
     # Positions in single precision, as PyTorch's kernels compute them: where one is a whole number
     # the lower tap may be the one before.
-    scale_down = torch.tensor(float(ratio), dtype=torch.float32)
+    scale_down = torch.tensor(exact, dtype=torch.float32)
     unit = torch.arange(units, dtype=torch.float32)
     if antialias:
         half = (2.0 if mode == "cubic" else 1.0) * scale_down.clamp(min=1)

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,80 +29,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from cifar_resnet.fields.steps import Call, LayerCall, LayerExit, Reading, Ref, Step, Trace
 from cifar_resnet.untouched import untouched
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A tensor of the run: which one, its shape and strides, and of an index tensor its values."""
-
-    index: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...] = ()
-    values: Tensor | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(eq=False)
-class LayerCall:
-    """One call of a submodule. `inner` counts the calls of modules inside; 0 makes it a leaf."""
-
-    name: str
-    module: nn.Module
-    number: int  # 1 for the first call of this module
-    inner: int = 0
-    inputs: Any = None
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One operation: `args` and `outputs` hold a `Ref` wherever there was a tensor."""
-
-    op: torch._ops.OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: Any
-    layers: tuple[LayerCall, ...]  # outermost first; the model itself is the first
-    source: str
-
-    @property
-    def name(self) -> str:
-        """`add` for `aten.add_.Tensor`, `mylib::roll` for an operation from elsewhere."""
-        namespace, name = self.op._schema.name.split("::")
-        return name.removesuffix("_") if namespace == "aten" else f"{namespace}::{name}"
-
-    def argument(self, name: str, default: Any = None) -> Any:
-        """An argument by its name in the operation's schema."""
-        for position, declared in enumerate(self.op._schema.arguments):
-            if declared.name == name:
-                if position < len(self.args) and not declared.kwarg_only:
-                    return self.args[position]
-                return self.kwargs.get(name, declared.default_value)
-        return default
-
-    @property
-    def is_view(self) -> bool:
-        """Whether the outputs share memory with the first argument, without writing to it."""
-        return bool(self.op.is_view) and bool(self.args) and isinstance(self.args[0], Ref)
-
-    def declares(self, name: str) -> bool:
-        """Whether the operation has an argument of this name."""
-        return any(declared.name == name for declared in self.op._schema.arguments)
-
-
-@dataclass(frozen=True, eq=False)
-class LayerExit:
-    """A submodule's call has returned `outputs`."""
-
-    layer: LayerCall
-    outputs: Any
-
-
-@dataclass(frozen=True, eq=False)
-class Trace:
-    steps: list[Call | LayerExit]
-    inputs: tuple[Ref | None, ...]
-    outputs: Any
-    on_values: bool  # made on real tensors
 
 
 class TraceError(Exception):
@@ -143,10 +71,11 @@ def _trace(model: nn.Module, inputs: Sequence[Any], on_values: bool) -> Trace:
         refs = tuple(recorder.ref(x) if isinstance(x, Tensor) else None for x in inputs)
         with recorder, _AsOne(recorder), recorder.watch_layers():
             try:
-                outputs = model(*inputs)
+                outputs = recorder.refs(model(*inputs))
             except Exception as error:
-                raise TraceError(recorder.place) from error
-        return Trace(recorder.steps, refs, recorder.refs(outputs), on_values)
+                raise TraceError(recorder.place_of(error)) from error
+        recorder.steps.append(LayerExit(recorder.root, outputs))
+        return Trace(recorder.steps, refs, outputs, on_values)
 
 
 @contextlib.contextmanager
@@ -166,19 +95,20 @@ def _one_path() -> Iterator[None]:
 class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, on_values: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.steps: list[Call | LayerExit] = []
+        self.steps: list[Step] = []
+        self.root = LayerCall("", model, 1)
         self._on_values = on_values
-        self._names = {module: name for name, module in model.named_modules()}
+        self._names = {module: name for name, module in model.named_modules() if name}
         self._numbers: Counter[nn.Module] = Counter()
-        self._stack: list[LayerCall] = []
+        self._stack = [self.root]
+        self._failed: tuple[BaseException, str] | None = None  # the last error, and in which layer
         self._indices = WeakTensorKeyDictionary()
         self._count = 0
         self._silent = False
 
-    @property
-    def place(self) -> str:
-        """Name of the layer that is being called."""
-        return self._stack[-1].name if self._stack else ""
+    def place_of(self, error: BaseException) -> str:
+        """Name of the layer that an error comes from; empty for the model itself."""
+        return self._failed[1] if self._failed and self._failed[0] is error else ""
 
     def ref(self, tensor: Tensor, *, with_values: bool = False) -> Ref:
         index = self._indices.get(tensor)
@@ -196,6 +126,8 @@ class _Recorder(TorchDispatchMode):
         """The same structure of lists, tuples and dictionaries with a `Ref` for each tensor."""
         if isinstance(values, Tensor):
             return self.ref(values, with_values=with_values)
+        if is_dataclass(values) and not isinstance(values, type):
+            values = {field.name: getattr(values, field.name) for field in fields(values)}
         if isinstance(values, Mapping):
             return {key: self.refs(value, with_values=with_values) for key, value in values.items()}
         if isinstance(values, list | tuple):
@@ -236,6 +168,9 @@ class _Recorder(TorchDispatchMode):
         self.steps.append(call)
         return outputs
 
+    def record_reading(self, tensor: Tensor, by: str) -> None:
+        self.steps.append(Reading(self.ref(tensor), by, _source()))
+
     @contextlib.contextmanager
     def watch_layers(self) -> Iterator[None]:
         """Follow the calls of submodules with hooks that are PyTorch's own, not the model's."""
@@ -250,10 +185,20 @@ class _Recorder(TorchDispatchMode):
                 self._stack.append(call)
 
         def leave(module: nn.Module, args: Any, outputs: Any) -> None:
-            if module in self._names and self._stack[-1].module is module:
-                self.steps.append(LayerExit(self._stack.pop(), self.refs(outputs)))
+            if module not in self._names:
+                return
+            layer = self._stack.pop()
+            error = sys.exc_info()[1]
+            if outputs is None and error is not None:  # the model may catch it and go on
+                if self._failed is None or self._failed[0] is not error:
+                    self._failed = error, layer.name
+                return
+            self.steps.append(LayerExit(layer, self.refs(outputs)))
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        handles = [
+            register_module_forward_pre_hook(enter),
+            register_module_forward_hook(leave, always_call=True),
+        ]
         try:
             yield
         finally:
@@ -262,8 +207,8 @@ class _Recorder(TorchDispatchMode):
 
 
 class _AsOne(TorchFunctionMode):
-    """Functions whose parts would hide what they do: circular padding is made of copies, and causal
-    attention of a mask's values."""
+    """Functions whose parts would hide what they do: circular padding is made of copies, causal
+    attention of a mask's values, and `item` takes values out of PyTorch."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -275,6 +220,8 @@ class _AsOne(TorchFunctionMode):
         kwargs = kwargs or {}
         op = None
         given = kwargs
+        if func in _TAKES_VALUES and isinstance(args[0], Tensor):
+            self._recorder.record_reading(args[0], func.__name__)
         if func is torch.nn.functional.scaled_dot_product_attention:
             op = torch.ops.aten.scaled_dot_product_attention.default
         elif func is torch.nn.functional.pad:
@@ -289,8 +236,18 @@ class _AsOne(TorchFunctionMode):
 
 
 _READS_INDICES = {
-    f"aten::{name}" for name in ("index", "index_select", "gather", "index_put", "_unsafe_index")
-}
+    f"aten::{name}"
+    for name in (
+        "_unsafe_index", "embedding", "gather", "index", "index_copy", "index_fill", "index_put",
+        "index_select",
+    )
+}  # fmt: skip
+
+# bool() is not among them: it chooses a branch, and the branch taken is the one that is followed.
+_TAKES_VALUES = {
+    Tensor.__array__, Tensor.__complex__, Tensor.__dlpack__, Tensor.__float__, Tensor.__index__,
+    Tensor.__int__, Tensor.item, Tensor.numpy, Tensor.tolist,
+}  # fmt: skip
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)

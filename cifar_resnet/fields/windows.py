@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from cifar_resnet.fields import taps
+from cifar_resnet.fields.merging import concatenate, union
 from cifar_resnet.fields.operation import Geometry, Operation, Rule
-from cifar_resnet.fields.support import Support, concatenate, union
+from cifar_resnet.fields.support import Support
 
 
 def _each(value: Any, number: int) -> tuple[int, ...]:
@@ -35,10 +36,10 @@ def _slide(op: Operation, support: Support, geometry: Geometry) -> Support:
 
 def _convolution(op: Operation) -> Support:
     ref, support = op.first
-    weight = op["weight"]
-    number = len(weight.shape) - 2
+    kernel_size = op["weight"].shape[2:]
+    number = len(kernel_size)
     geometry = Geometry(
-        tuple(weight.shape[2:]),
+        kernel_size,
         _each(op["stride"], number),
         _each(op["padding"], number),
         _each(op["dilation"], number),
@@ -62,11 +63,13 @@ def _convolution(op: Operation) -> Support:
             support = support.window(2 + axis, window)
     else:
         support = _slide(op, support, geometry)
-    learned = op.support("weight")
-    if learned is None:
-        return support
-    everything = learned.reduce(range(len(learned.shape)), keepdim=False)
-    return union(op.shape, [support, everything], compare=False)
+    parts = [support]
+    weight, bias = op.support("weight"), op.support("bias")
+    if weight is not None:
+        parts.append(weight.reduce(range(len(weight.shape)), keepdim=False))
+    if bias is not None:
+        parts.append(bias.reshape((channels, *[1] * number)))
+    return support if len(parts) == 1 else union(op.shape, parts, compare=False)
 
 
 def _pool(op: Operation) -> Support:
