@@ -83,9 +83,10 @@ def copy_columns(self, x: Tensor) -> Tensor:
 
 def relu_of_chunks(self, x: Tensor) -> Tensor:
     y = self.conv(x)
-    first, second = y.split([1, 2], 1)
-    F.relu_(second)
-    first += second.mean((1, 2), keepdim=True)
+    first, second = y.split([5, 7], 2)
+    F.relu_(first)
+    second.zero_()
+    second += first.mean(2, keepdim=True)
     return y
 
 
@@ -120,10 +121,20 @@ def test_rows_swapped_by_index_read_the_other_row() -> None:
     assert rows == [(1, 1), (1, 1), (3, 3), (3, 3)]
 
 
+def test_channels_and_columns_indexed_together() -> None:
+    output = receptive_field(Net(put_apart), SIZE).output
+    columns = [output.region((channel, 0, 5))[1] for channel in range(3)]
+    assert columns == [(5, 5), (5, 5), (0, 0)]
+
+
 def test_what_fills_a_tensor_is_what_it_depends_on() -> None:
     assert agrees(Net(lambda self, x: torch.empty_like(x).fill_(x.mean()))) == (12, 10)
     smooth = Net(lambda self, x: torch.normal(F.avg_pool2d(x, 3, 1, 1), 1.0))
     assert agrees(smooth) == (3, 3)
+    filled = receptive_field(
+        Net(lambda self, x: self.conv(x).fill_(x[0, 0, 5, 6]), conv=conv()), SIZE
+    )
+    assert filled.output.region(()) == ((5, 5), (6, 6))
     zeroed = Net(lambda self, x: self.conv(x).zero_() + x, conv=conv())
     assert agrees(zeroed) == (1, 1)
 

@@ -56,8 +56,9 @@ def receptive_field(
         ignore: Names or classes of submodules, or patterns such as `"*.se"` and `"GroupNorm"`, to
             look through: gates and normalisations see the whole image, which hides what
             convolutions see. A layer left out passes on what it gets, at the same place.
-        unknown: "raise" for an error at an operation without a rule; "skip" to take it for
-            pointwise and list it in `.skipped`.
+        unknown: "raise" for an error at an operation without a rule, and where values leave the
+            tensors (`item`, `numpy`); "skip" to take the operation for pointwise, leave that way
+            out, and list both in `.skipped`.
         rules: Rules for further operations, by name (`"mylib::blur"`): "pointwise", "global", a
             mapping with `kernel_size` (and `stride`, `padding`, `dilation`) for one that slides, or
             a function of the operation.
@@ -69,7 +70,7 @@ def receptive_field(
         TypeError: If `model` is no module.
         ValueError: If the model fails on this input, has parameters without a shape yet, or an
             argument is not valid.
-        NotImplementedError: If an operation has no rule.
+        NotImplementedError: If an operation has no rule, or values leave the tensors.
 
     Examples:
         >>> from cifar_resnet import CustomResNet, receptive_field
