@@ -9,6 +9,7 @@ which have shapes and no values; where the model asks for values, it is made aga
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import warnings
 from collections import Counter
@@ -80,15 +81,18 @@ def _trace(model: nn.Module, inputs: Sequence[Any], on_values: bool) -> Trace:
 
 @contextlib.contextmanager
 def _one_path() -> Iterator[None]:
-    """Without the fused kernels that stand for many operations at once."""
+    """Without the fused kernels that stand for many operations at once, and without noise."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # tells of errors that we report
+    disabled, log.disabled = log.disabled, True
     try:
         with warnings.catch_warnings(), torch.inference_mode(False):
             warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
             with torch.backends.mkldnn.flags(enabled=False):  # takes recurrent layers as a whole
                 yield
     finally:
+        log.disabled = disabled
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
