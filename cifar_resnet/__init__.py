@@ -13,36 +13,58 @@ __version__ = "0.1.0"
 __all__ = [
     "AxisField",
     "CIFAR10DataModule",
+    "Calibration",
     "CustomResNet",
     "DatasetError",
     "EffectiveReceptiveField",
     "ImageClassifier",
+    "LabelSuspect",
     "LayerField",
+    "LogMisclassified",
+    "MisclassifiedSample",
+    "MisclassifiedSamples",
     "ProbeReport",
     "ReceptiveFieldMismatchError",
     "ReceptiveFields",
     "Recipe",
     "check_receptive_field",
+    "compute_cams",
     "effective_receptive_field",
+    "find_misclassified",
+    "label_suspects",
     "receptive_field",
+    "show_calibration",
+    "show_confusion_matrix",
+    "show_misclassified",
     "show_training_curves",
 ]
 
 _HOMES = {
     "AxisField": "cifar_resnet.fields.records",
     "CIFAR10DataModule": "cifar_resnet.data.module",
+    "Calibration": "cifar_resnet.errors.records",
     "CustomResNet": "cifar_resnet.network",
     "DatasetError": "cifar_resnet.data.formats",
     "EffectiveReceptiveField": "cifar_resnet.fields.effective",
     "ImageClassifier": "cifar_resnet.classifier",
+    "LabelSuspect": "cifar_resnet.errors.suspects",
     "LayerField": "cifar_resnet.fields.records",
+    "LogMisclassified": "cifar_resnet.errors.callback",
+    "MisclassifiedSample": "cifar_resnet.errors.records",
+    "MisclassifiedSamples": "cifar_resnet.errors.records",
     "ProbeReport": "cifar_resnet.fields.probe",
     "ReceptiveFieldMismatchError": "cifar_resnet.fields.probe",
     "ReceptiveFields": "cifar_resnet.fields.result",
     "Recipe": "cifar_resnet.recipe",
     "check_receptive_field": "cifar_resnet.fields.probe",
+    "compute_cams": "cifar_resnet.errors.cams",
     "effective_receptive_field": "cifar_resnet.fields.effective",
+    "find_misclassified": "cifar_resnet.errors.scan",
+    "label_suspects": "cifar_resnet.errors.suspects",
     "receptive_field": "cifar_resnet.fields.analysis",
+    "show_calibration": "cifar_resnet.errors.diagrams",
+    "show_confusion_matrix": "cifar_resnet.errors.diagrams",
+    "show_misclassified": "cifar_resnet.errors.figures",
     "show_training_curves": "cifar_resnet.curves",
 }
 
@@ -51,6 +73,13 @@ if TYPE_CHECKING:
     from cifar_resnet.curves import show_training_curves
     from cifar_resnet.data.formats import DatasetError
     from cifar_resnet.data.module import CIFAR10DataModule
+    from cifar_resnet.errors.callback import LogMisclassified
+    from cifar_resnet.errors.cams import compute_cams
+    from cifar_resnet.errors.diagrams import show_calibration, show_confusion_matrix
+    from cifar_resnet.errors.figures import show_misclassified
+    from cifar_resnet.errors.records import Calibration, MisclassifiedSample, MisclassifiedSamples
+    from cifar_resnet.errors.scan import find_misclassified
+    from cifar_resnet.errors.suspects import LabelSuspect, label_suspects
     from cifar_resnet.fields.analysis import receptive_field
     from cifar_resnet.fields.effective import EffectiveReceptiveField, effective_receptive_field
     from cifar_resnet.fields.probe import (

@@ -7,9 +7,28 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module inside a compiled one; the module itself otherwise."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, but got {type(model).__name__}. "
+            "Wrap a function in a module whose forward calls it."
+        )
+    original = getattr(model, "_orig_mod", model)
+    lazy = [name for name, p in original.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"Parameter {lazy[0]!r} has no shape yet (a lazy module). "
+            "Call the model once with an input first."
+        )
+    assert isinstance(original, nn.Module)
+    return original
 
 
 @contextlib.contextmanager
@@ -18,12 +37,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     What comes back: the mode of each submodule (they may differ), attributes, hooks, buffers and
     their values, `.grad` and `requires_grad` of each parameter, and the state of the global random
-    number generators of Python and PyTorch. The values of parameters are expected to stay.
+    number generators of Python, NumPy and PyTorch. The values of parameters are expected to stay.
     """
     attributes = [(module, _shallow_copy(module.__dict__)) for module in model.modules()]
     buffers = [(b, b.detach().clone()) for b in model.buffers() if not (is_lazy(b) or b.is_meta)]
     parameters = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-    python_random = random.getstate()
+    python_random, numpy_random = random.getstate(), np.random.get_state()
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(devices, key=str)):
         try:
@@ -42,6 +61,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)
             random.setstate(python_random)
+            np.random.set_state(numpy_random)
 
 
 def _shallow_copy(attributes: dict[str, Any]) -> dict[str, Any]:

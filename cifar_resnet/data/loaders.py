@@ -124,6 +124,16 @@ class ResidentLoader:
             self._position.advance()
             yield images, labels
 
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All samples of the subset once, as they are: positions in the whole dataset, int64 (B,),
+        images and labels. Neither the rank nor the epoch matters, and the epoch goes on after it.
+        """
+        size = self._order.batch_size
+        for start in range(0, len(self._samples), size):
+            rows = np.arange(start, min(start + size, len(self._samples)))
+            samples = torch.from_numpy(self._samples[rows].astype(np.int64))
+            yield samples, self._bank.batch(rows), self._labels[self._bank.to_device(rows)]
+
     @property
     def batch_sampler(self) -> Any:
         # Lightning calls `loader.batch_sampler.sampler.set_epoch`, and nothing on the loader
@@ -161,7 +171,7 @@ class PerSampleImages(Dataset[Any]):
         self._images = images
         self._labels = labels
         self._samples = samples
-        self._transform = transform
+        self.transform = transform
         self._seed = seed
 
     def __len__(self) -> int:
@@ -176,7 +186,7 @@ class PerSampleImages(Dataset[Any]):
         from PIL import Image
 
         image = Image.fromarray(self._images[position])
-        return self._transform(image), int(self._labels[position])
+        return self.transform(image), int(self._labels[position])
 
     def _batch(self, keys: list[SampleKey]) -> Any:
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()

@@ -13,12 +13,12 @@ from cifar_resnet.fields.arguments import (
     checked_dims,
     ignored_names,
     rejection,
-    uncompiled,
 )
 from cifar_resnet.fields.following import Analysis
 from cifar_resnet.fields.result import ReceptiveFields
 from cifar_resnet.fields.rules import as_rule
 from cifar_resnet.fields.trace import TraceError, ValuesNeededError, trace
+from cifar_resnet.untouched import uncompiled
 
 __all__ = ["receptive_field"]
 

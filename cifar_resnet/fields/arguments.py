@@ -8,28 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from cifar_resnet.fields.steps import Call, Trace, refs_in
 from cifar_resnet.fields.trace import TraceError
-
-
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The module inside a compiled one; the module itself otherwise."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model must be a torch.nn.Module, but got {type(model).__name__}. "
-            "Wrap a function in a module whose forward calls it."
-        )
-    original = getattr(model, "_orig_mod", model)
-    lazy = [name for name, p in original.named_parameters() if is_lazy(p)]
-    if lazy:
-        raise ValueError(
-            f"Parameter {lazy[0]!r} has no shape yet (a lazy module). "
-            "Call the model once with an input, then analyse it."
-        )
-    assert isinstance(original, nn.Module)
-    return original
 
 
 def as_inputs(

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cifar_resnet.fields.arguments import uncompiled
-from cifar_resnet.untouched import untouched
+from cifar_resnet.untouched import uncompiled, untouched
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

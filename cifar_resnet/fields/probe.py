@@ -20,10 +20,10 @@ from torch.nn.modules.module import (
 )
 
 from cifar_resnet.fields.analysis import receptive_field
-from cifar_resnet.fields.arguments import as_inputs, checked_dims, uncompiled
+from cifar_resnet.fields.arguments import as_inputs, checked_dims
 from cifar_resnet.fields.records import LayerField
 from cifar_resnet.fields.terms import LONGEST_SET
-from cifar_resnet.untouched import untouched
+from cifar_resnet.untouched import uncompiled, untouched
 
 __all__ = ["ProbeReport", "ReceptiveFieldMismatchError", "check_receptive_field"]
 

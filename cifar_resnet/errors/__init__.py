@@ -1,0 +1,1 @@
+"""The errors of a classifier: found, counted, explained with class activation maps, and drawn."""
