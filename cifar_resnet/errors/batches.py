@@ -243,7 +243,7 @@ def _normalisation(transform: Any) -> Statistics | None:
     parts = getattr(transform, "transforms", None)
     if isinstance(parts, list | tuple):
         return next(filter(None, map(_normalisation, reversed(parts))), None)
-    if hasattr(transform, "transform"):  # torchvision's StandardTransform
+    if type(transform).__name__ == "StandardTransform":  # torchvision's, of images and labels
         return _normalisation(transform.transform)
     if type(transform).__name__ == "Normalize":
         mean, std = torch.as_tensor(transform.mean), torch.as_tensor(transform.std)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart by colour-blind readers, too
 _PREDICTED, _TRUE, _OTHER = "#D55E00", "#0072B2", "#999999"
 
-PANEL, GAP, LINE = 1.15, 0.06, 0.13  # inches: side of a panel, between panels, height of a line
+# Inches: side of a panel, between panels, height of a line, least width of a cell with bars.
+PANEL, GAP, LINE, LEAST_WIDTH = 1.15, 0.06, 0.13, 1.8
+_LETTERS = 20  # of the small text in an inch
 
 Picture = NDArray[np.float32]
 
@@ -42,7 +44,7 @@ def draw_cell(
     width, top = axes.get_xlim()[1], axes.get_ylim()[1]
     small: dict[str, Any] = {"fontsize": 6 * scale, "va": "center"}
     names = {"predicted": sample.predicted_name, "true": sample.true_name}
-    room = int((width - (0.55 if maps else 0)) * 17)
+    room = int((width - (0.6 if maps else 0)) * 17)
     for line, (key, text) in enumerate((("true", "true"), ("predicted", "pred"))):
         axes.text(
             0, top - (line + 0.5) * LINE, f"{text}: {_short(names[key], room - 6)}",
@@ -69,7 +71,7 @@ def draw_cell(
         else:
             panels.append((_overlay(picture, values, alpha, colours), captions[kind]))
     for place, (pixels, caption) in enumerate(panels):
-        left = place * (PANEL + GAP)
+        left = place * (PANEL + GAP) if maps else (width - PANEL) / 2
         axes.imshow(
             pixels,
             extent=(left, left + PANEL, bottom, bottom + panel_height),
@@ -82,17 +84,15 @@ def draw_cell(
     axes.set_xlim(0, width)
     axes.set_ylim(0, top)
     axes.set_aspect("equal", adjustable="box")
-    start, full = (
-        0.52 * width if not maps else 0.34 * width,
-        0.3 * width if not maps else 0.5 * width,
-    )
+    start = min(1.0, 0.5 * width)
+    full = width - start - 0.35
     for line, number in enumerate(bars):
         share = float(sample.probabilities[number])
         kind = {sample.true: "true", sample.predicted: "pred"}.get(number, "")
         colour = {"true": _TRUE, "pred": _PREDICTED}.get(kind, _OTHER)
         middle = bottom - (line + 0.6 + bool(maps)) * LINE
-        name = _short(class_names[number], 10 if not maps else int(start * 17) - 6)
-        label = f"{kind}: {name}" if kind else name
+        kind = f"{kind}: " if kind else ""
+        label = kind + _short(class_names[number], int(start * _LETTERS) - len(kind))
         axes.text(start - 0.04, middle, label, ha="right", **small)
         axes.barh(middle, full * share, 0.65 * LINE, left=start, color=colour)
         axes.text(start + full * share + 0.04, middle, _percent(share), **small)

@@ -75,7 +75,7 @@ def show_confusion_matrix(
     np.fill_diagonal(errors, np.nan)
     numbers = classes <= _MOST_NUMBERS
     side = max(4.0, 1.8 + 0.5 * classes) if numbers else 9.0
-    fig = fig or Figure(figsize=(side + 1, side), layout="constrained", dpi=dpi)
+    fig = fig or Figure(figsize=(side + 1.8, side), layout="constrained", dpi=dpi)
     axes = fig.subplots()
     colours = colormaps[cmap].with_extremes(bad="#DDDDDD")
     largest = float(np.nanmax(errors)) if classes > 1 else 0.0
@@ -158,23 +158,14 @@ def show_calibration(
     fig = fig or Figure(figsize=(4.5, 4.8), layout="constrained", dpi=dpi)
     upper, lower = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.bar(middles, accuracy, 0.92 * width, color="#0072B2", label="share right")
-    filled = calibration.counts.numpy() > 0
-    upper.plot(
-        calibration.confidence.numpy()[filled],
-        calibration.confidence.numpy()[filled],
-        "o",
-        color="#D55E00",
-        markersize=4,
-        label="mean confidence",
-    )
-    upper.plot([0, 1], [0, 1], "--", color="#555555", linewidth=1, label="perfectly calibrated")
+    upper.plot([0, 1], [0, 1], "--", color="#D55E00", linewidth=1.5, label="perfectly calibrated")
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1)
     upper.set_ylabel("share right")
     upper.legend(loc="upper left", fontsize=8)
     upper.set_title(
-        f"expected calibration error {100 * calibration.expected_error:.2f} % "
-        f"({found.total:,} images, {bins} bins)",
+        f"expected calibration error {100 * calibration.expected_error:.2f} %\n"
+        f"{found.total:,} images, {bins} bins",
         fontsize=10,
     )
     lower.bar(middles, calibration.counts.numpy(), 0.92 * width, color="#999999")

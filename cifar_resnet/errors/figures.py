@@ -5,6 +5,7 @@ and axes; it must not know how samples are found.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_resnet.errors.cams import METHODS, check_method, explain
-from cifar_resnet.errors.cells import GAP, LINE, PANEL, bars_of, draw_cell
+from cifar_resnet.errors.cells import GAP, LEAST_WIDTH, LINE, PANEL, bars_of, draw_cell
 from cifar_resnet.errors.layers import Reshape
 from cifar_resnet.errors.records import MisclassifiedSamples
 from cifar_resnet.errors.saving import check_save_path, save_figure
@@ -40,7 +41,8 @@ _FIRST = {
     "random": "chosen at random",
 }
 
-_SPACE, _TOP, _BOTTOM = 0.22, 0.42, 0.45  # inches: between cells, for the title, for the note
+# Inches between columns, between rows, for the title, for the note.
+_SPACE, _BETWEEN, _TOP, _BOTTOM = 0.22, 0.1, 0.48, 0.45
 
 
 def show_misclassified(
@@ -232,17 +234,18 @@ def _draw(
     rows = [bars_of(sample, top_k) for sample in found]
     lines = 3 if not maps else 2
     bars = max(map(len, rows))
+    panels = (1 + len(maps)) * (PANEL + GAP) - GAP
     cell = (
-        (1 + len(maps)) * (PANEL + GAP) - GAP,
+        max(panels, LEAST_WIDTH) if bars else panels,
         (lines + bool(maps) + bars) * LINE + panel_height + 0.08,
     )
     if columns is None:
-        columns = max(1, round(math.sqrt(len(found) * 1.3 * cell[1] / (cell[0] + _SPACE))))
+        columns = _columns(len(found), (cell[1] + _BETWEEN) / (cell[0] + _SPACE))
     columns = min(columns, len(found))
     table = math.ceil(len(found) / columns)
     size = (
         max(columns * (cell[0] + _SPACE) + _SPACE, 4.5),
-        table * (cell[1] + _SPACE) + _TOP + _BOTTOM,
+        table * (cell[1] + _BETWEEN) + _TOP + _BOTTOM,
     )
     fig = fig or Figure(figsize=figsize or size, dpi=dpi)
     box = fig.bbox.transformed(fig.dpi_scale_trans.inverted())
@@ -252,7 +255,7 @@ def _draw(
         row, column = divmod(place, columns)
         axes = fig.add_axes((
             (left + column * (cell[0] + _SPACE)) / size[0],
-            1 - (_TOP + row * (cell[1] + _SPACE) + cell[1]) / size[1],
+            1 - (_TOP + row * (cell[1] + _BETWEEN) + cell[1]) / size[1],
             cell[0] / size[0],
             cell[1] / size[1],
         ))  # fmt: skip
@@ -265,8 +268,8 @@ def _draw(
             axes, found.class_names, sample, mine, rows[place], alpha, colours, scale, panel_height
         )
     fig.text(
-        0.5, 1 - 0.14 / size[1], _title(found), ha="center", va="top", fontsize=9.5 * scale,
-        wrap=True,
+        0.5, 1 - 0.1 / size[1], _wrapped(_title(found), size[0] * 13), ha="center", va="top",
+        fontsize=9.5 * scale,
     )  # fmt: skip
     suspects = sum(sample.suspect for sample in found)
     if suspects:
@@ -284,7 +287,7 @@ def _draw(
         scale_axes.tick_params(length=0, pad=1)
     room = size[0] - (1.6 if maps else 0.5)
     fig.text(
-        0.25 / size[0], 0.16 / size[1], _wrapped(note, room), ha="left", va="bottom",
+        0.25 / size[0], 0.16 / size[1], _wrapped(note, room * 20), ha="left", va="bottom",
         fontsize=6.5 * scale, linespacing=1.1,
     )  # fmt: skip
     return fig
@@ -312,7 +315,13 @@ def _no_errors(found: MisclassifiedSamples) -> str:
     return f"No errors{of} in {found.total:,} images ({100 * found.accuracy:.2f} % right)."
 
 
-def _wrapped(text: str, inches: float) -> str:
-    import textwrap
+def _columns(number: int, ratio: float) -> int:
+    """For a figure somewhat wider than high, with few places empty. `ratio` is that of a cell's
+    height to its width."""
+    ideal = max(1, round(math.sqrt(number * 1.3 * ratio)))
+    near = [columns for columns in (ideal, ideal + 1, ideal - 1) if 1 <= columns <= number]
+    return min(near or [1], key=lambda columns: -number % columns)
 
-    return "\n".join(textwrap.wrap(text, max(20, int(inches * 20))))
+
+def _wrapped(text: str, letters: float) -> str:
+    return "\n".join(textwrap.wrap(text, max(20, int(letters))))

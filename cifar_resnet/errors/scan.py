@@ -90,13 +90,13 @@ def find_misclassified(
         raise ValueError(f"batch_size must be an integer of at least 1, but got {batch_size!r}.")
     given = _statistics(mean, std)
     source = as_source(data, batch_size)
-    keep = _Keeper(n, sort_by, true_class, pred_class, seed, class_names, source)
     with (
         untouched(model),
         torch.inference_mode(False),  # what is kept should be ordinary tensors
         torch.no_grad(),
         placed(model, device) as (run, place),
     ):
+        keep = _Keeper(n, sort_by, true_class, pred_class, seed, class_names, source)
         for indices, inputs, labels in source.batches():
             scores = class_scores(run, place(inputs)).float()
             keep.add(indices, inputs, labels.to(scores.device), scores)
