@@ -1,0 +1,365 @@
+"""The error figures: what they say, in every number of errors; and the callback that logs them."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cifar_resnet import (
+    CIFAR10DataModule,
+    CustomResNet,
+    ImageClassifier,
+    LogMisclassified,
+    find_misclassified,
+    label_suspects,
+    show_calibration,
+    show_confusion_matrix,
+    show_misclassified,
+)
+
+
+class Brightest(nn.Module):
+    """The class is the channel (of a learned mixture) with the highest mean."""
+
+    def __init__(self, classes: int = 3, channels: int = 3) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(channels, classes, 1, bias=False)
+        self.mix.weight.data = torch.eye(classes, channels)[:, :, None, None] * 10
+        self.maps = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(self.mix(images)).mean((2, 3))
+
+
+def data(errors: int, right: int = 3, channels: int = 3) -> TensorDataset:
+    """Images of one channel each; of the errors the label is the next class."""
+    number = errors + right
+    seen = torch.arange(number) % 3
+    images = torch.zeros(number, channels, 8, 8)
+    for image, channel in zip(images, seen, strict=True):
+        image[channel % channels, 2:5, 2:5] = 1
+    labels = torch.where(torch.arange(number) < errors, (seen + 1) % 3, seen)
+    return TensorDataset(images, labels)
+
+
+def texts(fig: Figure) -> list[str]:
+    fig.canvas.draw()
+    found = [text.get_text() for text in fig.texts]
+    return found + [text.get_text() for axes in fig.axes for text in axes.texts]
+
+
+def cells(fig: Figure) -> list[Any]:
+    return [axes for axes in fig.axes if axes.texts]
+
+
+@pytest.mark.parametrize("errors", [1, 2, 10, 25, 100])
+def test_there_is_a_cell_for_each_error(errors: int) -> None:
+    fig = show_misclassified(Brightest(), data(errors), n=errors, sort_by="index")
+    assert isinstance(fig, Figure)
+    assert len(cells(fig)) == errors
+    assert all(len(axes.images) == 3 for axes in cells(fig))  # image and two maps
+    said = texts(fig)
+    assert f"{errors} of {errors} errors in {errors + 3} images" in " ".join(said[0].split())
+    assert {f"#{i}" for i in range(errors)} <= set(said)
+    assert any("Grad-CAM of maps (8 x 8)" in " ".join(text.split()) for text in said)
+    for axes in cells(fig):  # nothing runs out of the figure
+        for text in axes.texts:
+            box = text.get_window_extent()
+            assert box.x0 >= -1
+            assert box.x1 <= fig.bbox.x1 + 1
+    boxes = [axes.get_position() for axes in cells(fig)]
+    for place, one in enumerate(boxes):
+        for other in boxes[place + 1 :]:
+            assert not one.overlaps(other)
+
+
+def test_without_errors_the_figure_says_so() -> None:
+    fig = show_misclassified(Brightest(), data(0, right=6))
+    assert texts(fig) == ["No errors in 6 images (100.00 % right)."]
+    none = show_misclassified(Brightest(), data(3), true_class=2, pred_class=0)
+    assert texts(none) == ["No errors of 2 taken for 0 in 6 images (50.00 % right)."]
+
+
+def test_a_cell_tells_label_prediction_and_probabilities() -> None:
+    names = ["red", "green", "blue"]
+    fig = show_misclassified(Brightest(), data(1), class_names=names, top_k=1, pred_class="red")
+    said = texts(fig)
+    # the red channel's mean is 9 / 64, times 10; the other scores are 0
+    share = np.exp(90 / 64) / (np.exp(90 / 64) + 2)
+    for text in ("true: green", "pred: red", "#0", "for red", "no evidence for green",
+                 f"{100 * share:.0f} %", f"{50 * (1 - share):.0f} %"):  # fmt: skip
+        assert text in said
+    assert "blue" not in said
+    assert "(any class taken for red)" in " ".join(said[0].split())
+
+
+def test_images_are_nearest_and_keep_their_brightness() -> None:
+    fig = show_misclassified(Brightest(), data(1), alpha=0.25, cmap="gray", cam="predicted")
+    image, overlay = (panel.get_array() for panel in cells(fig)[0].images)
+    pixels = data(1)[0][0].permute(1, 2, 0).numpy()
+    assert np.array_equal(image[::16, ::16], pixels)
+    assert np.array_equal(image[15::16, 15::16], pixels)
+    # 3 / 4 of the image and 1 / 4 of the map's colour, which is 1 in the middle of the square
+    # and 0 far from it
+    assert overlay[56, 56] == pytest.approx([1, 0.25, 0.25], abs=1e-6)
+    assert overlay[120, 120] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert all(panel.get_interpolation() == "nearest" for panel in cells(fig)[0].images)
+
+
+@pytest.mark.parametrize(
+    ("cam", "captions"),
+    [
+        ("both", {"image", "for 0", "no evidence for 1"}),
+        ("predicted", {"image", "for 0"}),
+        ("true", {"image", "no evidence for 1"}),
+        ("contrast", {"image", "0 not 1"}),
+        (None, set()),
+    ],
+)
+def test_the_maps_to_draw(cam: str | None, captions: set[str]) -> None:
+    fig = show_misclassified(Brightest(), data(1), cam=cam)
+    (cell,) = cells(fig)
+    assert len(cell.images) == max(len(captions), 1)
+    assert captions <= set(texts(fig))
+    assert ("Grad-CAM" in " ".join(texts(fig))) == (cam is not None)
+
+
+def test_suspects_are_marked(data_dir: Path) -> None:
+    first = min(label_suspects())
+    module = CIFAR10DataModule(data_dir)
+    model = CustomResNet(width=2)
+    found = find_misclassified(model, module, sort_by="index")
+    place = [sample.suspect for sample in found].index(True)
+    fig = show_misclassified(model, found[place : place + 1], cam=None)
+    assert "label suspect" in texts(fig)
+    assert any("1 label suspect: fewer than 3 of 5 people" in text for text in texts(fig))
+    assert found[place].index >= first
+    plain = next(place for place, sample in enumerate(found) if not sample.suspect)
+    assert "suspect" not in " ".join(texts(show_misclassified(model, found[plain : plain + 1])))
+
+
+def test_a_found_result_saves_the_second_scan() -> None:
+    found = find_misclassified(Brightest(), data(10), sort_by="index")
+    calls = []
+    model = Brightest()
+    model.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    fig = show_misclassified(model, found, n=4, cam=None)
+    assert calls == []
+    assert len(cells(fig)) == 4
+    assert "4 of 10 errors in 13 images" in " ".join(texts(fig)[0].split())
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_images_and_images_with_transparency(channels: int) -> None:
+    fig = show_misclassified(Brightest(channels=channels), data(3, channels=channels))
+    assert cells(fig)[0].images[0].get_array().shape[-1] == 3
+
+
+def test_channels_that_cannot_be_drawn() -> None:
+    with pytest.raises(ValueError, match="Images with 2 channels cannot be drawn"):
+        show_misclassified(Brightest(channels=2), data(3, channels=2))
+
+
+def test_long_names_are_shortened() -> None:
+    names = [f"{word} with a rather long and winding name" for word in ("red", "green", "blue")]
+    fig = show_misclassified(Brightest(), data(2), class_names=names, cam="predicted")
+    assert any(text.startswith("true: green") and text.endswith("...") for text in texts(fig))
+    for axes in cells(fig):
+        width = axes.get_window_extent().width
+        assert all(text.get_window_extent().width < 1.1 * width for text in axes.texts)
+
+
+def test_it_draws_into_a_figure_of_the_user() -> None:
+    mine = Figure(figsize=(8, 4))
+    left, right = mine.subfigures(1, 2)
+    assert show_misclassified(Brightest(), data(4), n=2, fig=left) is left
+    assert show_confusion_matrix(find_misclassified(Brightest(), data(4)), fig=right) is right
+    mine.canvas.draw()
+    fig = show_misclassified(Brightest(), data(4), figsize=(5, 7), columns=1, dpi=80)
+    assert (tuple(fig.get_size_inches()), fig.dpi) == ((5, 7), 80)
+    lefts = {round(axes.get_position().x0, 3) for axes in cells(fig)}
+    assert len(lefts) == 1
+
+
+def test_pyplot_and_rcparams_are_left_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    show_misclassified(Brightest(), data(3))
+    assert dict(matplotlib.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
+
+
+def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("errors.png", "errors.pdf", "errors.svg"):
+        show_misclassified(Brightest(), data(2), save_path=tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000
+    (tmp_path / "errors.png").write_text("mine")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        Path(args[1]).write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        show_misclassified(Brightest(), data(2), save_path=tmp_path / "errors.png")
+    assert (tmp_path / "errors.png").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "n must be an integer of at least 1, but got 0"),
+        ({"n": None}, "n must be an integer of at least 1, but got None"),
+        ({"cam": "all"}, "cam must be 'both', .* but got 'all'"),
+        ({"method": "cam"}, "method must be one of gradcam"),
+        ({"alpha": 1.5}, r"alpha must be an opacity in \[0, 1\], but got 1.5"),
+        ({"alpha": -0.1}, "alpha must be an opacity"),
+        ({"alpha": "half"}, "alpha must be an opacity"),
+        ({"cmap": "rainbows"}, "cmap must be the name of a Matplotlib colour map.*'rainbows'"),
+        ({"top_k": -1}, "top_k must be an integer of at least 0"),
+        ({"columns": 0}, "columns must be an integer of at least 1"),
+        ({"figsize": (3,)}, "figsize must be a width and a height"),
+        ({"figsize": (3, 3), "fig": Figure()}, "Give fig or figsize"),
+        ({"dpi": 0}, "dpi must be positive, but got 0"),
+        ({"sort_by": "size"}, "sort_by must be one of"),
+        ({"save_path": "errors.docx"}, "save_path must end with a picture format"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        show_misclassified(Brightest(), data(3), **arguments)
+
+
+def test_a_path_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    class Costly(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError("it was run")
+
+    for path, error in (
+        (tmp_path / "missing" / "errors.png", FileNotFoundError),
+        (Path("/proc/errors.png"), PermissionError),
+    ):
+        with pytest.raises(error, match="save_path"):
+            show_misclassified(Costly(), data(3), save_path=path)
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        show_misclassified(Costly(), data(3), save_path=folder)
+
+
+# -- matrix and calibration -------------------------------------------------------------------
+
+
+def test_the_confusion_matrix_shows_the_counts(tmp_path: Path) -> None:
+    found = find_misclassified(Brightest(), data(4), class_names=["red", "green", "blue"])
+    fig = show_confusion_matrix(found, save_path=tmp_path / "matrix.png")
+    numbers = [int(text.get_text()) for text in fig.axes[0].texts]
+    assert numbers == found.confusion.flatten().tolist()
+    errors = fig.axes[0].images[0].get_array()
+    assert np.ma.getmaskarray(errors).diagonal().all()  # grey
+    labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert labels[0] == "red  (50.0 % right)"
+    shares = show_confusion_matrix(found, normalize=True).axes[0].texts
+    rows = np.array([float(text.get_text()) for text in shares]).reshape(3, 3).sum(1)
+    assert rows == pytest.approx([100] * 3, abs=0.2)
+    assert (tmp_path / "matrix.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match="cmap must be"):
+        show_confusion_matrix(found, cmap="none")
+
+
+def test_many_classes_and_classes_without_images() -> None:
+    many = find_misclassified(
+        Brightest(classes=40), TensorDataset(torch.rand(9, 3, 8, 8), torch.arange(9) + 30)
+    )
+    assert len(show_confusion_matrix(many).axes[0].texts) == 0
+    few = find_misclassified(Brightest(classes=5), data(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        labels = show_confusion_matrix(few).axes[0].get_yticklabels()
+    assert labels[4].get_text() == "4  (no image)"
+
+
+def test_the_reliability_diagram() -> None:
+    found = find_misclassified(Brightest(), data(4))
+    upper, lower = show_calibration(found).axes
+    heights = [bar.get_height() for bar in upper.patches]
+    assert heights == pytest.approx(found.calibration.accuracy.nan_to_num(0).tolist())
+    assert sum(bar.get_height() for bar in lower.patches) == found.total
+    assert f"{100 * found.calibration.expected_error:.2f} %" in upper.get_title()
+
+
+@pytest.mark.parametrize("show", [show_confusion_matrix, show_calibration])
+def test_diagrams_want_a_result(show) -> None:
+    with pytest.raises(TypeError, match=r"draws what find_misclassified\(model, data\) gives"):
+        show([1, 2])
+
+
+# -- the callback -----------------------------------------------------------------------------
+
+
+def run_test(callback: LogMisclassified, folder: Path, data: Any, **options: Any) -> Trainer:
+    trainer = Trainer(
+        default_root_dir=folder, accelerator="cpu", callbacks=[callback], max_epochs=1,
+        enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+    model = ImageClassifier(CustomResNet(width=2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers")
+        warnings.filterwarnings("ignore", ".*treespec")
+        trainer.test(model, data, verbose=False)
+    return trainer
+
+
+def test_the_callback_logs_and_saves_after_a_test(data_dir: Path, tmp_path: Path) -> None:
+    callback = LogMisclassified(n=3, save_dir=tmp_path / "figures", method="hirescam", cam="true")
+    loggers = [TensorBoardLogger(tmp_path, name=""), CSVLogger(tmp_path)]
+    trainer = run_test(callback, tmp_path, CIFAR10DataModule(data_dir), logger=loggers)
+    assert callback.found is not None
+    assert callback.found.total == 10_000
+    assert callback.found.class_names[3] == "cat"
+    accuracy = float(trainer.callback_metrics["test_acc"])
+    assert callback.found.accuracy == pytest.approx(accuracy, abs=1e-6)
+    loggers[0].finalize("success")
+    events = EventAccumulator(loggers[0].log_dir).Reload()
+    names = ["calibration", "confusion_matrix", "misclassified"]
+    assert sorted(events.Tags()["images"]) == names
+    assert sorted(path.stem for path in (tmp_path / "figures").glob("*.png")) == names
+
+
+def test_the_callback_sees_what_a_limited_test_saw(data_dir: Path, tmp_path: Path) -> None:
+    callback = LogMisclassified(n=2)
+    run_test(callback, tmp_path, CIFAR10DataModule(data_dir, batch_size=100), logger=False,
+             limit_test_batches=2)  # fmt: skip
+    assert callback.found is not None
+    assert callback.found.total == 200
+
+
+def test_the_callback_with_a_loader_of_the_user(tmp_path: Path) -> None:
+    samples = TensorDataset(torch.rand(20, 3, 32, 32), torch.arange(20) % 10)
+    callback = LogMisclassified(class_names="abcdefghij", sort_by="index")
+    run_test(callback, tmp_path, DataLoader(samples, batch_size=8), logger=False)
+    assert callback.found is not None
+    assert (callback.found.total, callback.found.sort_by) == (20, "index")
+    loaders = [DataLoader(samples), DataLoader(samples)]
+    with pytest.raises(ValueError, match="errors of one test loader, but there are 2"):
+        run_test(LogMisclassified(), tmp_path, loaders, logger=False)
+
+
+def test_wrong_options_of_the_callback_are_told_at_once() -> None:
+    with pytest.raises(ValueError, match="alpha must be"):
+        LogMisclassified(alpha=2)
+    with pytest.raises(TypeError, match="There is no option 'layers'; there are n, sort_by"):
+        LogMisclassified(layers="residual3")
+    with pytest.raises(TypeError, match="There is no option 'device'"):
+        LogMisclassified(device="cpu")
