@@ -319,8 +319,7 @@ def _columns(number: int, ratio: float) -> int:
     """For a figure somewhat wider than high, with few places empty. `ratio` is that of a cell's
     height to its width."""
     ideal = max(1, round(math.sqrt(number * 1.3 * ratio)))
-    near = [columns for columns in (ideal, ideal + 1, ideal - 1) if 1 <= columns <= number]
-    return min(near or [1], key=lambda columns: -number % columns)
+    return min((ideal, ideal + 1), key=lambda columns: -number % columns)
 
 
 def _wrapped(text: str, letters: float) -> str:
