@@ -54,6 +54,8 @@ def main() -> None:
     args = parser.parse_args()
 
     run = json.loads((args.run / "metrics.json").read_text())
+    if run["smoke"]:
+        parser.error(f"{args.run} is a smoke run, which has learned nothing")
     data = CIFAR10DataModule(args.data_dir, batch_size=args.images, device="cpu")
     data.prepare_data()
     data.setup("test")
