@@ -63,6 +63,7 @@ def main() -> None:
         CustomResNet,
         DatasetError,
         ImageClassifier,
+        LogMisclassified,
         show_training_curves,
     )
 
@@ -132,7 +133,12 @@ def main() -> None:
         devices=1,
         precision=precision,
         logger=logger,
-        callbacks=[*checkpoints, LearningRateMonitor("step"), timer.callback(not args.quiet)],
+        callbacks=[
+            *checkpoints,
+            LearningRateMonitor("step"),
+            LogMisclassified(save_dir=folder),
+            timer.callback(not args.quiet),
+        ],
         log_every_n_steps=1 if args.smoke else 10,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -197,10 +203,13 @@ def main() -> None:
         f"\nTraining        {minutes(timer.seconds)}, "
         f"{report['images_per_second']:,.0f} images/s"
         f"\nIn {folder}"
-        "\n  metrics.json    all figures, with versions, hardware and seed"
-        "\n  curves.png      loss, accuracy and learning rate"
-        f"\n  best.ckpt       the epoch with the best {best[0]}"
-        "\n  last.ckpt       the last epoch, the one tested here"
+        "\n  metrics.json          all figures, with versions, hardware and seed"
+        "\n  curves.png            loss, accuracy and learning rate"
+        "\n  misclassified.png     the worst errors, and where the network looked"
+        "\n  confusion_matrix.png  which class is taken for which"
+        "\n  calibration.png       what its confidence is worth"
+        f"\n  best.ckpt             the epoch with the best {best[0]}"
+        "\n  last.ckpt             the last epoch, the one tested here"
         f"\nCurves in the browser: tensorboard --logdir {folder.parent}"
     )
 

@@ -38,10 +38,13 @@ def test_the_smoke_run_leaves_everything_that_a_run_leaves(smoke: tuple[Path, st
     assert 0 <= metrics["accuracy_mirror"] <= 1
     assert metrics["seed"] == 0
     assert set(metrics["versions"]) == {"python", "torch", "pytorch_lightning", "cifar_resnet"}
-    assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("curves", "misclassified", "confusion_matrix", "calibration"):
+        assert (run / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     events = EventAccumulator(str(run / "tensorboard")).Reload().Tags()
     assert events["graph"]
-    assert events["images"] == ["training_curves"]
+    assert set(events["images"]) == {
+        "calibration", "confusion_matrix", "misclassified", "training_curves",
+    }  # fmt: skip
     assert {"train_loss_step", "val_acc", "test_acc_mirror", "learning_rate"} <= set(
         events["scalars"]
     )
@@ -99,6 +102,43 @@ def test_the_plain_loop(data_dir: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     accuracy = float(result.stdout.splitlines()[-1].removeprefix("test accuracy ").rstrip("%"))
     assert accuracy > 25
+
+
+def test_the_errors_of_a_run(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = smoke
+    result = start(
+        "misclassified.py", str(run), "--n", "4", "--method", "hirescam", "--true", "cat",
+        "--output-dir", "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "10,000" in result.stdout
+    assert "cat" in result.stdout
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "misclassified.png", "confusion_matrix.png", "calibration.png", "errors.json",
+    }  # fmt: skip
+    records = json.loads((tmp_path / "out" / "errors.json").read_text())
+    assert 0 < len(records) <= 1000
+    assert {record["true"] for record in records} == {"cat"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is no run of train_24.py: it holds no last.ckpt"),
+        (["RUN", "--true", "cow"], "true_class must be a number from 0 to 9 or one of"),
+        (["RUN", "--n", "0"], "n must be an integer of at least 1"),
+        (["RUN", "--layer", "stem"], "network.residual3"),
+    ],
+)
+def test_mistakes_about_errors(
+    smoke: tuple[Path, str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    arguments = [str(smoke[0]) if argument == "RUN" else argument for argument in arguments]
+    result = start("misclassified.py", *arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_the_receptive_field_tables_and_figures(data_dir: Path, tmp_path: Path) -> None:

@@ -1,0 +1,226 @@
+"""What finding and explaining the errors of a classifier takes, and how the methods differ.
+
+    python benchmarks/errors.py RUN [--data-dir DATA] [--repeats 5] [--figures DIR]
+
+RUN is a finished run of examples/train_24.py. Writes benchmarks/results/errors.jsonl, a line for
+each measurement: the scan of the 10,000 test images, 100 maps by us and by the grad-cam library
+called image by image, the figures, the memory of a scan over one and over five times the test set
+(each in its own process), and how far the methods agree on the errors. With --figures the guide's
+figures are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import ROOT, machine
+from torch.utils.data import ConcatDataset
+
+from cifar_resnet import (
+    CIFAR10DataModule,
+    CustomResNet,
+    ImageClassifier,
+    MisclassifiedSamples,
+    compute_cams,
+    find_misclassified,
+    show_calibration,
+    show_confusion_matrix,
+    show_misclassified,
+)
+
+RESULTS = ROOT / "benchmarks" / "results" / "errors.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--figures", type=Path, help="folder to draw the guide's figures into")
+    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+
+    run = json.loads((args.run / "metrics.json").read_text())
+    if run["smoke"]:
+        parser.error(f"{args.run} is a smoke run, which has learned nothing")
+    network = CustomResNet(run["width"])
+    model = ImageClassifier.load_from_checkpoint(
+        args.run / "last.ckpt", network=network, map_location="cpu"
+    )
+    if args.memory:
+        print(json.dumps(memory_of_a_scan(model, args.data_dir, args.memory)))
+        return
+
+    # The whole first: data read and proved by their checksums.
+    start = time.perf_counter()
+    data = CIFAR10DataModule(args.data_dir, device="cpu")
+    found = find_misclassified(model, data, n=100)
+    first = time.perf_counter() - start
+    lines: list[dict[str, Any]] = [
+        {"what": "scan", "images": found.total, "first_with_data": round(first, 3)}
+        | timed(lambda: find_misclassified(model, data, n=100), args.repeats)
+    ]
+    everything = find_misclassified(model, data)
+    lines.append(facts(everything))
+    lines += maps(network, found, args.repeats)
+    for n, cam in ((25, "both"), (100, None)):
+        seconds = timed(lambda n=n, cam=cam: draw(model, found, n, cam), args.repeats)
+        lines.append({"what": "figure", "n": n, "cam": cam, "dpi": 150} | seconds)
+    lines.append(agreement(network, everything))
+    for times in (1, 5):
+        command = [sys.executable, __file__, str(args.run), "--memory", str(times)]
+        command += ["--data-dir", args.data_dir] if args.data_dir else []
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        lines.append(json.loads(output.splitlines()[-1]))
+
+    common = {"run": {name: run[name] for name in ("width", "seed", "epochs", "accuracy")}}
+    common |= machine(torch.get_num_threads())
+    RESULTS.write_text("".join(json.dumps(line | common) + "\n" for line in lines))
+    for line in lines:
+        print(line)
+    if args.figures:
+        guide(model, everything, args.figures)
+
+
+def timed(job: Callable[[], object], repeats: int) -> dict[str, Any]:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        job()
+        seconds.append(round(time.perf_counter() - start, 4))
+    return {"seconds": seconds, "median": statistics.median(seconds), "runs": repeats}
+
+
+def facts(found: MisclassifiedSamples) -> dict[str, Any]:
+    worst = found[:100]
+    return {
+        "what": "errors",
+        "errors": found.errors,
+        "accuracy": round(found.accuracy, 4),
+        "class_accuracy": {name: round(share, 4) for name, share in found.class_accuracy.items()},
+        "expected_calibration_error": round(found.calibration.expected_error, 4),
+        "most_confused": [pair[:3] for pair in found.most_confused(5)],
+        "suspects_in_errors": sum(sample.suspect for sample in found),
+        "suspects_in_100_of_highest_loss": sum(sample.suspect for sample in worst),
+        "confidence_above_0.9": sum(sample.confidence > 0.9 for sample in found),
+    }
+
+
+def maps(
+    network: CustomResNet, found: MisclassifiedSamples, repeats: int
+) -> list[dict[str, Any]]:
+    """100 maps of the predicted classes: ours, and the library's, which takes logits only."""
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    images = torch.stack([sample.inputs for sample in found]).float()
+    classes = [sample.predicted for sample in found]
+    network.eval()
+
+    def image_by_image() -> None:
+        with GradCAM(LogitsOf(network), [network.residual3]) as cam:
+            for image, number in zip(images, classes, strict=True):
+                cam(image[None], [ClassifierOutputTarget(number)])
+
+    compute_cams(network, images, classes)  # the library is imported, the kernels are chosen
+    image_by_image()
+    lines = [
+        {"what": "maps", "by": "compute_cams", "method": method, "n": len(images)}
+        | timed(lambda method=method: compute_cams(network, images, classes, method=method), repeats)
+        for method in ("gradcam", "hirescam", "layercam", "gradcam++", "eigencam")
+    ]
+    other = {"what": "maps", "by": "grad-cam, image by image", "method": "gradcam"}
+    return [*lines, other | {"n": len(images)} | timed(image_by_image, repeats)]
+
+
+class LogitsOf(torch.nn.Module):
+    def __init__(self, network: CustomResNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network.logits(images)
+
+
+def draw(
+    model: ImageClassifier, found: MisclassifiedSamples, n: int, cam: str | None
+) -> None:
+    path = RESULTS.with_name("figure.tmp.png")
+    show_misclassified(model, found, n=n, cam=cam, save_path=path)
+    path.unlink()
+
+
+def agreement(network: CustomResNet, found: MisclassifiedSamples) -> dict[str, Any]:
+    """Correlation of each method's map of the predicted class with HiResCAM's, over the errors."""
+    images = torch.stack([sample.inputs for sample in found]).float()
+    classes = [sample.predicted for sample in found]
+    methods = ("gradcam", "gradcam++", "layercam", "xgradcam", "eigencam")
+    raw = {
+        method: compute_cams(network, images, classes, method=method, raw=True).flatten(1)
+        for method in ("hirescam", *methods)
+    }
+    logits = network.eval().logits(images)[range(len(found)), classes]
+    between = {}
+    for method in methods:
+        pairs = torch.stack([raw["hirescam"], raw[method]], 1).double()
+        each = [float(torch.corrcoef(pair)[0, 1]) for pair in pairs]
+        each = sorted(value for value in each if value == value)
+        between[method] = {
+            "median": round(statistics.median(each), 3),
+            "quartiles": [round(each[len(each) // 4], 3), round(each[3 * len(each) // 4], 3)],
+        }
+    return {
+        "what": "agreement",
+        "layer": "residual3",
+        "errors": len(found),
+        "with_hirescam": between,
+        "hirescam_sum_minus_logit": float((raw["hirescam"].sum(1) - logits).abs().max()),
+        "gradcam_sum_minus_logit": float((raw["gradcam"].sum(1) - logits).abs().median()),
+    }
+
+
+def memory_of_a_scan(model: ImageClassifier, data_dir: str | None, times: int) -> dict[str, Any]:
+    """The most memory before and after a scan over the test set `times` over, in MB."""
+    data = CIFAR10DataModule(data_dir, device="cpu", resident=False, num_workers=0)
+    data.prepare_data()
+    data.setup("test")
+    dataset = data.test_dataloader().dataset
+    settings: dict[str, Any] = {"n": 25, "mean": data.mean, "std": data.std}
+    find_misclassified(model, torch.utils.data.Subset(dataset, range(1000)), **settings)
+    before = peak_mb()
+    found = find_misclassified(model, ConcatDataset([dataset] * times), **settings)
+    growth = round(peak_mb() - before, 1)
+    return {"what": "memory", "images": found.total, "before_mb": before, "growth_mb": growth}
+
+
+def peak_mb() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def guide(model: ImageClassifier, found: MisclassifiedSamples, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    show_misclassified(model, found, n=10, save_path=folder / "misclassified.png", dpi=110)
+    show_misclassified(
+        model, found, n=4, cam="contrast", method="layercam", columns=4,
+        target_layers=["network.layer2", "network.residual3"],
+        save_path=folder / "misclassified_contrast.png", dpi=110,
+    )  # fmt: skip
+    show_confusion_matrix(found, save_path=folder / "confusion_matrix.png", dpi=90)
+    show_calibration(found, save_path=folder / "calibration.png", dpi=90)
+
+
+if __name__ == "__main__":
+    main()
