@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from machine import ROOT, machine
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, TensorDataset
 
 from cifar_resnet import (
     CIFAR10DataModule,
@@ -118,9 +118,7 @@ def facts(found: MisclassifiedSamples) -> dict[str, Any]:
     }
 
 
-def maps(
-    network: CustomResNet, found: MisclassifiedSamples, repeats: int
-) -> list[dict[str, Any]]:
+def maps(network: CustomResNet, found: MisclassifiedSamples, repeats: int) -> list[dict[str, Any]]:
     """100 maps of the predicted classes: ours, and the library's, which takes logits only."""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -138,7 +136,9 @@ def maps(
     image_by_image()
     lines = [
         {"what": "maps", "by": "compute_cams", "method": method, "n": len(images)}
-        | timed(lambda method=method: compute_cams(network, images, classes, method=method), repeats)
+        | timed(
+            lambda method=method: compute_cams(network, images, classes, method=method), repeats
+        )
         for method in ("gradcam", "hirescam", "layercam", "gradcam++", "eigencam")
     ]
     other = {"what": "maps", "by": "grad-cam, image by image", "method": "gradcam"}
@@ -154,9 +154,7 @@ class LogitsOf(torch.nn.Module):
         return self.network.logits(images)
 
 
-def draw(
-    model: ImageClassifier, found: MisclassifiedSamples, n: int, cam: str | None
-) -> None:
+def draw(model: ImageClassifier, found: MisclassifiedSamples, n: int, cam: str | None) -> None:
     path = RESULTS.with_name("figure.tmp.png")
     show_misclassified(model, found, n=n, cam=cam, save_path=path)
     path.unlink()
@@ -193,10 +191,12 @@ def agreement(network: CustomResNet, found: MisclassifiedSamples) -> dict[str, A
 
 def memory_of_a_scan(model: ImageClassifier, data_dir: str | None, times: int) -> dict[str, Any]:
     """The most memory before and after a scan over the test set `times` over, in MB."""
-    data = CIFAR10DataModule(data_dir, device="cpu", resident=False, num_workers=0)
+    data = CIFAR10DataModule(data_dir, device="cpu")
     data.prepare_data()
     data.setup("test")
-    dataset = data.test_dataloader().dataset
+    batches = list(data.test_dataloader())
+    dataset = TensorDataset(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    del batches
     settings: dict[str, Any] = {"n": 25, "mean": data.mean, "std": data.std}
     find_misclassified(model, torch.utils.data.Subset(dataset, range(1000)), **settings)
     before = peak_mb()
