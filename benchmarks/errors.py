@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -169,7 +168,8 @@ def agreement(network: CustomResNet, found: MisclassifiedSamples) -> dict[str, A
         method: compute_cams(network, images, classes, method=method, raw=True).flatten(1)
         for method in ("hirescam", *methods)
     }
-    logits = network.eval().logits(images)[range(len(found)), classes]
+    with torch.no_grad():
+        logits = network.eval().logits(images)[range(len(found)), classes]
     between = {}
     for method in methods:
         pairs = torch.stack([raw["hirescam"], raw[method]], 1).double()
@@ -199,6 +199,7 @@ def memory_of_a_scan(model: ImageClassifier, data_dir: str | None, times: int) -
     del batches
     settings: dict[str, Any] = {"n": 25, "mean": data.mean, "std": data.std}
     find_misclassified(model, torch.utils.data.Subset(dataset, range(1000)), **settings)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten (Linux)
     before = peak_mb()
     found = find_misclassified(model, ConcatDataset([dataset] * times), **settings)
     growth = round(peak_mb() - before, 1)
@@ -206,8 +207,10 @@ def memory_of_a_scan(model: ImageClassifier, data_dir: str | None, times: int) -
 
 
 def peak_mb() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
+    )
+    return round(int(line.split()[1]) * 1024 / 1e6, 1)
 
 
 def guide(model: ImageClassifier, found: MisclassifiedSamples, folder: Path) -> None:

@@ -45,6 +45,17 @@ class TwoChannels(nn.Module):
         return self.last(self.head(self.relu(self.split(images)).mean((2, 3))))
 
 
+class Last(nn.Module):
+    """A method of the scores by name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return getattr(scores, self.name)(1)
+
+
 IMAGE = torch.tensor([[[[1.0, 2.0], [3.0, -4.0]]]])
 POSITIVE = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
 NEGATIVE = torch.tensor([[0.0, 0.0], [0.0, 4.0]])
@@ -54,7 +65,9 @@ CLASS_1 = -1 / 4 * POSITIVE + 2 / 4 * NEGATIVE
 
 
 @pytest.mark.parametrize("method", ["gradcam", "hirescam"])
-@pytest.mark.parametrize("last", [None, nn.LogSoftmax(1), nn.Softmax(1)])
+@pytest.mark.parametrize(
+    "last", [None, nn.LogSoftmax(1), nn.Softmax(1), Last("softmax"), Last("log_softmax")]
+)
 def test_maps_by_hand(method: str, last: nn.Module | None) -> None:
     model = TwoChannels(last)
     raw = [compute_cams(model, IMAGE, c, method=method, raw=True)[0] for c in (0, 1)]
@@ -114,6 +127,17 @@ def test_a_map_does_not_depend_on_its_batch(method: str) -> None:
     assert torch.allclose(
         compute_cams(model, images, 2, method=method, batch_size=3), together, atol=1e-4
     )
+
+
+def test_each_image_has_its_own_classes_in_batches_of_any_size() -> None:
+    torch.manual_seed(0)
+    model, images = CustomResNet(width=4), torch.randn(5, 3, 32, 32)
+    classes, against = [0, 1, 2, 3, 4], [9, 8, 7, 6, 5]
+    alone = [
+        compute_cams(model, images[i : i + 1], classes[i], against=against[i]) for i in range(5)
+    ]
+    together = compute_cams(model, images, classes, against=against, batch_size=2)
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
 def test_several_layers_are_averaged() -> None:

@@ -370,3 +370,21 @@ def test_wrong_options_of_the_callback_are_told_at_once() -> None:
         LogMisclassified(layers="residual3")
     with pytest.raises(TypeError, match="There is no option 'device'"):
         LogMisclassified(device="cpu")
+
+
+def test_the_callback_looks_in_the_precision_of_the_trainer() -> None:
+    class Watched(Brightest):
+        seen: ClassVar[list[bool]] = []
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(images)
+
+    trainer = Trainer(
+        precision="bf16-mixed", logger=False, accelerator="cpu", enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[LogMisclassified(n=1, cam=None)],
+    )  # fmt: skip
+    data = TensorDataset(torch.rand(4, 3, 4, 4), torch.zeros(4, dtype=torch.long))
+    trainer.test(ImageClassifier(Watched(), num_classes=CLASSES), DataLoader(data), verbose=False)
+    assert Watched.seen
+    assert all(Watched.seen)

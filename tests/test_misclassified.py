@@ -20,6 +20,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
@@ -489,3 +490,17 @@ def test_bad_models(forward, message: str) -> None:
         find_misclassified(Odd(), samples())
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module"):
         find_misclassified(forward, samples())
+
+
+def test_only_what_the_loader_would_give_counts() -> None:
+    data = samples()
+    some = DataLoader(data, batch_sampler=[[6, 0, 1], [4, 3]])
+    assert find_misclassified(Reader(), some).total == 5
+
+    def drawn() -> RandomSampler:
+        generator = torch.Generator().manual_seed(0)
+        return RandomSampler(data, replacement=True, num_samples=len(data), generator=generator)
+
+    different = len(set(drawn()))
+    assert different < len(data)
+    assert find_misclassified(Reader(), DataLoader(data, sampler=drawn())).total == different
