@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def main() -> None:
     lines.append(facts(everything))
     lines += maps(network, found, args.repeats)
     for n, cam in ((25, "both"), (100, None)):
-        seconds = timed(lambda n=n, cam=cam: draw(model, found, n, cam), args.repeats)
+        seconds = timed(partial(draw, model, found, n, cam), args.repeats)
         lines.append({"what": "figure", "n": n, "cam": cam, "dpi": 150} | seconds)
     lines.append(agreement(network, everything))
     for times in (1, 5):
@@ -135,9 +136,7 @@ def maps(network: CustomResNet, found: MisclassifiedSamples, repeats: int) -> li
     image_by_image()
     lines = [
         {"what": "maps", "by": "compute_cams", "method": method, "n": len(images)}
-        | timed(
-            lambda method=method: compute_cams(network, images, classes, method=method), repeats
-        )
+        | timed(partial(compute_cams, network, images, classes, method=method), repeats)
         for method in ("gradcam", "hirescam", "layercam", "gradcam++", "eigencam")
     ]
     other = {"what": "maps", "by": "grad-cam, image by image", "method": "gradcam"}
