@@ -128,8 +128,6 @@ def main() -> None:
         print(data_path(rest[0], args.data_dir) if kind == "data" else step(rest[1], int(rest[0])))
         return
 
-    import torch
-
     rows = []
     for title, ours, plain in PAIRS:
         runs = [
@@ -147,7 +145,7 @@ def main() -> None:
             "ratio_max": max(ratios),
             "n": args.rounds,
             "batch_size": BATCH,
-            **machine(torch.get_num_threads()),
+            **machine(),
         }
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")

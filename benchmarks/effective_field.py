@@ -79,7 +79,7 @@ def main() -> None:
             "images": len(images),
             "layers": measure(model, images),
         }
-        lines.append(json.dumps(row | machine(torch.get_num_threads())))
+        lines.append(json.dumps(row | machine()))
         for layer, numbers in row["layers"].items():
             print(f"{state:10} seed {seed} {layer:10} {numbers}")
     RESULTS.write_text("\n".join(lines) + "\n")

@@ -86,7 +86,7 @@ def main() -> None:
         lines.append(json.loads(output.splitlines()[-1]))
 
     common = {"run": {name: run[name] for name in ("width", "seed", "epochs", "accuracy")}}
-    common |= machine(torch.get_num_threads())
+    common |= machine()
     RESULTS.write_text("".join(json.dumps(line | common) + "\n" for line in lines))
     for line in lines:
         print(line)

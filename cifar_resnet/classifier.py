@@ -4,16 +4,23 @@ metrics; it must not know CIFAR-10, files or which network it trains.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_resnet.recipe import Recipe
+from cifar_resnet.tally import Tally
+from cifar_resnet.views import mirror_scores, six_view_scores
 
 __all__ = ["ImageClassifier"]
 
@@ -24,9 +31,10 @@ class ImageClassifier(LightningModule):
     The network may return logits or log-probabilities: cross-entropy is the same for both.
 
     Logged, with TensorBoard in mind: `train_loss_step`, `train_loss_epoch`, `train_acc_step`,
-    `train_acc_epoch`, `val_loss`, `val_acc`, `test_loss`, `test_acc`, and `test_acc_mirror` where
-    the recipe asks for the mirror view. Losses are mean cross-entropies (with the recipe's label
-    smoothing in training only); accuracies are shares in [0, 1].
+    `train_acc_epoch`, `val_loss`, `val_acc`, `test_loss`, `test_acc`, and `test_acc_mirror` and
+    `test_acc_six` where the recipe asks for these views. Losses are mean cross-entropies (with the
+    recipe's label smoothing in training only); accuracies are shares in [0, 1]. Single steps are
+    logged every `log_every_n_steps` of the Trainer; between two of them no GPU is waited for.
 
     Args:
         network: Any module from images (N, C, H, W) to scores (N, classes).
@@ -71,13 +79,16 @@ class ImageClassifier(LightningModule):
         # Plain values only, so that checkpoints load with torch's weights_only=True.
         self.save_hyperparameters({"recipe": self.recipe.to_dict(), "num_classes": classes})
         self.network = network
-        self._train_acc = _accuracy(classes)
-        self._val_acc = _accuracy(classes)
-        self._test_acc = _accuracy(classes)
-        self._test_acc_mirror = _accuracy(classes)
+        self._accuracies = nn.ModuleDict(
+            {
+                name: MulticlassAccuracy(classes, average="micro", validate_args=False)
+                for name in ("val_acc", "test_acc", "test_acc_mirror", "test_acc_six")
+            }
+        )
         self._total_steps: float = 0
-        # training losses not yet known to be finite, with their step and learning rate
-        self._unchecked: list[tuple[Tensor, int, float]] = []
+        self._tally = Tally()
+        # step and learning rate of each batch that the tally has not looked at
+        self._unchecked: list[tuple[int, float]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.network(images)
@@ -89,33 +100,47 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         scores = self(images)
         loss = F.cross_entropy(scores, labels, label_smoothing=self.recipe.label_smoothing)
-        self._check_finite(loss.detach())
-        self._train_acc(scores.detach(), labels)
-        size = len(labels)
-        self.log("train_loss_step", loss, on_step=True, on_epoch=False, batch_size=size)
-        self.log(
-            "train_loss_epoch", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True
-        )
-        self.log(
-            "train_acc",
-            self._train_acc,
-            on_step=True,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=size,
-        )
+        correct = self._tally.add(loss, scores, labels)
+        self._check_finite(loss.device)
+        if self._log_every and (self.global_step + 1) % self._log_every == 0:
+            self.log("train_loss_step", loss)
+            self.log("train_acc_step", correct / len(labels))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        self._check_collected()
+        loss, correct, images = self._reduced(self._tally.sums())
+        self._tally.reset()
+        self.log("train_loss_epoch", loss / images, sync_dist=True)
+        self.log("train_acc_epoch", correct / images, prog_bar=True, sync_dist=True)
+
+    @property
+    def _log_every(self) -> int:
+        return int(getattr(self.trainer, "log_every_n_steps", 1))
+
+    def _reduced(self, sums: Tensor) -> list[float]:
+        """The sums over all processes."""
+        if self.trainer.world_size > 1:
+            exact_on_device = torch.float32 if self.device.type == "mps" else torch.float64
+            sums = sums.to(exact_on_device).to(self.device)
+            reduced = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            assert isinstance(reduced, Tensor)
+            sums = reduced
+        return sums.tolist()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate("val", batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         scores = self._evaluate("test", batch)
-        if self.recipe.test_views == "mirror":
-            images, labels = batch
-            views = (scores + self(images.flip(-1)).float()) / 2
-            self._test_acc_mirror(views, labels)
-            self.log("test_acc_mirror", self._test_acc_mirror, batch_size=len(labels))
+        views = self.recipe.test_views
+        if views == "plain":
+            return
+        images, labels = batch
+        mirrored = mirror_scores(self, images, scores)
+        self._log_accuracy("test_acc_mirror", mirrored, labels)
+        if views == "six":
+            self._log_accuracy("test_acc_six", six_view_scores(self, images, mirrored), labels)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class scores of a batch of images, or of the images of an (images, labels) batch."""
@@ -126,32 +151,42 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         scores: Tensor = self(images).float()
-        accuracy = self._val_acc if stage == "val" else self._test_acc
-        accuracy(scores, labels)
-        size = len(labels)
-        self.log(f"{stage}_loss", F.cross_entropy(scores, labels), batch_size=size, sync_dist=True)
-        self.log(f"{stage}_acc", accuracy, prog_bar=True, batch_size=size)
+        loss = F.cross_entropy(scores, labels)
+        self.log(f"{stage}_loss", loss, batch_size=len(labels), sync_dist=True)
+        self._log_accuracy(f"{stage}_acc", scores, labels, prog_bar=True)
         return scores
+
+    def _log_accuracy(
+        self, name: str, scores: Tensor, labels: Tensor, *, prog_bar: bool = False
+    ) -> None:
+        accuracy = self._accuracies[name]
+        assert isinstance(accuracy, MulticlassAccuracy)
+        accuracy.update(scores, labels)
+        self.log(name, accuracy, batch_size=len(labels), prog_bar=prog_bar)
 
     # --- optimisation ---------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[Callback]:
+        if not self.recipe.ema_decay or self.trainer.state.fn != TrainerFn.FITTING:
+            return []
+        return [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay))]
+
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        if not parameters:
-            raise ValueError("The network has no trainable parameters: all are frozen.")
+        groups = self._parameter_groups()
+        # One kernel for all parameters; Lightning cannot clip gradients between its loss scaling
+        # for float16 and such an optimiser.
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "adam":
-            optimizer = torch.optim.Adam(
-                parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-            )
+            optimizer = torch.optim.Adam(groups, lr=recipe.learning_rate, fused=fused)
         else:
             optimizer = torch.optim.SGD(
-                parameters,
+                groups,
                 lr=recipe.learning_rate,
                 momentum=recipe.momentum,
-                weight_decay=recipe.weight_decay,
                 nesterov=recipe.momentum > 0,
+                fused=fused,
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {
@@ -159,14 +194,44 @@ class ImageClassifier(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
         }
 
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        recipe = self.recipe
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("The network has no trainable parameters: all are frozen.")
+        if recipe.norm_bias_lr == 1:
+            return [{"params": trained, "weight_decay": recipe.weight_decay}]
+        norm_biases = [
+            module.bias
+            for module in self.network.modules()
+            if isinstance(module, _NORMALISATIONS)
+            and module.bias is not None
+            and module.bias.requires_grad
+        ]
+        chosen = {id(p) for p in norm_biases}
+        others = [p for p in trained if id(p) not in chosen]
+        groups = [
+            {"params": others, "weight_decay": recipe.weight_decay},
+            {
+                "params": norm_biases,
+                "lr": recipe.learning_rate * recipe.norm_bias_lr,
+                "weight_decay": recipe.weight_decay / recipe.norm_bias_lr,
+            },
+        ]
+        return [group for group in groups if group["params"]]
+
     def _learning_rate_factor(self, step: int) -> float:
         if not self._total_steps:
             return 1.0  # before `on_train_start`, where the length of the run becomes known
         # The middle of the step, so that neither the first nor the last one is wasted at 0.
         return self.recipe.learning_rate_factor((step + 0.5) / self._total_steps)
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit":  # what a run that was interrupted has left
+            self._tally.reset()
+            self._unchecked = []
+
     def on_train_start(self) -> None:
-        self._unchecked = []  # of a run that was interrupted
         # Reading this in `configure_optimizers` would set up the data before a checkpoint's
         # position within the epoch is restored, and lose it (Lightning issue 20550).
         self._total_steps = self.trainer.estimated_stepping_batches
@@ -186,39 +251,41 @@ class ImageClassifier(LightningModule):
 
     # --- safety ---------------------------------------------------------------------------------
 
-    def _check_finite(self, loss: Tensor) -> None:
+    def _check_finite(self, device: torch.device) -> None:
         """Stop at a loss that is NaN or infinite, without waiting for a GPU at every step."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        self._unchecked.append((loss, self.global_step, optimizer.param_groups[0]["lr"]))
-        if len(self._unchecked) >= self._check_every(loss.device):
+        self._unchecked.append((self.global_step, optimizer.param_groups[0]["lr"]))
+        if len(self._tally) >= self._check_every(device):
             self._check_collected()
 
     def _check_every(self, device: torch.device) -> int:
         """Steps between two looks at the losses; on a GPU each look waits for its work."""
-        return 1 if device.type == "cpu" else max(1, getattr(self.trainer, "log_every_n_steps", 1))
-
-    def on_train_epoch_end(self) -> None:
-        self._check_collected()
+        return 1 if device.type == "cpu" else max(1, self._log_every)
 
     def _check_collected(self) -> None:
-        if not self._unchecked:
-            return
-        losses = torch.stack([loss for loss, _, _ in self._unchecked])
-        finite = torch.isfinite(losses).tolist()
+        losses = self._tally.look()
         collected, self._unchecked = self._unchecked, []
-        if all(finite):
+        bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not bad:
             return
-        loss, step, rate = collected[finite.index(False)]
+        loss, (step, rate) = losses[bad[0]], collected[bad[0]]
         raise FloatingPointError(
-            f"The training loss became {loss.item()} at step {step} "
+            f"The training loss became {loss} at step {step} "
             f"(epoch {self.current_epoch}, learning rate {rate:.3g}). Lower the learning rate, "
             'lengthen the warm-up, or use a wider precision (Trainer(precision="32-true")); also '
             "check that the images are finite."
         )
 
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_TALLY] = self._tally.sums().tolist()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network with the differences named."""
+        """Go on with the sums of the epoch; refuse a checkpoint of another network with the
+        differences named.
+        """
         saved, own = checkpoint["state_dict"], self.state_dict()
         differences = [
             f"{key} has shape {tuple(saved[key].shape)} in the checkpoint and "
@@ -235,10 +302,12 @@ class ImageClassifier(LightningModule):
                 f"{'; '.join(differences[:3])}{more}. Build the network with the arguments of the "
                 "saved run (width, number of classes)."
             )
+        if _TALLY in checkpoint:
+            self._tally.restore(torch.tensor(checkpoint[_TALLY], dtype=torch.float64))
 
 
-def _accuracy(classes: int) -> MulticlassAccuracy:
-    return MulticlassAccuracy(classes, average="micro", validate_args=False)
+_TALLY = "cifar_resnet.epoch_sums"  # its key in a checkpoint
+_NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def _recipe(recipe: Recipe | str | Mapping[str, Any]) -> Recipe:

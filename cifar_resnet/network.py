@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,17 +30,25 @@ class CustomResNet(nn.Module):
 
     The order inside a block is convolution, pooling, ReLU, BatchNorm: BatchNorm comes *after*
     ReLU. With the default arguments the network has 6,573,120 parameters. The layout goes back
-    to David Page, "How to train your ResNet" (2018).
+    to David Page, "How to train your ResNet" (2018). The keyword-only options vary it; each is off
+    by default.
 
     Args:
         width: Channels of the first block; the later blocks have 2, 4 and 8 times as many.
             At least 1. `width=16` is the quarter-width network that trains on a CPU in minutes.
         num_classes: Number of classes, at least 1.
         in_channels: Channels of the input images, at least 1.
+        norm_first: Whether BatchNorm comes before the activation, as in the first paper on it
+            (Ioffe and Szegedy 2015).
+        activation: `"relu"`, or `"gelu"` (Hendrycks and Gimpel 2016), its exact form.
+        residual2: Whether `layer2` is followed by a residual block of its own, `residual2`.
+        head_scale: What the logits are multiplied by, greater than 0; Page uses 1/8.
 
     Raises:
-        TypeError: If an argument is not an integer.
-        ValueError: If an argument is smaller than 1.
+        TypeError: If `width`, `num_classes` or `in_channels` is not an integer, or another option
+            has the wrong type.
+        ValueError: If an integer is smaller than 1, the activation is unknown, or the scale is not
+            greater than 0.
 
     Examples:
         >>> import torch
@@ -48,9 +61,26 @@ class CustomResNet(nn.Module):
         [1.0, 1.0]
         >>> CustomResNet(width=16, num_classes=100).logits(images).shape
         torch.Size([2, 100])
+        >>> varied = CustomResNet(16, norm_first=True, activation="gelu", residual2=True)
+        >>> varied.prep
+        Sequential(
+          (0): Conv2d(3, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+          (1): BatchNorm2d(16, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+          (2): GELU(approximate='none')
+        )
     """
 
-    def __init__(self, width: int = 64, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        *,
+        norm_first: bool = False,
+        activation: str = "relu",
+        residual2: bool = False,
+        head_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         for name, value in (
             ("width", width),
@@ -61,16 +91,32 @@ class CustomResNet(nn.Module):
                 raise TypeError(f"{name} must be an integer, but got {value!r}.")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, but got {value}.")
+        for name, flag in (("norm_first", norm_first), ("residual2", residual2)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} must be True or False, but got {flag!r}.")
+        if activation not in _ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {(*_ACTIVATIONS,)}, but got {activation!r}."
+            )
+        if not isinstance(head_scale, int | float) or isinstance(head_scale, bool):
+            raise TypeError(f"head_scale must be a number, but got {head_scale!r}.")
+        if not 0 < head_scale < math.inf:
+            raise ValueError(f"head_scale must be greater than 0, but got {head_scale}.")
         self.width = width
         self.num_classes = num_classes
         self.in_channels = in_channels
+        self.norm_first = norm_first
+        self.activation = activation
+        self.head_scale = head_scale
 
-        self.prep = _conv_block(in_channels, width)
-        self.layer1 = _conv_block(width, 2 * width, pool=True)
-        self.residual1 = _Residual(2 * width)
-        self.layer2 = _conv_block(2 * width, 4 * width, pool=True)
-        self.layer3 = _conv_block(4 * width, 8 * width, pool=True)
-        self.residual3 = _Residual(8 * width)
+        block = partial(_conv_block, norm_first=norm_first, activation=activation)
+        self.prep = block(in_channels, width)
+        self.layer1 = block(width, 2 * width, pool=True)
+        self.residual1 = _Residual(block, 2 * width)
+        self.layer2 = block(2 * width, 4 * width, pool=True)
+        self.residual2 = _Residual(block, 4 * width) if residual2 else None
+        self.layer3 = block(4 * width, 8 * width, pool=True)
+        self.residual3 = _Residual(block, 8 * width)
         self.pool = nn.MaxPool2d(4)
         self.head = nn.Linear(8 * width, num_classes, bias=False)
 
@@ -95,12 +141,27 @@ class CustomResNet(nn.Module):
         x = self.prep(images)  # (N, w, 32, 32)
         x = self.residual1(self.layer1(x))  # (N, 2w, 16, 16)
         x = self.layer2(x)  # (N, 4w, 8, 8)
+        if self.residual2 is not None:
+            x = self.residual2(x)
         x = self.residual3(self.layer3(x))  # (N, 8w, 4, 4)
         scores: Tensor = self.head(self.pool(x).flatten(1))
-        return scores
+        return scores if self.head_scale == 1 else scores * self.head_scale
+
+    def options(self) -> dict[str, Any]:
+        """The keyword-only arguments that it was built with."""
+        return {
+            "norm_first": self.norm_first,
+            "activation": self.activation,
+            "residual2": self.residual2 is not None,
+            "head_scale": self.head_scale,
+        }
 
     def extra_repr(self) -> str:
-        return f"width={self.width}, num_classes={self.num_classes}, in_channels={self.in_channels}"
+        shown = {name: getattr(self, name) for name in ("width", "num_classes", "in_channels")}
+        options = self.options()
+        defaults = CustomResNet.__init__.__kwdefaults__ or {}
+        shown |= {name: options[name] for name in options if options[name] != defaults[name]}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def _check(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
@@ -144,7 +205,17 @@ def _shape(images: Tensor) -> str:
     return f"({', '.join(str(int(size)) for size in images.shape)})"
 
 
-def _conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+def _conv_block(
+    in_channels: int,
+    out_channels: int,
+    *,
+    pool: bool = False,
+    norm_first: bool,
+    activation: str,
+) -> nn.Sequential:
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
     ]
@@ -152,17 +223,17 @@ def _conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> n
         layers.append(nn.MaxPool2d(2))
     # ReLU stays out of place: an in-place one would overwrite what a hook on the
     # convolution has stored.
-    layers += [nn.ReLU(), nn.BatchNorm2d(out_channels)]
-    return nn.Sequential(*layers)
+    last = [_ACTIVATIONS[activation](), nn.BatchNorm2d(out_channels)]
+    return nn.Sequential(*layers, *(reversed(last) if norm_first else last))
 
 
 class _Residual(nn.Module):
     """x + block(block(x)); no activation after the sum."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, block: Callable[[int, int], nn.Module], channels: int) -> None:
         super().__init__()
-        self.block1 = _conv_block(channels, channels)
-        self.block2 = _conv_block(channels, channels)
+        self.block1 = block(channels, channels)
+        self.block2 = block(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.block2(self.block1(x))

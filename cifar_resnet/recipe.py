@@ -10,12 +10,13 @@ __all__ = ["Recipe"]
 
 _Optimizer = Literal["adam", "sgd"]
 _Schedule = Literal["constant", "linear"]
-_TestViews = Literal["plain", "mirror"]
+_TestViews = Literal["plain", "mirror", "six"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training recipe: optimiser, schedule, loss, test-time views, and the data options.
+    """One training recipe: optimiser, schedule, loss, averaging, test-time views, and the options
+    of data and network that belong to it.
 
     The default is the specified training: Adam at a constant learning rate of 0.001. Take a
     preset with `Recipe.preset` and change single values with
@@ -30,13 +31,24 @@ class Recipe:
         schedule: `"constant"`, or `"linear"`: up from 0 to the peak over `warmup`, then down to 0
             at the end of the run, stepped after every batch.
         warmup: Share of the run that the linear schedule spends going up, in [0, 1].
+        norm_bias_lr: Factor on the learning rate of the biases of normalisation layers, greater
+            than 0; their weight decay is divided by it, so that its pull stays the same (Page
+            2018, with a factor of 64).
         label_smoothing: Probability mass spread evenly over all classes, in [0, 1).
-        test_views: `"plain"`, or `"mirror"` to report also the accuracy of the scores averaged
-            over each test image and its mirror image.
+        ema_decay: Share of the averaged weights that a step keeps, in [0, 1); 0 for no averaging.
+            The exponential moving average covers parameters and BatchNorm statistics, is what
+            validation sees, and replaces the weights at the end of the training.
+        test_views: `"plain"`; `"mirror"` to report also the accuracy of the scores averaged over
+            each test image and its mirror image; `"six"` for these two, and also both shifted by
+            one pixel up and left and by one pixel down and right (Jordan 2024).
         batch_size: Images in an optimiser step, at least 1.
         crop_padding: Pixels of padding before the random crop.
         flip: `"random"`, `"alternating"` or `"none"`.
         cutout: Side in pixels of the square that cutout blanks; 0 for none.
+        norm_first: Whether the network has BatchNorm before the activation.
+        activation: `"relu"` or `"gelu"`.
+        residual2: Whether the network has a residual block after its second stage as well.
+        head_scale: Factor on the network's logits, greater than 0.
 
     Raises:
         ValueError: If a value is outside its range; the message names it.
@@ -59,12 +71,18 @@ class Recipe:
     weight_decay: float = 0.0
     schedule: _Schedule = "constant"
     warmup: float = 0.2
+    norm_bias_lr: float = 1.0
     label_smoothing: float = 0.0
+    ema_decay: float = 0.0
     test_views: _TestViews = "plain"
     batch_size: int = 512
     crop_padding: int = 4
     flip: str = "random"
     cutout: int = 0
+    norm_first: bool = False
+    activation: str = "relu"
+    residual2: bool = False
+    head_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for field, choices in (
@@ -79,6 +97,8 @@ class Recipe:
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
             ("warmup", 0 <= self.warmup <= 1, "in [0, 1]"),
+            ("norm_bias_lr", 0 < self.norm_bias_lr < math.inf, "greater than 0"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
         ):
@@ -116,6 +136,15 @@ class Recipe:
             "crop_padding": self.crop_padding,
             "flip": self.flip,
             "cutout": self.cutout,
+        }
+
+    def network_options(self) -> dict[str, Any]:
+        """The keyword arguments for `CustomResNet` that belong to the recipe."""
+        return {
+            "norm_first": self.norm_first,
+            "activation": self.activation,
+            "residual2": self.residual2,
+            "head_scale": self.head_scale,
         }
 
     def to_dict(self) -> dict[str, Any]:

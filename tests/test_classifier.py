@@ -105,7 +105,7 @@ def test_adam_for_one_epoch_has_exactly_the_trace_of_a_plain_loop(
     )
     torch.manual_seed(5)
     model = CustomResNet(width=4)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     data = small(data_dir)
     data.setup()
     losses = []

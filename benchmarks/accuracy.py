@@ -1,0 +1,213 @@
+"""Accuracy of recipes over seeds: a JSON line a run, then mean, deviation and error of each.
+
+    python benchmarks/accuracy.py --recipes sgd best --seeds 0-4 --width 16
+    python benchmarks/accuracy.py --held-out --recipes sgd --set learning_rate=0.2,0.4 --seeds 0-1
+
+The library's own path trains: `ImageClassifier` under Lightning's `Trainer`, with the data module.
+With --held-out a run trains on 45,000 images, is measured on the 5,000 others, and never looks at
+the test set: that is the mode for tuning. Runs that the result file holds already are not repeated,
+so that an interrupted call goes on where it stopped, and several calls may share a file; no new run
+starts when it would not end within --minutes. The data must be on disk: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import itertools
+import json
+import math
+import statistics
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from machine import RESULTS, append, machine
+
+from cifar_resnet import Recipe
+
+METRICS = ("acc", "acc_mirror", "acc_six", "loss")
+
+
+def main() -> None:
+    args = parse_arguments()
+    recipes = list(chosen_recipes(args.recipes, args.set))
+    runs = [(recipe, seed) for seed in args.seeds for recipe in recipes]
+    start, longest = time.perf_counter(), 0.0
+    for recipe, seed in runs:
+        key = run_key(recipe, seed, args)
+        if any(all(line[k] == v for k, v in key.items()) for line in read(args.results)):
+            continue
+        left = 60 * args.minutes - (time.perf_counter() - start)
+        if left < longest:
+            print(f"{left:.0f} s left, and a run takes {longest:.0f} s: stopped here.")
+            break
+        began = time.perf_counter()
+        line = key | train(recipe, seed, args)
+        longest = max(longest, time.perf_counter() - began)
+        append(args.results, line)
+        shown = "  ".join(f"{name} {line[name]:.4f}" for name in METRICS if name in line)
+        print(
+            f"{describe(recipe)}  seed {seed}  {shown}  {line['train_seconds']:.0f} s", flush=True
+        )
+    summarise(recipes, args)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipes", nargs="+", default=["sgd"], help="names of presets")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE[,VALUE]",
+        help="change fields of each recipe; several values make a sweep over their product",
+    )
+    parser.add_argument("--seeds", type=seeds, default=[0], help="a number, or a range: 0-4")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--held-out", action="store_true", help="tune; never reads the test set")
+    parser.add_argument("--precision", default=None, help="default: the faster one, measured")
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="start no run that ends later"
+    )
+    parser.add_argument("--results", type=Path, default=None)
+    args = parser.parse_args()
+    if args.results is None:
+        args.results = RESULTS / ("tuning.jsonl" if args.held_out else "accuracy.jsonl")
+    return args
+
+
+def seeds(text: str) -> list[int]:
+    first, _, last = text.partition("-")
+    return list(range(int(first), int(last or first) + 1))
+
+
+def chosen_recipes(names: list[str], changes: list[str]) -> Iterator[Recipe]:
+    """Each recipe with each combination of the changed values."""
+    fields = [change.split("=", 1)[0] for change in changes]
+    values = [[literal(v) for v in change.split("=", 1)[1].split(",")] for change in changes]
+    for name in names:
+        for combination in itertools.product(*values):
+            yield replace(Recipe.preset(name), **dict(zip(fields, combination, strict=True)))
+
+
+def literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
+
+
+def describe(recipe: Recipe) -> str:
+    """Its name, and where it differs from the preset of that name."""
+    preset = Recipe.preset(recipe.name).to_dict()
+    changed = {k: v for k, v in recipe.to_dict().items() if v != preset[k]}
+    return " ".join([recipe.name, *(f"{k}={v}" for k, v in changed.items())])
+
+
+def run_key(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """What makes a run a run of its own; a second one like it would only repeat the first."""
+    return {
+        "recipe": recipe.to_dict(),
+        "width": args.width,
+        "epochs": args.epochs,
+        "seed": seed,
+        "held_out": args.held_out,
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of this script in a result file; lines of another format are passed over."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if "held_out" in line]
+
+
+def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    import logging
+
+    import pytorch_lightning as pl
+    import torch
+    from train_24 import pick_device, pick_precision
+
+    from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier
+
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", ".*`isinstance")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    device = pick_device()
+    precision: Any = args.precision or pick_precision(device)
+    pl.seed_everything(seed, verbose=False)
+    data = CIFAR10DataModule(
+        args.data_dir,
+        val_split=5000 if args.held_out else 0,
+        seed=seed,
+        download=False,
+        **recipe.data_options(),
+    )
+    network = CustomResNet(args.width, **recipe.network_options())
+    model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)
+    trainer = pl.Trainer(
+        max_epochs=args.epochs,
+        accelerator="gpu" if device.type in ("cuda", "mps") else "cpu",
+        devices=1,
+        precision=precision,
+        limit_val_batches=0,  # the held-out images are looked at once, at the end
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    start = time.perf_counter()
+    trainer.fit(model, data)
+    train_seconds = time.perf_counter() - start
+    train_acc = trainer.callback_metrics["train_acc_epoch"].item()
+    data.setup()
+    loader = data.val_dataloader() if args.held_out else data.test_dataloader()
+    scores = trainer.test(model, loader, verbose=False)[0]
+    return {
+        **{name.removeprefix("test_"): value for name, value in scores.items()},
+        "train_acc": train_acc,
+        "train_seconds": train_seconds,
+        "total_seconds": time.perf_counter() - start,
+        "precision": precision,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        **machine(device),
+    }
+
+
+def summarise(recipes: list[Recipe], args: argparse.Namespace) -> None:
+    """Mean, standard deviation and standard error of each recipe, in percent."""
+    lines = read(args.results)
+    print(
+        f"\n{'':52} {'n':>2}  " + "".join(f"{name + ' mean  sd   se':>24}" for name in METRICS[:3])
+    )
+    for recipe in recipes:
+        values = defaultdict(list)
+        for line in lines:
+            if line | run_key(recipe, line["seed"], args) == line:
+                for name in METRICS[:3]:
+                    if name in line:
+                        values[name].append(100 * line[name])
+        if not values:
+            continue
+        row = f"{describe(recipe):52} {len(values['acc']):>2}  "
+        for name in METRICS[:3]:
+            of = values[name]
+            spread = statistics.stdev(of) if len(of) > 1 else math.nan
+            error = spread / math.sqrt(len(of)) if of else math.nan
+            row += f"{statistics.mean(of):>14.2f} {spread:4.2f} {error:4.2f}" if of else f"{'':24}"
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
