@@ -45,6 +45,7 @@ SAVED = (
     "precision",
     "data_dir",
     "val_split",
+    "compile",
     "smoke",
 )
 
@@ -52,6 +53,7 @@ SAVED = (
 def main() -> None:
     args = parse_arguments()
     use_large_pages()
+    stages = Stages()
 
     import pytorch_lightning as pl
     import torch
@@ -77,6 +79,7 @@ def main() -> None:
     logging.getLogger("cifar_resnet").setLevel(logging.INFO)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
 
+    stages.end("import")
     folder, recipe = choose_run(args)
     device = pick_device()
     if args.width is None:
@@ -100,9 +103,10 @@ def main() -> None:
         if not args.resume:
             folder.rmdir()
         sys.exit(str(error))
+    stages.end("data")
     args.data_dir = str(data.data_dir.absolute())
-    network = CustomResNet(width=args.width).to(memory_format=torch.channels_last)
-    model = ImageClassifier(network, recipe)
+    network = CustomResNet(width=args.width, **recipe.network_options())
+    model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)
     (folder / "arguments.json").write_text(json.dumps({k: getattr(args, k) for k in SAVED}))
 
     seconds = expected_seconds(network, recipe.batch_size, precision, device)
@@ -116,6 +120,8 @@ def main() -> None:
             f"This is the network at {args.width}/64 of its width; "
             "--width 64 trains the full one, which takes much longer on a CPU."
         )
+    if args.compile:
+        network.compile()
 
     # The composition.
     logger = TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False)
@@ -126,7 +132,7 @@ def main() -> None:
         ModelCheckpoint(folder, "best", monitor=best[0], mode=best[1], **every_epoch),
         ModelCheckpoint(folder, "last", **every_epoch),
     ]
-    timer = RunTimer()
+    timer = RunTimer(stages)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         accelerator="gpu" if device.type in ("cuda", "mps") else "cpu",
@@ -155,8 +161,10 @@ def main() -> None:
         sys.exit(f"Stopped. {how if last.is_file() else 'No epoch was finished.'}")
     except FloatingPointError as error:
         sys.exit(str(error))
+    stages.end("train")
     val_acc = trainer.callback_metrics.get("val_acc")
     scores = trainer.test(model, data, verbose=False)[0]
+    stages.end("test")
 
     # The report.
     figure = show_training_curves(logger.log_dir)
@@ -164,9 +172,11 @@ def main() -> None:
     logger.experiment.add_figure("training_curves", figure)
     add_graph(logger, network)
     logger.finalize("success")
+    stages.end("report")
     report = {
         "accuracy": scores["test_acc"],
         "accuracy_mirror": scores.get("test_acc_mirror"),
+        "accuracy_six": scores.get("test_acc_six"),
         "test_loss": scores["test_loss"],
         "test_images": 10_000 if not args.smoke else 2 * recipe.batch_size,
         "val_acc": val_acc.item() if val_acc is not None else None,
@@ -174,6 +184,7 @@ def main() -> None:
         "train_seconds": timer.seconds,
         "images_per_second": timer.images / timer.seconds,
         "total_seconds": time.perf_counter() - START,
+        "stage_seconds": stages.seconds,
         "resumed": bool(args.resume),
         "peak_memory_mb": peak_memory_mb(),
         **{name: getattr(args, name) for name in SAVED if name != "data_dir"},
@@ -196,8 +207,11 @@ def main() -> None:
     temporary.write_text(json.dumps(report, indent=2) + "\n")
     temporary.replace(folder / "metrics.json")
 
-    mirror = report["accuracy_mirror"]
-    views = f", {100 * mirror:.2f} % with the mirror view" if mirror is not None else ""
+    views = "".join(
+        f", {100 * report[name]:.2f} % with {shown}"
+        for name, shown in (("accuracy_mirror", "the mirror view"), ("accuracy_six", "six views"))
+        if report[name] is not None
+    )
     print(
         f"\nTest accuracy   {100 * scores['test_acc']:.2f} % plain{views}"
         f"\nTraining        {minutes(timer.seconds)}, "
@@ -236,6 +250,9 @@ def parse_arguments() -> argparse.Namespace:
         "--val-split", type=natural, default=0, help="training images to hold out; default 0"
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="folder of an interrupted run")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the network; gains nothing on a CPU"
+    )
     parser.add_argument("--smoke", action="store_true", help="two batches an epoch, in seconds")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args()
@@ -386,10 +403,24 @@ def peak_memory_mb() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+class Stages:
+    """Seconds of each stage of the process, one after the other from its start."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = START
+
+    def end(self, name: str) -> None:
+        """What went on since the last stage ended was `name`."""
+        now = time.perf_counter()
+        self.seconds[name], self.last = now - self.last, now
+
+
 class RunTimer:
     """Seconds and images of the training, and a bar over the whole run with the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Stages) -> None:
+        self.stages = stages
         self.images = 0
         self.seconds = 0.0
 
@@ -407,6 +438,7 @@ class RunTimer:
                 timer.seconds, timer.images = state["seconds"], int(state["images"])
 
             def on_train_start(self, trainer: Any, module: Any) -> None:
+                timer.stages.end("set-up")
                 self.start = time.perf_counter() - timer.seconds  # of the part before a resume
                 self.bar = tqdm(
                     total=int(trainer.estimated_stepping_batches),
@@ -419,6 +451,8 @@ class RunTimer:
             def on_train_batch_end(
                 self, trainer: Any, module: Any, out: Any, batch: Any, index: int
             ) -> None:
+                if "first step" not in timer.stages.seconds:  # compilation included
+                    timer.stages.end("first step")
                 timer.images += len(batch[1])
                 timer.seconds = time.perf_counter() - self.start
                 self.bar.set_description(

@@ -18,6 +18,7 @@ from torch import nn
 
 from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier, Recipe
 from cifar_resnet.curves import read_curves
+from cifar_resnet.views import six_view_scores
 
 
 class Collect(pl.Callback):
@@ -157,7 +158,8 @@ def test_logged_names(data_dir: Path, tmp_path: Path) -> None:
 
 
 def test_metrics_against_scikit_learn(data_dir: Path, tmp_path: Path) -> None:
-    model, data = ImageClassifier(CustomResNet(width=2), "sgd"), small(data_dir, batch_size=999)
+    recipe = replace(Recipe.preset("sgd"), test_views="six")
+    model, data = ImageClassifier(CustomResNet(width=2), recipe), small(data_dir, batch_size=999)
     t = trainer(tmp_path)
     scores = t.test(model, data, verbose=False)[0]
     model.eval()
@@ -173,8 +175,103 @@ def test_metrics_against_scikit_learn(data_dir: Path, tmp_path: Path) -> None:
     )
     both = (views[0] + views[1]).argmax(1)
     assert scores["test_acc_mirror"] == pytest.approx(accuracy_score(labels, both))
+    with torch.no_grad():
+        six = torch.cat([six_view_scores(model, x) for x, _ in data.test_dataloader()]).argmax(1)
+    assert scores["test_acc_six"] == pytest.approx(accuracy_score(labels, six))
     predicted = torch.cat(t.predict(model, data))
     torch.testing.assert_close(predicted, views[0])
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_step_and_epoch_values_against_those_of_every_batch(
+    data_dir: Path, tmp_path: Path, every: int
+) -> None:
+    """Unequal batches, so that a mean of means would differ from the mean over the images."""
+    logger = CSVLogger(tmp_path, name="", version="log")
+
+    class Watch(Collect):
+        def __init__(self) -> None:
+            super().__init__()
+            self.right: list[int] = []
+            self.sizes: list[int] = []
+
+        def on_train_batch_start(self, t: pl.Trainer, m: Any, batch: Any, index: int) -> None:
+            m.network.eval()  # so that the scores of the step can be had again
+            with torch.no_grad():
+                self.right.append((m(batch[0]).argmax(1) == batch[1]).sum().item())
+            self.sizes.append(len(batch[1]))
+
+    watch = Watch()
+    data = small(data_dir, batch_size=300)
+    t = trainer(
+        tmp_path, logger=logger, log_every_n_steps=every, callbacks=[watch], limit_val_batches=0
+    )
+    t.fit(ImageClassifier(CustomResNet(width=2)), data)
+    assert watch.sizes == [300, 300, 300, 100]
+    logged = read_curves(tmp_path / "log")
+    total = sum(watch.sizes)
+    loss = np.dot(watch.losses, watch.sizes) / total
+    assert logged["train_loss_epoch"][1] == pytest.approx([loss])
+    assert logged["train_acc_epoch"][1] == pytest.approx([sum(watch.right) / total])
+    if every == 100:
+        assert "train_loss_step" not in logged
+        return
+    steps = range(every - 1, 4, every)
+    assert logged["train_loss_step"][1] == pytest.approx([watch.losses[k] for k in steps])
+    shares = [watch.right[k] / watch.sizes[k] for k in steps]
+    assert logged["train_acc_step"][1] == pytest.approx(shares)
+
+
+def test_averaged_weights_against_the_formula(data_dir: Path, tmp_path: Path) -> None:
+    """Every parameter and BatchNorm statistic follows the moving average, from the start."""
+
+    class Keep(pl.Callback):
+        history: list[dict[str, torch.Tensor]] = []  # noqa: RUF012
+
+        def on_train_batch_end(self, t: pl.Trainer, m: Any, *_: Any) -> None:
+            state = m.network.state_dict()
+            self.history.append({name: value.clone() for name, value in state.items()})
+
+    keep, decay = Keep(), 0.75
+    recipe = replace(Recipe.preset("sgd"), ema_decay=decay, learning_rate=0.01)
+    model = ImageClassifier(CustomResNet(width=2), recipe)
+    t = trainer(tmp_path, callbacks=[keep], limit_val_batches=0, limit_train_batches=6)
+    t.fit(model, small(data_dir))
+    assert len(keep.history) == 6
+    averaged = model.network.state_dict()
+    for name in averaged:
+        values = [state[name].double() for state in keep.history]
+        if name.endswith("num_batches_tracked"):
+            continue
+        expected = values[0]
+        for value in values[1:]:
+            expected = decay * expected + (1 - decay) * value
+        torch.testing.assert_close(averaged[name].double(), expected, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(averaged[name], keep.history[-1][name])
+    # a test afterwards takes the averaged weights as they are
+    t.test(model, small(data_dir), verbose=False)
+    assert all(torch.equal(model.network.state_dict()[name], averaged[name]) for name in averaged)
+
+
+def test_rate_and_decay_of_norm_biases(data_dir: Path, tmp_path: Path) -> None:
+    recipe = replace(Recipe.preset("sgd"), norm_bias_lr=64)
+    network = CustomResNet(width=2)
+    network.prep[2].bias.requires_grad_(False)
+    model = ImageClassifier(network, recipe)
+    t = trainer(tmp_path, limit_val_batches=0, limit_train_batches=1)
+    t.fit(model, small(data_dir))
+    others, biases = t.optimizers[0].param_groups
+    expected = [
+        m.bias for m in network.modules()
+        if isinstance(m, nn.BatchNorm2d) and m.bias.requires_grad
+    ]  # fmt: skip
+    assert [id(p) for p in biases["params"]] == [id(p) for p in expected]
+    assert len(expected) == 7
+    assert len(others["params"]) + 7 + 1 == len(list(network.parameters()))
+    assert biases["initial_lr"] == pytest.approx(64 * recipe.learning_rate)
+    assert biases["lr"] == pytest.approx(64 * others["lr"])
+    assert biases["weight_decay"] == pytest.approx(recipe.weight_decay / 64)
+    assert others["weight_decay"] == recipe.weight_decay
 
 
 def test_any_module_and_any_loader(tmp_path: Path) -> None:
@@ -202,27 +299,37 @@ def test_the_schedule_counts_optimiser_steps(data_dir: Path, tmp_path: Path) -> 
     assert collect.rates == pytest.approx(np.repeat(expected, 5))
 
 
-def test_a_resumed_run_goes_on_exactly(data_dir: Path, tmp_path: Path) -> None:
-    def run(callbacks: list, checkpoint: Path | None = None) -> tuple[list[float], dict]:
+@pytest.mark.parametrize("ema_decay", [0, 0.9])
+def test_a_resumed_run_goes_on_exactly(data_dir: Path, tmp_path: Path, ema_decay: float) -> None:
+    recipe = replace(Recipe.preset("sgd"), ema_decay=ema_decay)
+
+    def run(checkpoint: Path | None = None, stop: bool = False) -> tuple[list[float], dict, dict]:
         torch.manual_seed(3)
         collect = Collect()
-        model = ImageClassifier(CustomResNet(width=2), "sgd")
-        t = trainer(tmp_path, max_epochs=2, callbacks=[collect, *callbacks], limit_val_batches=0)
+        model = ImageClassifier(CustomResNet(width=2), recipe)
+        t = trainer(
+            tmp_path, max_epochs=2, callbacks=[collect, *([Stop()] if stop else [])],
+            limit_val_batches=0, enable_checkpointing=stop,
+        )  # fmt: skip
         with contextlib.suppress(SystemExit):  # how Lightning answers an interrupt
             t.fit(model, small(data_dir), ckpt_path=checkpoint, weights_only=True)
-        return collect.losses, model.state_dict()
+        return collect.losses, model.state_dict(), t.callback_metrics
 
-    class Stop(pl.Callback):
+    class Stop(pl.callbacks.Checkpoint):
+        """Saves in the middle of the second epoch, after all other callbacks, as Lightning does."""
+
         def on_train_batch_end(self, t: pl.Trainer, *_: Any) -> None:
             if t.global_step == 13:
                 t.save_checkpoint(tmp_path / "middle.ckpt")
                 raise KeyboardInterrupt
 
-    whole, weights = run([])
-    first, _ = run([Stop()])
-    second, resumed = run([], tmp_path / "middle.ckpt")
+    whole, weights, metrics = run()
+    first, _, _ = run(stop=True)
+    second, resumed, metrics_again = run(tmp_path / "middle.ckpt")
     assert first + second == whole
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    assert set(metrics) == {"train_loss_epoch", "train_acc_epoch"}
+    assert metrics == metrics_again
 
 
 # --- bad input -----------------------------------------------------------------------------------

@@ -61,9 +61,20 @@ def test_shapes_and_order_of_the_layers() -> None:
     assert order == plain + pooled + 2 * plain + 2 * pooled + 2 * plain + ["MaxPool2d", "Linear"]
 
 
-def test_forward_against_the_formula_written_out() -> None:
+OPTIONS = [
+    {},
+    {"norm_first": True},
+    {"activation": "gelu"},
+    {"residual2": True},
+    {"head_scale": 0.125},
+    {"norm_first": True, "activation": "gelu", "residual2": True, "head_scale": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "specified")
+def test_forward_against_the_formula_written_out(options: dict) -> None:
     torch.manual_seed(1)
-    model = CustomResNet(width=4).eval()
+    model = CustomResNet(width=4, **options).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean)
@@ -72,28 +83,51 @@ def test_forward_against_the_formula_written_out() -> None:
             nn.init.normal_(module.bias)
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
 
+    def activate(x: torch.Tensor) -> torch.Tensor:
+        if options.get("activation") == "gelu":  # x times the normal distribution's share below it
+            return x * torch.distributions.Normal(0, 1).cdf(x)
+        return x.clamp(min=0)
+
     def block(x: torch.Tensor, name: str, pool: bool = False) -> torch.Tensor:
         x = nn.functional.conv2d(x, w[f"{name}.0.weight"], padding=1)
-        norm = 3 if pool else 2
+        norm = 2 + pool - options.get("norm_first", False)
         if pool:
             x = nn.functional.max_pool2d(x, 2)
-        x = x.clamp(min=0)
         mean, var, scale, shift = (
             w[f"{name}.{norm}.{key}"].view(1, -1, 1, 1)
             for key in ("running_mean", "running_var", "weight", "bias")
         )
-        return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+        def normalise(x: torch.Tensor) -> torch.Tensor:
+            return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+        return activate(normalise(x)) if options.get("norm_first") else normalise(activate(x))
+
+    def residual(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x + block(block(x, f"{name}.block1"), f"{name}.block2")
 
     images = torch.randn(2, 3, 32, 32)
     x = block(images.double(), "prep")
-    x = block(x, "layer1", pool=True)
-    x = x + block(block(x, "residual1.block1"), "residual1.block2")
-    x = block(block(x, "layer2", pool=True), "layer3", pool=True)
-    x = x + block(block(x, "residual3.block1"), "residual3.block2")
-    logits = x.amax(dim=(2, 3)) @ w["head.weight"].T
+    x = residual(block(x, "layer1", pool=True), "residual1")
+    x = block(x, "layer2", pool=True)
+    if options.get("residual2"):
+        x = residual(x, "residual2")
+    x = residual(block(x, "layer3", pool=True), "residual3")
+    logits = x.amax(dim=(2, 3)) @ w["head.weight"].T * options.get("head_scale", 1)
     torch.testing.assert_close(model.logits(images).double(), logits, rtol=1e-3, atol=1e-3)
     expected = logits - logits.exp().sum(dim=1, keepdim=True).log()
     torch.testing.assert_close(model(images).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "specified")
+def test_options_are_kept_and_shown(options: dict) -> None:
+    model = CustomResNet(width=4, **options)
+    assert CustomResNet(width=4, **model.options()).options() == model.options()
+    assert {k: v for k, v in model.options().items() if k in options} == options
+    for name, value in options.items():
+        assert f"{name}={value!r}" in model.extra_repr()
+    added = 2 * (9 * 16 * 16 + 2 * 16) if options.get("residual2") else 0
+    assert sum(p.numel() for p in model.parameters()) == parameters_of(4) + added
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -165,3 +199,19 @@ def test_wrong_images(images: object, error: type[Exception], message: str) -> N
 def test_wrong_arguments(name: str, value: object, error: type[Exception]) -> None:
     with pytest.raises(error, match=f"{name} must be .* but got {value}"):
         CustomResNet(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"norm_first": 1}, TypeError, "norm_first must be True or False, but got 1"),
+        ({"residual2": "yes"}, TypeError, "residual2 must be True or False, but got 'yes'"),
+        ({"activation": "tanh"}, ValueError, r"one of \('relu', 'gelu'\), but got 'tanh'"),
+        ({"head_scale": "small"}, TypeError, "head_scale must be a number, but got 'small'"),
+        ({"head_scale": 0}, ValueError, "head_scale must be greater than 0, but got 0"),
+        ({"head_scale": float("nan")}, ValueError, "head_scale must be .* but got nan"),
+    ],
+)
+def test_wrong_options(options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        CustomResNet(width=1, **options)

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from cifar_resnet import Recipe
+from cifar_resnet import CIFAR10DataModule, CustomResNet, Recipe
 
 
 def test_the_default_is_the_specified_training() -> None:
@@ -46,12 +46,24 @@ def test_a_recipe_survives_its_dictionary_and_cannot_be_changed() -> None:
         ({"weight_decay": -1}, "weight_decay must be at least 0, but got -1"),
         ({"warmup": 1.1}, r"warmup must be in \[0, 1\], but got 1.1"),
         ({"label_smoothing": 1}, r"label_smoothing must be in \[0, 1\), but got 1"),
+        ({"norm_bias_lr": 0}, "norm_bias_lr must be greater than 0, but got 0"),
+        ({"ema_decay": 1}, r"ema_decay must be in \[0, 1\), but got 1"),
         ({"batch_size": 0}, "batch_size must be at least 1, but got 0"),
     ],
 )
 def test_wrong_values(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe(**values)
+
+
+@pytest.mark.parametrize("name", Recipe.presets())
+def test_the_options_of_every_preset_fit_network_and_data(name: str) -> None:
+    recipe = Recipe.preset(name)
+    data = CIFAR10DataModule(**recipe.data_options())
+    assert data.batch_size == recipe.batch_size
+    assert data.augmentation.crop_padding == recipe.crop_padding
+    network = CustomResNet(width=2, **recipe.network_options())
+    assert network.options() == recipe.network_options()
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:

@@ -1,0 +1,423 @@
+"""Speed of the data path and of the training, each against the plain way of doing it.
+
+    python benchmarks/speed.py [--data-dir DATA] [--rounds 5] [--only step trainer] [--seconds 8]
+
+Each arm runs in a process of its own, the two of a pair in turn, and the ratio is taken pair by
+pair, so that it holds where the machine's speed drifts. On a GPU if there is one, else on the CPU.
+Appends a JSON line per pair to benchmarks/results/speed.jsonl. The pair with airbench needs
+`pip install airbench==0.1.8`. The data must be on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from machine import RESULTS, append, machine
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+BATCH = 512
+PAIRS = (
+    ("data: resident batches / torchvision per sample", "data-ours", "data-torchvision"),
+    ("data: resident batches / airbench's loader", "data-ours", "data-airbench"),
+    ("step, width 16: ours / plain fp32", "step-16-ours", "step-16-plain"),
+    ("step, width 64: ours / plain fp32", "step-64-ours", "step-64-plain"),
+    ("step, width 64: ours / the matrix-product peak", "step-64-ours", "step-64-peak"),
+    ("trainer, width 16: ours / beginner's Lightning", "trainer-16-ours", "trainer-16-beginner"),
+    ("trainer, width 64: ours / beginner's Lightning", "trainer-64-ours", "trainer-64-beginner"),
+    ("lightning, width 16: our Trainer / our plain loop", "trainer-16-ours", "loop-16-ours"),
+    ("lightning, width 64: our Trainer / our plain loop", "trainer-64-ours", "loop-64-ours"),
+    ("compile, width 64: compiled / not", "trainer-64-compiled", "trainer-64-ours"),
+)
+
+
+def main() -> None:
+    from cifar_resnet.data import sources
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", default=str(sources.default_data_dir()))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8, help="how long an arm is measured")
+    parser.add_argument("--only", nargs="+", default=[""], help="pairs whose title starts so")
+    parser.add_argument("--results", type=Path, default=RESULTS / "speed.jsonl")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.arm:
+        print(measure(args.arm, args.data_dir, args.seconds))
+        return
+
+    rows = []
+    for title, ours, other in PAIRS:
+        if not title.startswith(tuple(args.only)):
+            continue
+        runs = [(in_process(ours, args), in_process(other, args)) for _ in range(args.rounds)]
+        ratios = [a / b for a, b in runs]
+        line = {
+            "benchmark": title,
+            "unit": "images/s",
+            "ours": [a for a, _ in runs],
+            "other": [b for _, b in runs],
+            "ratio_median": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+            "n": args.rounds,
+            "batch_size": BATCH,
+            "seconds": args.seconds,
+            **machine(picked_device()),
+        }
+        append(args.results, line)
+        medians = [statistics.median(values) for values in zip(*runs, strict=True)]
+        rows.append(
+            f"{title:50} {medians[0]:>10,.0f} {medians[1]:>10,.0f} "
+            f"{statistics.median(ratios):>7.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        )
+        print(rows[-1], flush=True)
+    print(f"\n{'images/s, medians of ' + str(args.rounds):50} {'ours':>10} {'other':>10}   ratio")
+    print("\n".join(rows))
+
+
+def in_process(arm: str, args: argparse.Namespace) -> float:
+    """Images a second of one arm, in a new process with the allocator that the arm uses."""
+    from train_24 import LARGE_PAGES
+
+    plain = arm.endswith(("plain", "beginner", "torchvision"))
+    environment = {name: value for name, value in os.environ.items() if name not in LARGE_PAGES}
+    environment |= {} if plain or picked_device().type == "cuda" else LARGE_PAGES
+    command = [sys.executable, __file__, "--arm", arm, "--data-dir", args.data_dir]
+    command += ["--seconds", str(args.seconds)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"{arm} failed:\n{result.stderr}")
+    return float(result.stdout.splitlines()[-1])
+
+
+def measure(arm: str, data_dir: str, seconds: float) -> float:
+    kind, *rest = arm.split("-")
+    if kind == "data":
+        batches: dict[str, Callable[[str], Iterable[Any]]] = {
+            "ours": resident_batches,
+            "torchvision": torchvision_batches,
+            "airbench": airbench_batches,
+        }
+        return rate((len(images) for images, _ in batches[rest[0]](data_dir)), seconds)
+    width, way = int(rest[0]), rest[1]
+    if kind == "step":
+        return peak(width, seconds) if way == "peak" else rate(steps(width, way), seconds)
+    if kind == "loop":
+        return rate(loop(width, data_dir), seconds)
+    if way == "beginner":
+        return under_trainer(*beginner(width, data_dir), seconds, precision="32-true")
+    return under_trainer(*ours(width, data_dir, way == "compiled"), seconds)
+
+
+def rate(sizes: Iterator[int], seconds: float, warm_up: int = 5) -> float:
+    """Images a second of an endless iteration that gives the size of each batch it has done."""
+    for _ in range(warm_up):
+        next(sizes)
+    synchronize()
+    start, images = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        images += next(sizes)
+    synchronize()
+    return images / (time.perf_counter() - start)
+
+
+def synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def picked_device() -> torch.device:
+    from train_24 import pick_device
+
+    return pick_device()
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def data_module(data_dir: str, **options: Any) -> Any:
+    from cifar_resnet import CIFAR10DataModule
+
+    data = CIFAR10DataModule(data_dir, BATCH, val_split=0, device=picked_device(), **options)
+    data.setup()
+    return data
+
+
+def resident_batches(data_dir: str) -> Iterator[Any]:
+    """Crop by up to 2 pixels, flip and normalisation, as the recipe `sgd` has it."""
+    loader = data_module(data_dir, crop_padding=2, flip="alternating").train_dataloader()
+    while True:
+        yield from loader
+
+
+def torchvision_loader(data_dir: str, workers: int) -> Any:
+    """What torchvision.datasets.CIFAR10 does with an image, and the usual transforms."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    data = data_module(data_dir)
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(data.mean, data.std),
+        ]
+    )
+    images, labels = data._arrays.train_images, data._arrays.train_labels
+
+    class PerSample(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            return transform(Image.fromarray(images[index])), int(labels[index])
+
+    return DataLoader(PerSample(), batch_size=BATCH, shuffle=True, num_workers=workers)
+
+
+def torchvision_batches(data_dir: str) -> Iterator[Any]:
+    while True:
+        yield from torchvision_loader(data_dir, workers=0)
+
+
+def airbench_batches(data_dir: str) -> Iterator[Any]:
+    """airbench's loader with the same augmentation; its set-up in the first epoch is left out."""
+    import torch
+    from airbench import CifarLoader
+
+    arrays = data_module(data_dir)._arrays
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(
+            {
+                "images": torch.from_numpy(arrays.train_images),
+                "labels": torch.from_numpy(arrays.train_labels),
+                "classes": [],
+            },
+            Path(folder) / "train.pt",
+        )
+        loader = CifarLoader(
+            folder,
+            batch_size=BATCH,
+            aug={"flip": True, "translate": 2},
+            altflip=True,
+            gpu=picked_device(),
+        )
+    for _ in loader:
+        pass
+    while True:
+        yield from loader
+
+
+# --- the training step, on random images ---------------------------------------------------------
+
+
+def steps(width: int, way: str) -> Iterator[int]:
+    """Forward, backward and optimiser step on the same batch again and again."""
+    import torch
+    import torch.nn.functional as F
+    from train_24 import pick_precision
+
+    from cifar_resnet import CustomResNet
+
+    device = picked_device()
+    model = CustomResNet(width).to(device)
+    images = torch.randn(BATCH, 3, 32, 32, device=device)
+    labels = torch.randint(0, 10, (BATCH,), device=device)
+    mixed = way == "ours" and pick_precision(device) == "bf16-mixed"
+    if way == "ours":
+        model = model.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    fused = True if way == "ours" else None
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=fused
+    )
+    while True:
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield BATCH
+
+
+def peak(width: int, seconds: float) -> float:
+    """Images a second if the step were nothing but matrix products at their best sustained rate.
+
+    The work is that of the convolutions and the linear layer, forward and backward, as PyTorch
+    counts it; the rate is that of square bfloat16 matrices, the best of three sizes.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cifar_resnet import CustomResNet
+
+    with FlopCounterMode(display=False) as counter:
+        CustomResNet(width)(torch.randn(2, 3, 32, 32)).sum().backward()
+    work = counter.get_total_flops() / 2
+
+    def products(size: int) -> Iterator[int]:
+        a, b = (
+            torch.randn(size, size, device=picked_device(), dtype=torch.bfloat16) for _ in range(2)
+        )
+        while True:
+            torch.mm(a, b)
+            yield 2 * size**3
+
+    fastest = max(rate(products(size), seconds / 3) for size in (1024, 2048, 4096))
+    return fastest / float(work)
+
+
+# --- the training, on the dataset ----------------------------------------------------------------
+
+
+def pieces(width: int, data_dir: str) -> tuple[nn.Module, Any, Any]:
+    import torch
+
+    from cifar_resnet import CustomResNet, Recipe
+
+    recipe = Recipe.preset("sgd")
+    options = recipe.data_options()
+    options.pop("batch_size")
+    network = CustomResNet(width).to(memory_format=torch.channels_last)
+    return network, recipe, data_module(data_dir, **options)
+
+
+def loop(width: int, data_dir: str) -> Iterator[int]:
+    """Our pieces in a loop by hand: the least that a training needs."""
+    import torch
+    import torch.nn.functional as F
+    from train_24 import pick_precision
+
+    network, recipe, data = pieces(width, data_dir)
+    device = picked_device()
+    network.to(device)
+    mixed = pick_precision(device) == "bf16-mixed"
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=0.01,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    loader = data.train_dataloader()
+    while True:
+        for images, labels in loader:
+            with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+                scores = network(images)
+            loss = F.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield len(labels)
+
+
+def ours(width: int, data_dir: str, compiled: bool) -> tuple[Any, Any]:
+    from cifar_resnet import ImageClassifier
+
+    network, recipe, data = pieces(width, data_dir)
+    if compiled:
+        network.compile()
+    return ImageClassifier(network, recipe), data
+
+
+def beginner(width: int, data_dir: str) -> tuple[Any, Any]:
+    """A LightningModule as tutorials write it, on torchvision's transforms."""
+    import pytorch_lightning as pl
+    import torch
+    import torch.nn.functional as F
+    from torchmetrics.classification import MulticlassAccuracy
+
+    from cifar_resnet import CustomResNet
+
+    class Beginner(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = CustomResNet(width)
+            self.accuracy = MulticlassAccuracy(10)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            images, labels = batch
+            scores = self.network(images)
+            loss = F.cross_entropy(scores, labels)
+            self.accuracy(scores, labels)
+            self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+            self.log("train_acc", self.accuracy, on_step=True, on_epoch=True, prog_bar=True)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    return Beginner(), torchvision_loader(data_dir, workers=2)
+
+
+def under_trainer(model: Any, data: Any, seconds: float, precision: str | None = None) -> float:
+    """Images a second of a Trainer with a logger and a checkpoint an epoch, as train_24.py has."""
+    import logging
+
+    import pytorch_lightning as pl
+    from pytorch_lightning.loggers import TensorBoardLogger
+    from train_24 import pick_precision
+
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", ".*`isinstance")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    device = picked_device()
+
+    class Clock(pl.Callback):
+        def __init__(self) -> None:
+            self.steps, self.images, self.start, self.result = 0, 0, 0.0, 0.0
+
+        def on_train_batch_end(
+            self, trainer: Any, module: Any, out: Any, batch: Any, index: int
+        ) -> None:
+            self.steps += 1
+            if self.steps > 5:
+                self.images += len(batch[1])
+            elif self.steps == 5:
+                synchronize()
+                self.start = time.perf_counter()
+            if self.start and time.perf_counter() - self.start > seconds and not self.result:
+                synchronize()
+                self.result = self.images / (time.perf_counter() - self.start)
+                trainer.should_stop = True
+
+    clock = Clock()
+    chosen: Any = precision or pick_precision(device)
+    with tempfile.TemporaryDirectory() as folder:
+        pl.Trainer(
+            max_epochs=10_000,
+            accelerator="gpu" if device.type in ("cuda", "mps") else "cpu",
+            devices=1,
+            precision=chosen,
+            logger=TensorBoardLogger(folder),
+            log_every_n_steps=10,
+            callbacks=[clock],
+            limit_val_batches=0,
+            enable_progress_bar=precision is not None,
+            enable_model_summary=False,
+        ).fit(model, data)
+    return float(clock.result)
+
+
+if __name__ == "__main__":
+    main()
