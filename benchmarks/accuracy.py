@@ -129,7 +129,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in lines if "held_out" in line]
+    lines = [line for line in lines if "held_out" in line]
+    for line in lines:  # fields that a recipe has got since then had their defaults
+        line["recipe"] = Recipe(**line["recipe"]).to_dict()
+    return lines
 
 
 def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]:

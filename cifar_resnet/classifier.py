@@ -5,7 +5,7 @@ metrics; it must not know CIFAR-10, files or which network it trains.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics.classification import MulticlassAccuracy
 
+from cifar_resnet.muon import Muon
 from cifar_resnet.recipe import Recipe
 from cifar_resnet.tally import Tally
 from cifar_resnet.views import mirror_scores, six_view_scores
@@ -178,7 +179,9 @@ class ImageClassifier(LightningModule):
         # for float16 and such an optimiser.
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
         optimizer: torch.optim.Optimizer
-        if recipe.optimizer == "adam":
+        if recipe.optimizer == "muon":
+            optimizer = Muon(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+        elif recipe.optimizer == "adam":
             optimizer = torch.optim.Adam(groups, lr=recipe.learning_rate, fused=fused)
         else:
             optimizer = torch.optim.SGD(
@@ -199,23 +202,27 @@ class ImageClassifier(LightningModule):
         trained = [p for p in self.network.parameters() if p.requires_grad]
         if not trained:
             raise ValueError("The network has no trainable parameters: all are frozen.")
+        modules = list(self.network.modules())
+        norm_biases = _ids(m.bias for m in modules if isinstance(m, _NORMALISATIONS))
+        kernels = _ids(m.weight for m in modules if isinstance(m, _CONVOLUTIONS))
         if recipe.norm_bias_lr == 1:
-            return [{"params": trained, "weight_decay": recipe.weight_decay}]
-        norm_biases = [
-            module.bias
-            for module in self.network.modules()
-            if isinstance(module, _NORMALISATIONS)
-            and module.bias is not None
-            and module.bias.requires_grad
-        ]
-        chosen = {id(p) for p in norm_biases}
-        others = [p for p in trained if id(p) not in chosen]
+            norm_biases = set()
+        if recipe.optimizer != "muon":
+            kernels = set()
         groups = [
-            {"params": others, "weight_decay": recipe.weight_decay},
             {
-                "params": norm_biases,
+                "params": [p for p in trained if id(p) not in norm_biases | kernels],
+                "weight_decay": recipe.weight_decay,
+            },
+            {
+                "params": [p for p in trained if id(p) in norm_biases],
                 "lr": recipe.learning_rate * recipe.norm_bias_lr,
                 "weight_decay": recipe.weight_decay / recipe.norm_bias_lr,
+            },
+            {
+                "params": [p for p in trained if id(p) in kernels],
+                "lr": recipe.conv_learning_rate,
+                "orthogonal": True,
             },
         ]
         return [group for group in groups if group["params"]]
@@ -308,6 +315,11 @@ class ImageClassifier(LightningModule):
 
 _TALLY = "cifar_resnet.epoch_sums"  # its key in a checkpoint
 _NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _ids(parameters: Iterable[Tensor | None]) -> set[int]:
+    return {id(parameter) for parameter in parameters if parameter is not None}
 
 
 def _recipe(recipe: Recipe | str | Mapping[str, Any]) -> Recipe:

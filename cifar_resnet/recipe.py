@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 __all__ = ["Recipe"]
 
-_Optimizer = Literal["adam", "sgd"]
+_Optimizer = Literal["adam", "sgd", "muon"]
 _Schedule = Literal["constant", "linear"]
 _TestViews = Literal["plain", "mirror", "six"]
 
@@ -24,9 +24,13 @@ class Recipe:
 
     Args:
         name: What reports and result files call the recipe.
-        optimizer: `"adam"`, or `"sgd"` for stochastic gradient descent with Nesterov momentum.
+        optimizer: `"adam"`; `"sgd"` for stochastic gradient descent with Nesterov momentum; or
+            `"muon"` for the same with orthogonal steps of the convolutions (Jordan and others
+            2024).
         learning_rate: Peak learning rate, greater than 0.
-        momentum: Momentum of `"sgd"`, in [0, 1); Nesterov's form where it is not 0.
+        conv_learning_rate: Peak learning rate of the convolutions under `"muon"`, greater than 0:
+            the share of itself by which a kernel turns in a step.
+        momentum: Momentum of `"sgd"` and `"muon"`, in [0, 1); Nesterov's form where it is not 0.
         weight_decay: L2 penalty added to the gradient of every parameter, at least 0.
         schedule: `"constant"`, or `"linear"`: up from 0 to the peak over `warmup`, then down to 0
             at the end of the run, stepped after every batch.
@@ -67,6 +71,7 @@ class Recipe:
     name: str = "adam"
     optimizer: _Optimizer = "adam"
     learning_rate: float = 1e-3
+    conv_learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: _Schedule = "constant"
@@ -94,6 +99,11 @@ class Recipe:
                 raise ValueError(f"{field} must be one of {choices}, but got {value!r}.")
         for field, valid, expected in (
             ("learning_rate", 0 < self.learning_rate < math.inf, "greater than 0"),
+            (
+                "conv_learning_rate",
+                0 < self.conv_learning_rate < math.inf,
+                "greater than 0",
+            ),
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
             ("warmup", 0 <= self.warmup <= 1, "in [0, 1]"),

@@ -37,7 +37,10 @@ def test_a_recipe_survives_its_dictionary_and_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optimizer": "lion"}, r"optimizer must be one of \('adam', 'sgd'\), but got 'lion'"),
+        (
+            {"optimizer": "lion"},
+            r"optimizer must be one of \('adam', 'sgd', 'muon'\), but got 'lion'",
+        ),
         ({"schedule": "cosine"}, "schedule must be one of"),
         ({"test_views": "ten"}, "test_views must be one of"),
         ({"learning_rate": 0}, "learning_rate must be greater than 0, but got 0"),

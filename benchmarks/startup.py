@@ -1,0 +1,98 @@
+"""What it costs to start: importing each piece, and train_24.py up to its first training step.
+
+    python benchmarks/startup.py [--data-dir DATA] [--rounds 5]
+
+Each measurement is a process of its own. Appends JSON lines to benchmarks/results/startup.jsonl.
+The data must be on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import RESULTS, ROOT, append, machine
+
+PIECES = (
+    "Recipe",
+    "CustomResNet",
+    "receptive_field",
+    "find_misclassified",
+    "CIFAR10DataModule",
+    "ImageClassifier",
+)
+BEFORE_STEP = ("import", "data", "set-up", "first step")
+
+
+def main() -> None:
+    from cifar_resnet.data import sources
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", default=str(sources.default_data_dir()))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=RESULTS / "startup.jsonl")
+    args = parser.parse_args()
+
+    nothing = [process("pass") for _ in range(args.rounds)]
+    tell("python alone", {"seconds": nothing}, args)
+    for package in ("torch", "pytorch_lightning"):
+        seconds = [process(f"import {package}") for _ in range(args.rounds)]
+        tell(f"import {package}", {"seconds": seconds}, args)
+    for name in PIECES:
+        seconds = [process(f"from cifar_resnet import {name}") for _ in range(args.rounds)]
+        tell(f"from cifar_resnet import {name}", {"seconds": seconds}, args)
+
+    runs = [smoke_run(args.data_dir) for _ in range(args.rounds)]
+    stages = {
+        name: [run["stage_seconds"][name] for run in runs] for name in runs[0]["stage_seconds"]
+    }
+    stages["seconds"] = [sum(run["stage_seconds"][s] for s in BEFORE_STEP) for run in runs]
+    stages["process"] = [run["process"] for run in runs]
+    tell(f"train_24.py, width {runs[0]['width']}, to the end of its first step", stages, args)
+
+
+def process(code: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - start
+
+
+def smoke_run(data_dir: str) -> dict[str, Any]:
+    """The report of a run of a few batches, which starts like a whole one."""
+    script = str(ROOT / "examples" / "train_24.py")
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--smoke", "--quiet", "--data-dir", data_dir, "--output-dir", folder]
+        start = time.perf_counter()
+        subprocess.run([sys.executable, script, *options], check=True, capture_output=True)
+        seconds = time.perf_counter() - start
+        (report,) = Path(folder).glob("*/metrics.json")
+        metrics: dict[str, Any] = json.loads(report.read_text())
+    return metrics | {"process": seconds}
+
+
+def tell(title: str, values: dict[str, list[float]], args: argparse.Namespace) -> None:
+    from train_24 import pick_device
+
+    line = {"benchmark": title, "unit": "s", **values, "n": args.rounds}
+    append(args.results, line | machine(pick_device()))
+    shown = values["seconds"]
+    print(
+        f"{title:60} {statistics.median(shown):6.2f} s ({min(shown):.2f} to {max(shown):.2f})",
+        flush=True,
+    )
+    for name in values:
+        if name != "seconds":
+            print(f"    {name:56} {statistics.median(values[name]):6.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Muon: steps of convolutions made orthogonal, SGD for all else. It knows parameters and gradients;
+it must not know networks, recipes or schedules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Muon", "orthogonalised"]
+
+# Coefficients of the quintic that Newton and Schulz's iteration applies to the singular values
+# (Jordan and others, "Muon: An optimizer for hidden layers in neural networks", 2024).
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+class Muon(torch.optim.Optimizer):
+    """SGD with Nesterov momentum, whose step of each kernel is made orthogonal.
+
+    A group with `orthogonal=True` holds kernels of at least two dimensions, taken as matrices
+    (outputs, all else). The direction of a step is the orthogonal matrix nearest to what SGD would
+    step along, and the kernel keeps the Frobenius norm `sqrt(outputs)`, so that `lr` is the share
+    of itself by which a kernel turns in a step. That suits kernels whose scale a normalisation
+    takes out again. Other groups take plain SGD steps with Nesterov momentum and weight decay.
+
+    Args:
+        params: Groups of parameters; `orthogonal` (default False), `lr` and `weight_decay` may
+            differ from group to group.
+        lr: Learning rate, at least 0.
+        momentum: In [0, 1).
+        weight_decay: L2 penalty of the groups that are not orthogonal, at least 0.
+
+    Raises:
+        ValueError: If a value is out of its range, or an orthogonal parameter is a vector.
+
+    Examples:
+        >>> import torch
+        >>> from cifar_resnet.muon import Muon
+        >>> conv = torch.nn.Conv2d(3, 8, 3, bias=False)
+        >>> optimizer = Muon([{"params": [conv.weight], "orthogonal": True}], lr=0.05)
+        >>> conv(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> conv.weight.norm().square().round().item()
+        8.0
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
+        for name, value, valid, expected in (
+            ("lr", lr, 0 <= lr < math.inf, "at least 0"),
+            ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
+            ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0"),
+        ):
+            if not valid:
+                raise ValueError(f"{name} must be {expected}, but got {value!r}.")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "orthogonal": False,
+        }
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if group["orthogonal"] and parameter.dim() < 2:
+                    raise ValueError(
+                        "An orthogonal step needs a parameter of at least 2 dimensions, but got "
+                        f"one of shape {tuple(parameter.shape)}. Put it into a group with "
+                        "orthogonal=False."
+                    )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            directions = self._directions(parameters, group)
+            if group["orthogonal"]:
+                for parameter, direction in zip(parameters, directions, strict=True):
+                    size = len(parameter) ** 0.5
+                    parameter.mul_(size / parameter.norm())
+                    turned = orthogonalised(direction.flatten(1)).view_as(direction)
+                    parameter.add_(turned, alpha=-group["lr"])
+                    parameter.mul_(size / parameter.norm())
+            else:
+                torch._foreach_add_(parameters, directions, alpha=-group["lr"])
+        return loss
+
+    def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """What SGD with Nesterov momentum steps along."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        momenta = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            momenta.append(state["momentum_buffer"])
+        if group["weight_decay"] and not group["orthogonal"]:
+            decay = group["weight_decay"]
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=decay))
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, gradients)
+        return list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
+
+
+def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Nearly the orthogonal matrix nearest to `matrix`: the same singular vectors, and singular
+    values of roughly 0.7 to 1.2, but for those that are next to nothing in `matrix`.
+
+    Args:
+        matrix: Float tensor (rows, columns). Computed in bfloat16.
+        steps: Of the iteration, at least 1.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    x = matrix.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T
+    x = x / (x.norm() + 1e-7)  # no singular value above 1
+    for _ in range(steps):
+        gram = x @ x.T
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    result: Tensor = (x.T if tall else x).to(matrix.dtype)
+    return result

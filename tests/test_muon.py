@@ -1,0 +1,110 @@
+"""Muon: orthogonal steps against the singular value decomposition, the rest against torch's SGD."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_classifier import small
+from test_datamodule import trainer
+from torch import nn
+
+from cifar_resnet import CustomResNet, ImageClassifier, Recipe
+from cifar_resnet.muon import Muon, orthogonalised
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 20), (20, 8), (1, 9)])
+def test_singular_vectors_stay_and_singular_values_become_about_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape)
+    result = orthogonalised(matrix)
+    u, _, v = np.linalg.svd(matrix.double().numpy(), full_matrices=False)
+    inner = u.T @ result.double().numpy() @ v.T
+    assert np.abs(inner - np.diag(np.diag(inner))).max() < 0.1  # bfloat16
+    # a direction with next to no share in the matrix is not yet full after five steps
+    assert np.all((np.diag(inner) > 0.1) & (np.diag(inner) < 1.3))
+    np.testing.assert_allclose(orthogonalised(100 * matrix), result, atol=0.03)
+    assert result.dtype == torch.float32
+
+
+def test_a_step_turns_a_kernel_against_its_gradient_and_keeps_its_norm() -> None:
+    kernel = nn.Parameter(torch.randn(6, 3, 3, 3))
+    before = kernel.detach() * (6**0.5 / kernel.detach().norm())
+    optimizer = Muon([{"params": [kernel], "orthogonal": True}], lr=0.01)
+    gradient = torch.randn_like(kernel)
+    kernel.grad = gradient.clone()
+    optimizer.step()
+    assert kernel.norm().item() == pytest.approx(6**0.5, rel=1e-5)
+    step = before - 0.01 * orthogonalised(1.9 * gradient.flatten(1)).view_as(kernel)
+    torch.testing.assert_close(kernel.detach(), step * (6**0.5 / step.norm()))
+    assert torch.equal(kernel.grad, gradient)
+
+
+def test_other_groups_step_like_sgd() -> None:
+    start = torch.randn(5, 4)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    muon = Muon([ours], lr=0.1, momentum=0.8, weight_decay=0.01)
+    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
+    for step in range(5):
+        for parameter, optimizer in ((ours, muon), (theirs, sgd)):
+            optimizer.zero_grad()
+            (parameter.square().sum() * (step + 1)).backward()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_state_continues_exactly() -> None:
+    def run(steps: int, kernel: nn.Parameter, optimizer: Muon) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (kernel * torch.arange(54.0).view_as(kernel)).square().sum().backward()
+            optimizer.step()
+
+    def fresh(start: torch.Tensor) -> tuple[nn.Parameter, Muon]:
+        kernel = nn.Parameter(start.clone())
+        return kernel, Muon([{"params": [kernel], "orthogonal": True}], lr=0.05)
+
+    start = torch.randn(2, 3, 3, 3)
+    whole, optimizer = fresh(start)
+    run(3, whole, optimizer)
+    saved, saved_weights = copy.deepcopy(optimizer.state_dict()), whole.detach().clone()
+    run(3, whole, optimizer)
+    again, optimizer = fresh(saved_weights)
+    optimizer.load_state_dict(saved)
+    run(3, again, optimizer)
+    assert torch.equal(whole, again)
+
+
+def test_the_recipe_gives_muon_the_convolutions(data_dir: Path, tmp_path: Path) -> None:
+    recipe = Recipe(name="muon", optimizer="muon", learning_rate=0.1, conv_learning_rate=0.03)
+    network = CustomResNet(width=2)
+    t = trainer(tmp_path, limit_train_batches=2, limit_val_batches=0)
+    t.fit(ImageClassifier(network, recipe), small(data_dir))
+    (optimizer,) = t.optimizers
+    assert isinstance(optimizer, Muon)
+    rest, kernels = optimizer.param_groups
+    assert [id(p) for p in kernels["params"]] == [
+        id(m.weight) for m in network.modules() if isinstance(m, nn.Conv2d)
+    ]
+    assert (kernels["orthogonal"], kernels["lr"]) == (True, 0.03)
+    assert (rest["orthogonal"], rest["lr"]) == (False, 0.1)
+    assert len(rest["params"]) + len(kernels["params"]) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1}, "lr must be at least 0, but got -1"),
+        ({"lr": 0.1, "momentum": 1}, r"momentum must be in \[0, 1\), but got 1"),
+        ({"lr": 0.1, "weight_decay": -1}, "weight_decay must be at least 0, but got -1"),
+    ],
+)
+def test_wrong_values(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Muon([nn.Parameter(torch.zeros(2, 2))], **options)
+
+
+def test_a_vector_has_no_orthogonal_step() -> None:
+    group = {"params": [nn.Parameter(torch.zeros(3))], "orthogonal": True}
+    with pytest.raises(ValueError, match=r"one of shape \(3,\)\. Put it into a group with"):
+        Muon([group], lr=0.1)
