@@ -23,7 +23,7 @@ def test_singular_vectors_stay_and_singular_values_become_about_one(shape: tuple
     assert np.abs(inner - np.diag(np.diag(inner))).max() < 0.1  # bfloat16
     # a direction with next to no share in the matrix is not yet full after five steps
     assert np.all((np.diag(inner) > 0.1) & (np.diag(inner) < 1.3))
-    np.testing.assert_allclose(orthogonalised(100 * matrix), result, atol=0.03)
+    np.testing.assert_allclose(orthogonalised(100 * matrix), result, atol=0.1)
     assert result.dtype == torch.float32
 
 
