@@ -5,7 +5,8 @@ CIFAR-10, labels, loaders or Lightning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Augmentation", "ImageBank", "Parameters"]
+
+Integers = NDArray[np.intp] | Tensor
+Booleans = NDArray[np.bool_] | Tensor
 
 _FLIPS = ("random", "alternating", "none")
 _PADDING_MODES = ("reflect", "constant")
@@ -24,22 +28,22 @@ _CROP_STREAM, _FLIP_STREAM, _CUTOUT_STREAM = 1, 2, 3
 
 @dataclass(frozen=True)
 class Parameters:
-    """What happens to each image in one epoch; every array is indexed by the sample."""
+    """What happens to each image in one epoch; every array is indexed by the sample.
 
-    offset_y: NDArray[np.intp]  # top row of the crop in the padded image
-    offset_x: NDArray[np.intp]  # its left column
-    flip: NDArray[np.bool_]  # mirrored left to right after the crop
-    cutout_y: NDArray[np.intp]  # top row of the blanked square, after the flip
-    cutout_x: NDArray[np.intp]  # its left column
+    NumPy arrays as drawn, tensors once `ImageBank.place` has brought them to a device.
+    """
 
-    def take(self, samples: NDArray[np.intp]) -> Parameters:
-        return Parameters(
-            self.offset_y[samples],
-            self.offset_x[samples],
-            self.flip[samples],
-            self.cutout_y[samples],
-            self.cutout_x[samples],
-        )
+    offset_y: Integers  # top row of the crop in the padded image
+    offset_x: Integers  # its left column
+    flip: Booleans  # mirrored left to right after the crop
+    cutout_y: Integers  # top row of the blanked square, after the flip
+    cutout_x: Integers  # its left column
+
+    def take(self, samples: NDArray[np.intp] | slice) -> Parameters:
+        return Parameters(*(array[samples] for array in self.arrays()))
+
+    def arrays(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,27 @@ class ImageBank:
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def batch(self, rows: NDArray[np.intp], parameters: Parameters | None = None) -> Tensor:
+    def place(
+        self, rows: NDArray[np.intp], parameters: Parameters | None = None
+    ) -> tuple[Integers, Parameters | None]:
+        """Bring rows and parameters to where `batch` wants them: slices of both make batches.
+
+        For a GPU that is one transfer, and the GPU is not waited for: a whole epoch at once leaves
+        none for its batches.
+        """
+        if self.device.type == "cpu":
+            return rows, parameters
+        arrays = [rows] if parameters is None else [rows, *parameters.arrays()]
+        stacked = torch.from_numpy(np.stack(arrays).astype(np.int64))
+        if self.device.type == "cuda":
+            stacked = stacked.pin_memory()
+        placed, *drawn = stacked.to(self.device, non_blocking=True)
+        if parameters is None:
+            return placed, None
+        offset_y, offset_x, flip, cutout_y, cutout_x = drawn
+        return placed, Parameters(offset_y, offset_x, flip.bool(), cutout_y, cutout_x)
+
+    def batch(self, rows: Integers, parameters: Parameters | None = None) -> Tensor:
         """The images at `rows` as float32 (B, C, S, S) in channels_last memory.
 
         Args:
@@ -176,7 +200,7 @@ class ImageBank:
             self._cut_out(images, parameters)
         return images.permute(0, 3, 1, 2)
 
-    def _gather_on_cpu(self, rows: NDArray[np.intp], parameters: Parameters | None) -> Tensor:
+    def _gather_on_cpu(self, rows: Integers, parameters: Parameters | None) -> Tensor:
         # NumPy copies whole pixel rows here where torch's indexing goes byte by byte.
         windows = self._windows.numpy()
         if parameters is None:
@@ -189,32 +213,28 @@ class ImageBank:
         pixels[flipped] = mirrored.reshape(len(flipped), self.side, self.side * self.channels)
         return torch.from_numpy(pixels)
 
-    def _gather_on_device(self, rows: NDArray[np.intp], parameters: Parameters | None) -> Tensor:
-        index = self.to_device(rows)
+    def _gather_on_device(self, rows: Integers, parameters: Parameters | None) -> Tensor:
+        index = self._tensor(rows)
         if parameters is None:
             centre = self._offsets // 2
             return self._windows[index, centre, centre]
-        offset_y, offset_x = self.to_device(parameters.offset_y, parameters.offset_x)
-        pixels = self._windows[index, offset_y, offset_x]
+        pixels = self._windows[
+            index, self._tensor(parameters.offset_y), self._tensor(parameters.offset_x)
+        ]
         pixels = pixels.view(len(rows), self.side, self.side, self.channels)
-        flip = self.to_device(parameters.flip).view(-1, 1, 1, 1)
+        flip = self._tensor(parameters.flip).view(-1, 1, 1, 1)
         return torch.where(flip, pixels.flip(2), pixels).flatten(2)
 
     def _cut_out(self, images: Tensor, parameters: Parameters) -> None:
         assert self.augmentation is not None
         size = self.augmentation.cutout
         span = torch.arange(size, device=self.device)
-        y, x = self.to_device(parameters.cutout_y, parameters.cutout_x)
         batch = torch.arange(len(images), device=self.device)
-        y = y[:, None, None] + span[:, None]  # (B, size, 1)
-        x = x[:, None, None] + span  # (B, 1, size)
+        y = self._tensor(parameters.cutout_y)[:, None, None] + span[:, None]  # (B, size, 1)
+        x = self._tensor(parameters.cutout_x)[:, None, None] + span  # (B, 1, size)
         squares = (batch[:, None, None] * self.side + y) * self.side + x  # (B, size, size)
         # Zero is the mean colour of the dataset: the images are normalised here.
         images.view(-1, self.channels).index_fill_(0, squares.flatten(), 0.0)
 
-    def to_device(self, *arrays: NDArray[np.generic]) -> Tensor:
-        """Arrays of one shape, stacked if they are several, without making a GPU wait."""
-        stacked = torch.from_numpy(arrays[0] if len(arrays) == 1 else np.stack(arrays))
-        if self.device.type == "cuda":
-            return stacked.pin_memory().to(self.device, non_blocking=True)
-        return stacked.to(self.device)
+    def _tensor(self, values: Integers | Booleans) -> Tensor:
+        return torch.as_tensor(values, device=self.device)

@@ -6,6 +6,7 @@ know CIFAR-10, files or Lightning.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -117,12 +118,19 @@ class ResidentLoader:
             if augmentation is not None
             else None
         )
-        for rows in self._order.batches(epoch)[first:]:
-            chosen = parameters.take(self._samples[rows]) if parameters is not None else None
-            images = self._bank.batch(rows, chosen)
-            labels = self._labels[self._bank.to_device(rows)]
+        batches = self._order.batches(epoch)[first:]
+        order = np.concatenate(batches)
+        if parameters is not None:
+            parameters = parameters.take(self._samples[order])
+        rows, parameters = self._bank.place(order, parameters)
+        labels = self._labels[torch.as_tensor(rows)]
+        stops = np.cumsum([len(batch) for batch in batches]).tolist()
+        for start, stop in itertools.pairwise([0, *stops]):
+            part = slice(start, stop)
+            chosen = parameters.take(part) if parameters is not None else None
+            images = self._bank.batch(rows[part], chosen)
             self._position.advance()
-            yield images, labels
+            yield images, labels[part]
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All samples of the subset once, as they are: positions in the whole dataset, int64 (B,),
@@ -132,7 +140,7 @@ class ResidentLoader:
         for start in range(0, len(self._samples), size):
             rows = np.arange(start, min(start + size, len(self._samples)))
             samples = torch.from_numpy(self._samples[rows].astype(np.int64))
-            yield samples, self._bank.batch(rows), self._labels[self._bank.to_device(rows)]
+            yield samples, self._bank.batch(rows), self._labels[start : start + len(rows)]
 
     @property
     def batch_sampler(self) -> Any:
