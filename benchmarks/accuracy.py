@@ -1,13 +1,14 @@
 """Accuracy of recipes over seeds: a JSON line a run, then mean, deviation and error of each.
 
-    python benchmarks/accuracy.py --recipes sgd best --seeds 0-4 --width 16
+    python benchmarks/accuracy.py --recipes adam sgd --seeds 0-4 --width 16
     python benchmarks/accuracy.py --held-out --recipes sgd --set learning_rate=0.2,0.4 --seeds 0-1
 
 The library's own path trains: `ImageClassifier` under Lightning's `Trainer`, with the data module.
 With --held-out a run trains on 45,000 images, is measured on the 5,000 others, and never looks at
 the test set: that is the mode for tuning. Runs that the result file holds already are not repeated,
-so that an interrupted call goes on where it stopped, and several calls may share a file; no new run
-starts when it would not end within --minutes. The data must be on disk: nothing is downloaded.
+so that an interrupted call goes on where it stopped; calls with different seeds may share a file, and
+no run starts that would not end within --minutes. The data must be on disk: nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import math
 import statistics
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,12 +35,11 @@ METRICS = ("acc", "acc_mirror", "acc_six", "loss")
 
 def main() -> None:
     args = parse_arguments()
-    recipes = list(chosen_recipes(args.recipes, args.set))
-    runs = [(recipe, seed) for seed in args.seeds for recipe in recipes]
+    runs = [(recipe, seed) for seed in args.seeds for recipe in args.recipes]
     start, longest = time.perf_counter(), 0.0
     for recipe, seed in runs:
         key = run_key(recipe, seed, args)
-        if any(all(line[k] == v for k, v in key.items()) for line in read(args.results)):
+        if any(matches(line, key) for line in read(args.results)):
             continue
         left = 60 * args.minutes - (time.perf_counter() - start)
         if left < longest:
@@ -54,7 +53,7 @@ def main() -> None:
         print(
             f"{describe(recipe)}  seed {seed}  {shown}  {line['train_seconds']:.0f} s", flush=True
         )
-    summarise(recipes, args)
+    summarise(args)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -80,6 +79,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--results", type=Path, default=None)
     args = parser.parse_args()
+    try:
+        args.recipes = list(chosen_recipes(args.recipes, args.set))
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    from train_24 import pick_device, pick_precision
+
+    args.device = pick_device()
+    args.precision = args.precision or pick_precision(args.device)
     if args.results is None:
         args.results = RESULTS / ("tuning.jsonl" if args.held_out else "accuracy.jsonl")
     return args
@@ -87,13 +94,22 @@ def parse_arguments() -> argparse.Namespace:
 
 def seeds(text: str) -> list[int]:
     first, _, last = text.partition("-")
-    return list(range(int(first), int(last or first) + 1))
+    found = list(range(int(first), int(last or first) + 1))
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be a range that goes up, but got {text}")
+    return found
 
 
 def chosen_recipes(names: list[str], changes: list[str]) -> Iterator[Recipe]:
     """Each recipe with each combination of the changed values."""
-    fields = [change.split("=", 1)[0] for change in changes]
-    values = [[literal(v) for v in change.split("=", 1)[1].split(",")] for change in changes]
+    known = Recipe().to_dict()
+    fields, values = [], []
+    for change in changes:
+        field, equals, choices = change.partition("=")
+        if field not in known or not equals:
+            raise ValueError(f"--set takes FIELD=VALUE with a field of {(*known,)}, not {change!r}")
+        fields.append(field)
+        values.append([literal(choice) for choice in choices.split(",")])
     for name in names:
         for combination in itertools.product(*values):
             yield replace(Recipe.preset(name), **dict(zip(fields, combination, strict=True)))
@@ -102,7 +118,7 @@ def chosen_recipes(names: list[str], changes: list[str]) -> Iterator[Recipe]:
 def literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except ValueError:
+    except (SyntaxError, ValueError):
         return text
 
 
@@ -121,7 +137,14 @@ def run_key(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, An
         "epochs": args.epochs,
         "seed": seed,
         "held_out": args.held_out,
+        "precision": args.precision,
     }
+
+
+def matches(line: dict[str, Any], key: dict[str, Any]) -> bool:
+    """Whether a line is of such a run; recipe fields that came later had their defaults then."""
+    recipe = Recipe().to_dict() | line["recipe"]
+    return recipe == key["recipe"] and all(line[k] == key[k] for k in key if k != "recipe")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -129,10 +152,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [line for line in lines if "held_out" in line]
-    for line in lines:  # fields that a recipe has got since then had their defaults
-        line["recipe"] = Recipe(**line["recipe"]).to_dict()
-    return lines
+    return [line for line in lines if "held_out" in line]
 
 
 def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -140,15 +160,12 @@ def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]
 
     import pytorch_lightning as pl
     import torch
-    from train_24 import pick_device, pick_precision
 
     from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier
 
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", ".*`isinstance")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    device = pick_device()
-    precision: Any = args.precision or pick_precision(device)
     pl.seed_everything(seed, verbose=False)
     data = CIFAR10DataModule(
         args.data_dir,
@@ -161,9 +178,9 @@ def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]
     model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
-        accelerator="gpu" if device.type in ("cuda", "mps") else "cpu",
+        accelerator="gpu" if args.device.type in ("cuda", "mps") else "cpu",
         devices=1,
-        precision=precision,
+        precision=args.precision,
         limit_val_batches=0,  # the held-out images are looked at once, at the end
         logger=False,
         enable_checkpointing=False,
@@ -182,26 +199,28 @@ def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]
         "train_acc": train_acc,
         "train_seconds": train_seconds,
         "total_seconds": time.perf_counter() - start,
-        "precision": precision,
         "parameters": sum(p.numel() for p in network.parameters()),
-        **machine(device),
+        **machine(args.device),
     }
 
 
-def summarise(recipes: list[Recipe], args: argparse.Namespace) -> None:
+def summarise(args: argparse.Namespace) -> None:
     """Mean, standard deviation and standard error of each recipe, in percent."""
     lines = read(args.results)
     print(
         f"\n{'':52} {'n':>2}  " + "".join(f"{name + ' mean  sd   se':>24}" for name in METRICS[:3])
     )
-    for recipe in recipes:
-        values = defaultdict(list)
-        for line in lines:
-            if line | run_key(recipe, line["seed"], args) == line:
-                for name in METRICS[:3]:
-                    if name in line:
-                        values[name].append(100 * line[name])
-        if not values:
+    for recipe in args.recipes:
+        runs = {
+            line["seed"]: line
+            for line in lines
+            if matches(line, run_key(recipe, line["seed"], args))
+        }
+        values = {
+            name: [100 * line[name] for line in runs.values() if name in line]
+            for name in METRICS[:3]
+        }
+        if not runs:
             continue
         row = f"{describe(recipe):52} {len(values['acc']):>2}  "
         for name in METRICS[:3]:

@@ -191,12 +191,15 @@ def torchvision_loader(data_dir: str, workers: int) -> Any:
         def __getitem__(self, index: int) -> tuple[Any, int]:
             return transform(Image.fromarray(images[index])), int(labels[index])
 
-    return DataLoader(PerSample(), batch_size=BATCH, shuffle=True, num_workers=workers)
+    return DataLoader(
+        PerSample(), batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True
+    )
 
 
 def torchvision_batches(data_dir: str) -> Iterator[Any]:
+    loader = torchvision_loader(data_dir, workers=0)
     while True:
-        yield from torchvision_loader(data_dir, workers=0)
+        yield from loader
 
 
 def airbench_batches(data_dir: str) -> Iterator[Any]:
@@ -298,7 +301,8 @@ def pieces(width: int, data_dir: str) -> tuple[nn.Module, Any, Any]:
     options = recipe.data_options()
     options.pop("batch_size")
     network = CustomResNet(width).to(memory_format=torch.channels_last)
-    return network, recipe, data_module(data_dir, **options)
+    # batches of one size: a compiled network would be compiled again for the last one
+    return network, recipe, data_module(data_dir, drop_last=True, **options)
 
 
 def loop(width: int, data_dir: str) -> Iterator[int]:

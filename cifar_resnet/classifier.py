@@ -10,17 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.callbacks import WeightAveraging
-from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_resnet.muon import Muon
 from cifar_resnet.recipe import Recipe
-from cifar_resnet.tally import Tally
+from cifar_resnet.tally import Batch, Tally
 from cifar_resnet.views import mirror_scores, six_view_scores
 
 __all__ = ["ImageClassifier"]
@@ -88,8 +85,7 @@ class ImageClassifier(LightningModule):
         )
         self._total_steps: float = 0
         self._tally = Tally()
-        # step and learning rate of each batch that the tally has not looked at
-        self._unchecked: list[tuple[int, float]] = []
+        self._last_batch: Batch | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.network(images)
@@ -101,33 +97,49 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         scores = self(images)
         loss = F.cross_entropy(scores, labels, label_smoothing=self.recipe.label_smoothing)
-        correct = self._tally.add(loss, scores, labels)
-        self._check_finite(loss.device)
-        if self._log_every and (self.global_step + 1) % self._log_every == 0:
-            self.log("train_loss_step", loss)
-            self.log("train_acc_step", correct / len(labels))
+        self._last_batch = self._tally.add(
+            loss,
+            scores,
+            labels,
+            step=self.global_step,
+            learning_rate=self.trainer.optimizers[0].param_groups[0]["lr"],
+        )
+        if not self._is_costly_to_ask(loss.device):
+            self._check_finite()
+        # Here and not at the end of the epoch: callbacks shall find the values there, and a
+        # checkpoint that is saved after this batch shall not count the epoch again.
+        if self.trainer.is_last_batch:
+            self._log_epoch()
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step % every == 0 or self.trainer.should_stop):
+            self._check_finite()
+            assert self._last_batch is not None
+            self.log("train_loss_step", self._last_batch.loss)
+            self.log("train_acc_step", self._last_batch.correct / self._last_batch.size)
+
     def on_train_epoch_end(self) -> None:
-        self._check_collected()
-        loss, correct, images = self._reduced(self._tally.sums())
+        self._log_epoch()  # where the run ends within an epoch
+
+    def _log_epoch(self) -> None:
+        self._check_finite()
+        loss, correct, images = self._over_processes(self._tally.sums()).tolist()
         self._tally.reset()
-        self.log("train_loss_epoch", loss / images, sync_dist=True)
-        self.log("train_acc_epoch", correct / images, prog_bar=True, sync_dist=True)
+        if images:
+            self.log("train_loss_epoch", loss / images, on_step=False, on_epoch=True)
+            self.log(
+                "train_acc_epoch", correct / images, on_step=False, on_epoch=True, prog_bar=True
+            )
 
-    @property
-    def _log_every(self) -> int:
-        return int(getattr(self.trainer, "log_every_n_steps", 1))
-
-    def _reduced(self, sums: Tensor) -> list[float]:
-        """The sums over all processes."""
-        if self.trainer.world_size > 1:
-            exact_on_device = torch.float32 if self.device.type == "mps" else torch.float64
-            sums = sums.to(exact_on_device).to(self.device)
-            reduced = self.trainer.strategy.reduce(sums, reduce_op="sum")
-            assert isinstance(reduced, Tensor)
-            sums = reduced
-        return sums.tolist()
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return sums
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        total = self.trainer.strategy.reduce(sums.to(dtype).to(self.device), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total.cpu()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -167,17 +179,12 @@ class ImageClassifier(LightningModule):
 
     # --- optimisation ---------------------------------------------------------------------------
 
-    def configure_callbacks(self) -> list[Callback]:
-        if not self.recipe.ema_decay or self.trainer.state.fn != TrainerFn.FITTING:
-            return []
-        return [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay))]
-
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
         groups = self._parameter_groups()
-        # One kernel for all parameters; Lightning cannot clip gradients between its loss scaling
-        # for float16 and such an optimiser.
-        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed"
+        # One kernel for all parameters. In mixed precision Lightning cannot clip their gradients.
+        clips = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
+        fused = self.device.type in ("cpu", "cuda") and not clips
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "muon":
             optimizer = Muon(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
@@ -234,9 +241,8 @@ class ImageClassifier(LightningModule):
         return self.recipe.learning_rate_factor((step + 0.5) / self._total_steps)
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":  # what a run that was interrupted has left
-            self._tally.reset()
-            self._unchecked = []
+        if stage == "fit":
+            self._tally.reset()  # what a run that was interrupted has left
 
     def on_train_start(self) -> None:
         # Reading this in `configure_optimizers` would set up the data before a checkpoint's
@@ -258,36 +264,29 @@ class ImageClassifier(LightningModule):
 
     # --- safety ---------------------------------------------------------------------------------
 
-    def _check_finite(self, device: torch.device) -> None:
-        """Stop at a loss that is NaN or infinite, without waiting for a GPU at every step."""
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        self._unchecked.append((self.global_step, optimizer.param_groups[0]["lr"]))
-        if len(self._tally) >= self._check_every(device):
-            self._check_collected()
+    @staticmethod
+    def _is_costly_to_ask(device: torch.device) -> bool:
+        """Whether a look at a loss waits for the work queued before it."""
+        return device.type != "cpu"
 
-    def _check_every(self, device: torch.device) -> int:
-        """Steps between two looks at the losses; on a GPU each look waits for its work."""
-        return 1 if device.type == "cpu" else max(1, self._log_every)
-
-    def _check_collected(self) -> None:
-        losses = self._tally.look()
-        collected, self._unchecked = self._unchecked, []
-        bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
+    def _check_finite(self) -> None:
+        """Stop at the first loss since the last look that is NaN or infinite."""
+        bad = [(loss, batch) for loss, batch in self._tally.look() if not math.isfinite(loss)]
         if not bad:
             return
-        loss, (step, rate) = losses[bad[0]], collected[bad[0]]
+        loss, batch = bad[0]
         raise FloatingPointError(
-            f"The training loss became {loss} at step {step} "
-            f"(epoch {self.current_epoch}, learning rate {rate:.3g}). Lower the learning rate, "
-            'lengthen the warm-up, or use a wider precision (Trainer(precision="32-true")); also '
-            "check that the images are finite."
+            f"The training loss became {loss} at step {batch.step} "
+            f"(epoch {self.current_epoch}, learning rate {batch.learning_rate:.3g}). "
+            "Lower the learning rate, lengthen the warm-up, or use a wider precision "
+            '(Trainer(precision="32-true")); also check that the images are finite.'
         )
 
     # --- checkpoints ----------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[_TALLY] = self._tally.sums().tolist()
+        self._check_finite()
+        checkpoint[_TALLY] = self._over_processes(self._tally.sums()).tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of the epoch; refuse a checkpoint of another network with the
@@ -309,7 +308,7 @@ class ImageClassifier(LightningModule):
                 f"{'; '.join(differences[:3])}{more}. Build the network with the arguments of the "
                 "saved run (width, number of classes)."
             )
-        if _TALLY in checkpoint:
+        if _TALLY in checkpoint and self.global_rank == 0:  # the sums are those of all processes
             self._tally.restore(torch.tensor(checkpoint[_TALLY], dtype=torch.float64))
 
 

@@ -23,9 +23,10 @@ class Muon(torch.optim.Optimizer):
 
     A group with `orthogonal=True` holds kernels of at least two dimensions, taken as matrices
     (outputs, all else). The direction of a step is the orthogonal matrix nearest to what SGD would
-    step along, and the kernel keeps the Frobenius norm `sqrt(outputs)`, so that `lr` is the share
-    of itself by which a kernel turns in a step. That suits kernels whose scale a normalisation
-    takes out again. Other groups take plain SGD steps with Nesterov momentum and weight decay.
+    step along, scaled to the Frobenius norm that the kernel keeps, `sqrt(outputs)`; so `lr` is
+    about the share of itself by which a kernel turns in a step. That suits kernels whose scale a
+    normalisation takes out again. Other groups take SGD steps with Nesterov momentum and weight
+    decay.
 
     Args:
         params: Groups of parameters; `orthogonal` (default False), `lr` and `weight_decay` may
@@ -55,13 +56,6 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
     ) -> None:
-        for name, value, valid, expected in (
-            ("lr", lr, 0 <= lr < math.inf, "at least 0"),
-            ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
-            ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0"),
-        ):
-            if not valid:
-                raise ValueError(f"{name} must be {expected}, but got {value!r}.")
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -69,14 +63,25 @@ class Muon(torch.optim.Optimizer):
             "orthogonal": False,
         }
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if group["orthogonal"] and parameter.dim() < 2:
-                    raise ValueError(
-                        "An orthogonal step needs a parameter of at least 2 dimensions, but got "
-                        f"one of shape {tuple(parameter.shape)}. Put it into a group with "
-                        "orthogonal=False."
-                    )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        group = self.defaults | param_group
+        for name, valid, expected in (
+            ("lr", 0 <= group["lr"] < math.inf, "at least 0"),
+            ("momentum", 0 <= group["momentum"] < 1, "in [0, 1)"),
+            ("weight_decay", 0 <= group["weight_decay"] < math.inf, "at least 0"),
+        ):
+            if not valid:
+                raise ValueError(f"{name} must be {expected}, but got {group[name]!r}.")
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        vectors = [p for p in added["params"] if p.dim() < 2]
+        if added["orthogonal"] and vectors:
+            self.param_groups.pop()
+            raise ValueError(
+                "An orthogonal step needs a parameter of at least 2 dimensions, but got one of "
+                f"shape {tuple(vectors[0].shape)}. Put it into a group with orthogonal=False."
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -91,11 +96,13 @@ class Muon(torch.optim.Optimizer):
             directions = self._directions(parameters, group)
             if group["orthogonal"]:
                 for parameter, direction in zip(parameters, directions, strict=True):
-                    size = len(parameter) ** 0.5
-                    parameter.mul_(size / parameter.norm())
-                    turned = orthogonalised(direction.flatten(1)).view_as(direction)
-                    parameter.add_(turned, alpha=-group["lr"])
-                    parameter.mul_(size / parameter.norm())
+                    matrix = direction.flatten(1)
+                    rows, columns = matrix.shape
+                    scale = max(1, rows / columns) ** 0.5
+                    turned = orthogonalised(matrix).view_as(direction)
+                    _set_norm(parameter, rows**0.5)
+                    parameter.add_(turned, alpha=-scale * group["lr"])
+                    _set_norm(parameter, rows**0.5)
             else:
                 torch._foreach_add_(parameters, directions, alpha=-group["lr"])
         return loss
@@ -115,6 +122,10 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
         return list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
+
+
+def _set_norm(parameter: Tensor, norm: float) -> None:
+    parameter.mul_(norm / parameter.norm().clamp(min=1e-12))  # a kernel of zeros stays one
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -11,12 +12,14 @@ __all__ = ["Recipe"]
 _Optimizer = Literal["adam", "sgd", "muon"]
 _Schedule = Literal["constant", "linear"]
 _TestViews = Literal["plain", "mirror", "six"]
+_Flip = Literal["random", "alternating", "none"]
+_Activation = Literal["relu", "gelu"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training recipe: optimiser, schedule, loss, averaging, test-time views, and the options
-    of data and network that belong to it.
+    """One training recipe: optimiser, schedule, loss, test-time views, and the options of data
+    and network that belong to it.
 
     The default is the specified training: Adam at a constant learning rate of 0.001. Take a
     preset with `Recipe.preset` and change single values with
@@ -29,9 +32,10 @@ class Recipe:
             2024).
         learning_rate: Peak learning rate, greater than 0.
         conv_learning_rate: Peak learning rate of the convolutions under `"muon"`, greater than 0:
-            the share of itself by which a kernel turns in a step.
+            about the share of itself by which a kernel turns in a step.
         momentum: Momentum of `"sgd"` and `"muon"`, in [0, 1); Nesterov's form where it is not 0.
-        weight_decay: L2 penalty added to the gradient of every parameter, at least 0.
+        weight_decay: L2 penalty added to the gradient of every parameter, at least 0; `"muon"`
+            keeps the norm of the convolutions instead.
         schedule: `"constant"`, or `"linear"`: up from 0 to the peak over `warmup`, then down to 0
             at the end of the run, stepped after every batch.
         warmup: Share of the run that the linear schedule spends going up, in [0, 1].
@@ -39,9 +43,6 @@ class Recipe:
             than 0; their weight decay is divided by it, so that its pull stays the same (Page
             2018, with a factor of 64).
         label_smoothing: Probability mass spread evenly over all classes, in [0, 1).
-        ema_decay: Share of the averaged weights that a step keeps, in [0, 1); 0 for no averaging.
-            The exponential moving average covers parameters and BatchNorm statistics, is what
-            validation sees, and replaces the weights at the end of the training.
         test_views: `"plain"`; `"mirror"` to report also the accuracy of the scores averaged over
             each test image and its mirror image; `"six"` for these two, and also both shifted by
             one pixel up and left and by one pixel down and right (Jordan 2024).
@@ -55,6 +56,7 @@ class Recipe:
         head_scale: Factor on the network's logits, greater than 0.
 
     Raises:
+        TypeError: If a value has the wrong type.
         ValueError: If a value is outside its range; the message names it.
 
     Examples:
@@ -78,42 +80,30 @@ class Recipe:
     warmup: float = 0.2
     norm_bias_lr: float = 1.0
     label_smoothing: float = 0.0
-    ema_decay: float = 0.0
     test_views: _TestViews = "plain"
     batch_size: int = 512
     crop_padding: int = 4
-    flip: str = "random"
+    flip: _Flip = "random"
     cutout: int = 0
     norm_first: bool = False
-    activation: str = "relu"
+    activation: _Activation = "relu"
     residual2: bool = False
     head_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for field, choices in (
-            ("optimizer", get_args(_Optimizer)),
-            ("schedule", get_args(_Schedule)),
-            ("test_views", get_args(_TestViews)),
-        ):
+        for field, choices in _CHOICES.items():
             if (value := getattr(self, field)) not in choices:
                 raise ValueError(f"{field} must be one of {choices}, but got {value!r}.")
-        for field, valid, expected in (
-            ("learning_rate", 0 < self.learning_rate < math.inf, "greater than 0"),
-            (
-                "conv_learning_rate",
-                0 < self.conv_learning_rate < math.inf,
-                "greater than 0",
-            ),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
-            ("warmup", 0 <= self.warmup <= 1, "in [0, 1]"),
-            ("norm_bias_lr", 0 < self.norm_bias_lr < math.inf, "greater than 0"),
-            ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-        ):
-            if not valid:
-                raise ValueError(f"{field} must be {expected}, but got {getattr(self, field)!r}.")
+        for field in ("norm_first", "residual2"):
+            if not isinstance(value := getattr(self, field), bool):
+                raise TypeError(f"{field} must be True or False, but got {value!r}.")
+        for field, (kind, is_valid, expected) in _NUMBERS.items():
+            value = getattr(self, field)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                whole = "an integer" if kind is int else "a number"
+                raise TypeError(f"{field} must be {whole}, but got {value!r}.")
+            if not is_valid(value):
+                raise ValueError(f"{field} must be {expected}, but got {value!r}.")
 
     @classmethod
     def preset(cls, name: str) -> Recipe:
@@ -161,6 +151,29 @@ class Recipe:
         """All values, for a report or a checkpoint; `Recipe(**values)` is the way back."""
         return asdict(self)
 
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "optimizer": get_args(_Optimizer),
+    "schedule": get_args(_Schedule),
+    "test_views": get_args(_TestViews),
+    "flip": get_args(_Flip),
+    "activation": get_args(_Activation),
+}
+_POSITIVE = (int | float, lambda value: 0 < value < math.inf, "greater than 0")
+_BELOW_ONE = (int | float, lambda value: 0 <= value < 1, "in [0, 1)")
+_NUMBERS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "learning_rate": _POSITIVE,
+    "conv_learning_rate": _POSITIVE,
+    "momentum": _BELOW_ONE,
+    "weight_decay": (int | float, lambda value: 0 <= value < math.inf, "at least 0"),
+    "warmup": (int | float, lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "norm_bias_lr": _POSITIVE,
+    "label_smoothing": _BELOW_ONE,
+    "batch_size": (int, lambda value: value >= 1, "at least 1"),
+    "crop_padding": (int, lambda value: value >= 0, "at least 0 pixels"),
+    "cutout": (int, lambda value: value >= 0, "at least 0 pixels"),
+    "head_scale": _POSITIVE,
+}
 
 _ADAM = Recipe()
 _SGD = replace(

@@ -4,17 +4,29 @@ not know Lightning, and it must not make a GPU wait between two questions.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-__all__ = ["Tally"]
+__all__ = ["Batch", "Tally"]
+
+
+class Batch(NamedTuple):
+    """What is known of a batch."""
+
+    loss: Tensor  # mean over its images, ()
+    correct: Tensor  # number of right answers, ()
+    size: int
+    step: int
+    learning_rate: float
 
 
 class Tally:
     """Sums over the batches of an epoch.
 
-    `add` only queues work on the device of its arguments; `totals` and `first_bad` look at the
-    results, which waits for all that was queued.
+    `add` only queues work on the device of its arguments. `look` waits until that is done, and
+    takes what was added since the last look into the sums.
     """
 
     def __init__(self) -> None:
@@ -22,40 +34,34 @@ class Tally:
 
     def reset(self) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64)  # loss, right answers, images
-        self._recent: list[tuple[Tensor, Tensor, int]] = []
+        self._unseen: list[Batch] = []
 
-    def __len__(self) -> int:
-        """The number of batches since the last look."""
-        return len(self._recent)
-
-    def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Count a batch: its mean loss (), scores (B, classes) and labels (B,).
-
-        Returns:
-            The number of right answers, int64 ().
+    def add(
+        self, loss: Tensor, scores: Tensor, labels: Tensor, *, step: int, learning_rate: float
+    ) -> Batch:
+        """Count a batch: its mean loss (), scores (B, classes) and labels (B,), and where in the
+        training it came.
         """
         correct = (scores.detach().argmax(dim=1) == labels).sum()
-        self._recent.append((loss.detach(), correct, len(labels)))
-        return correct
+        batch = Batch(loss.detach(), correct, len(labels), step, learning_rate)
+        self._unseen.append(batch)
+        return batch
 
-    def look(self) -> list[float]:
-        """Take the batches since the last look into the sums; their mean losses."""
-        if not self._recent:
+    def look(self) -> list[tuple[float, Batch]]:
+        """The losses of the batches since the last look, each with its batch."""
+        if not self._unseen:
             return []
-        losses, correct = (
-            torch.stack(values).cpu().double()
-            for values in ([r[0] for r in self._recent], [r[1] for r in self._recent])
-        )
-        sizes = torch.tensor([size for _, _, size in self._recent], dtype=torch.float64)
-        self._sums += torch.stack([(losses * sizes).sum(), correct.sum(), sizes.sum()])
-        self._recent = []
-        return losses.tolist()
+        batches, self._unseen = self._unseen, []
+        loss = torch.stack([batch.loss for batch in batches]).cpu().double()
+        correct = torch.stack([batch.correct for batch in batches]).cpu().double()
+        sizes = torch.tensor([batch.size for batch in batches], dtype=torch.float64)
+        self._sums += torch.stack([(loss * sizes).sum(), correct.sum(), sizes.sum()])
+        return list(zip(loss.tolist(), batches, strict=True))
 
     def sums(self) -> Tensor:
-        """Sum of the losses of all images, number of right answers, number of images: float64 (3,)
-        on the CPU.
+        """Sum of the losses of all images, number of right answers, and number of images that a
+        look has seen: float64 (3,) on the CPU.
         """
-        self.look()
         return self._sums.clone()
 
     def restore(self, sums: Tensor) -> None:

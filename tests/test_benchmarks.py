@@ -1,9 +1,12 @@
 """The accuracy harness: it trains, goes on where it stopped, sweeps, and stops in time."""
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +30,15 @@ def test_runs_are_kept_continued_and_summarised(data_dir: Path, tmp_path: Path) 
     results = tmp_path / "tuning.jsonl"
     results.write_text('{"a line of another": "script"}\n')
     common = ["--held-out", "--width", "1", "--epochs", "1", "--results", str(results)]
-    common += ["--data-dir", str(data_dir), "--set", "batch_size=5000", "test_views=six"]
+    common += [
+        "--data-dir",
+        str(data_dir),
+        "--precision",
+        "32-true",
+        "--set",
+        "batch_size=5000",
+        "test_views=six",
+    ]
     assert "stopped here" in harness(*common, "--minutes", "0")
     assert len(results.read_text().splitlines()) == 1
     harness(*common)
@@ -37,6 +48,7 @@ def test_runs_are_kept_continued_and_summarised(data_dir: Path, tmp_path: Path) 
         "test_views": "six",
     }
     assert (run["seed"], run["width"], run["epochs"], run["held_out"]) == (0, 1, 1, True)
+    assert run["precision"] == "32-true"
     # of 5,000 held-out images
     for name in ("acc", "acc_mirror", "acc_six"):
         assert 0 < run[name] < 1
@@ -60,3 +72,34 @@ def test_a_sweep_is_the_product_of_its_values() -> None:
 def test_seeds_are_a_number_or_a_range() -> None:
     assert accuracy.seeds("3") == [3]
     assert accuracy.seeds("2-4") == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "cutout"], "--set takes FIELD=VALUE with a field of .* not 'cutout'"),
+        (["--set", "lr=0.1"], "--set takes FIELD=VALUE with a field of .* not 'lr=0.1'"),
+        (["--set", "activation=relu,tanh"], "activation must be one of .* but got 'tanh'"),
+        (["--recipes", "best of all"], "There is no recipe 'best of all'"),
+        (["--seeds", "4-0"], "must be a range that goes up, but got 4-0"),
+    ],
+)
+def test_mistakes_are_found_before_the_first_run(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", *arguments])
+    monkeypatch.setattr(accuracy, "train", None)
+    with pytest.raises(SystemExit):
+        accuracy.main()
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_lines_of_an_older_recipe_are_known_again() -> None:
+    args = argparse.Namespace(width=16, epochs=24, held_out=False, precision="32-true")
+    key = accuracy.run_key(Recipe.preset("sgd"), 0, args)
+    recipe = dict(key["recipe"])
+    del recipe["head_scale"]
+    assert accuracy.matches(key | {"recipe": recipe}, key)
+    assert not accuracy.matches(key | {"recipe": recipe | {"cutout": 8}}, key)
+    assert not accuracy.matches(key | {"recipe": recipe | {"gone": 1}}, key)
+    assert not accuracy.matches(key | {"precision": "bf16-mixed"}, key)

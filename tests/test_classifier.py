@@ -1,6 +1,9 @@
 """ImageClassifier: the same numbers as a loop by hand, logging, schedule, checkpoints, faults."""
 
 import contextlib
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,35 +225,63 @@ def test_step_and_epoch_values_against_those_of_every_batch(
     assert logged["train_acc_step"][1] == pytest.approx(shares)
 
 
-def test_averaged_weights_against_the_formula(data_dir: Path, tmp_path: Path) -> None:
-    """Every parameter and BatchNorm statistic follows the moving average, from the start."""
+def test_callbacks_find_the_values_of_the_epoch(data_dir: Path, tmp_path: Path) -> None:
+    seen = []
 
-    class Keep(pl.Callback):
-        history: list[dict[str, torch.Tensor]] = []  # noqa: RUF012
+    class Look(pl.Callback):
+        def on_train_epoch_end(self, t: pl.Trainer, *_: Any) -> None:
+            seen.append({name: value.item() for name, value in t.callback_metrics.items()})
 
-        def on_train_batch_end(self, t: pl.Trainer, m: Any, *_: Any) -> None:
-            state = m.network.state_dict()
-            self.history.append({name: value.clone() for name, value in state.items()})
+    logger = CSVLogger(tmp_path, name="", version="log")
+    options: dict[str, Any] = {"logger": logger, "limit_val_batches": 0, "callbacks": [Look()]}
+    t = trainer(tmp_path, max_epochs=2, limit_train_batches=3, **options)
+    t.fit(ImageClassifier(CustomResNet(width=2)), small(data_dir))
+    logged = read_curves(tmp_path / "log")
+    assert [values["train_loss_epoch"] for values in seen] == logged["train_loss_epoch"][1]
+    assert [values["train_acc_epoch"] for values in seen] == logged["train_acc_epoch"][1]
+    assert len(seen) == 2
 
-    keep, decay = Keep(), 0.75
-    recipe = replace(Recipe.preset("sgd"), ema_decay=decay, learning_rate=0.01)
-    model = ImageClassifier(CustomResNet(width=2), recipe)
-    t = trainer(tmp_path, callbacks=[keep], limit_val_batches=0, limit_train_batches=6)
-    t.fit(model, small(data_dir))
-    assert len(keep.history) == 6
-    averaged = model.network.state_dict()
-    for name in averaged:
-        values = [state[name].double() for state in keep.history]
-        if name.endswith("num_batches_tracked"):
-            continue
-        expected = values[0]
-        for value in values[1:]:
-            expected = decay * expected + (1 - decay) * value
-        torch.testing.assert_close(averaged[name].double(), expected, rtol=1e-5, atol=1e-6)
-        assert not torch.equal(averaged[name], keep.history[-1][name])
-    # a test afterwards takes the averaged weights as they are
-    t.test(model, small(data_dir), verbose=False)
-    assert all(torch.equal(model.network.state_dict()[name], averaged[name]) for name in averaged)
+
+def test_a_run_that_ends_within_an_epoch_logs_what_it_has_seen(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    logger, collect = CSVLogger(tmp_path, name="", version="log"), Collect()
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, t: pl.Trainer, *_: Any) -> None:
+            t.should_stop = t.global_step == 5
+
+    t = trainer(
+        tmp_path, logger=logger, log_every_n_steps=3, callbacks=[collect, Stop()],
+        limit_val_batches=0,
+    )  # fmt: skip
+    t.fit(ImageClassifier(CustomResNet(width=2)), small(data_dir))
+    assert len(collect.losses) == 5
+    logged = read_curves(tmp_path / "log")
+    # the third step, and the last one: Lightning logs when it stops
+    assert logged["train_loss_step"][1] == pytest.approx([collect.losses[2], collect.losses[4]])
+    assert logged["train_loss_epoch"][1] == pytest.approx([np.mean(collect.losses)])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_in_every_precision(
+    data_dir: Path, tmp_path: Path, precision: str
+) -> None:
+    norms = []
+
+    class Norms(pl.Callback):
+        def on_before_zero_grad(self, t: pl.Trainer, m: Any, optimizer: Any) -> None:
+            gradients = [p.grad for p in m.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    t = trainer(
+        tmp_path, precision=precision, gradient_clip_val=0.01, limit_train_batches=3,
+        limit_val_batches=0, callbacks=[Norms()],
+    )  # fmt: skip
+    t.fit(ImageClassifier(CustomResNet(width=2), "sgd"), small(data_dir))
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+    assert norms
 
 
 def test_rate_and_decay_of_norm_biases(data_dir: Path, tmp_path: Path) -> None:
@@ -299,16 +330,20 @@ def test_the_schedule_counts_optimiser_steps(data_dir: Path, tmp_path: Path) -> 
     assert collect.rates == pytest.approx(np.repeat(expected, 5))
 
 
-@pytest.mark.parametrize("ema_decay", [0, 0.9])
-def test_a_resumed_run_goes_on_exactly(data_dir: Path, tmp_path: Path, ema_decay: float) -> None:
-    recipe = replace(Recipe.preset("sgd"), ema_decay=ema_decay)
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("stop_after", [13, 20, 25])
+def test_a_resumed_run_goes_on_exactly(
+    data_dir: Path, tmp_path: Path, optimizer: Any, stop_after: int
+) -> None:
+    """Stopped within the second epoch of ten batches, after its last one, and within the third."""
+    recipe = replace(Recipe.preset("sgd"), optimizer=optimizer)
 
     def run(checkpoint: Path | None = None, stop: bool = False) -> tuple[list[float], dict, dict]:
         torch.manual_seed(3)
         collect = Collect()
         model = ImageClassifier(CustomResNet(width=2), recipe)
         t = trainer(
-            tmp_path, max_epochs=2, callbacks=[collect, *([Stop()] if stop else [])],
+            tmp_path, max_epochs=3, callbacks=[collect, *([Stop()] if stop else [])],
             limit_val_batches=0, enable_checkpointing=stop,
         )  # fmt: skip
         with contextlib.suppress(SystemExit):  # how Lightning answers an interrupt
@@ -316,20 +351,78 @@ def test_a_resumed_run_goes_on_exactly(data_dir: Path, tmp_path: Path, ema_decay
         return collect.losses, model.state_dict(), t.callback_metrics
 
     class Stop(pl.callbacks.Checkpoint):
-        """Saves in the middle of the second epoch, after all other callbacks, as Lightning does."""
+        """Saves after all other callbacks, as Lightning's own do."""
 
         def on_train_batch_end(self, t: pl.Trainer, *_: Any) -> None:
-            if t.global_step == 13:
+            if t.global_step == stop_after:
                 t.save_checkpoint(tmp_path / "middle.ckpt")
                 raise KeyboardInterrupt
 
     whole, weights, metrics = run()
     first, _, _ = run(stop=True)
     second, resumed, metrics_again = run(tmp_path / "middle.ckpt")
+    assert len(first) == stop_after
     assert first + second == whole
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
     assert set(metrics) == {"train_loss_epoch", "train_acc_epoch"}
     assert metrics == metrics_again
+
+
+def test_two_processes_measure_what_one_does(data_dir: Path, tmp_path: Path) -> None:
+    """Epoch values under DDP, also after a resume within the epoch, against one process.
+
+    Without a step of any size the network stays the same, so that the values must agree.
+    """
+    script = tmp_path / "ddp.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_classifier import *
+from test_classifier import small, trainer
+import json
+
+class Stop(pl.callbacks.Checkpoint):
+    def on_train_batch_end(self, t, *_):
+        if t.global_step == 3:
+            t.save_checkpoint({str(tmp_path / "middle.ckpt")!r})
+            t.should_stop = True
+
+def run(processes, callbacks=(), **options):
+    torch.manual_seed(3)
+    network = CustomResNet(width=2)
+    for module in network.modules():  # statistics of a batch differ between the processes
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = None
+            module.eps = 1e12
+    recipe = replace(Recipe.preset("sgd"), learning_rate=1e-30)
+    t = trainer(
+        {str(tmp_path)!r}, devices=processes, strategy="ddp" if processes > 1 else "auto",
+        limit_val_batches=0, callbacks=list(callbacks), enable_checkpointing=bool(callbacks),
+    )
+    model = ImageClassifier(network, recipe)
+    t.fit(model, small({str(data_dir)!r}, batch_size=100 // processes), **options)
+    return {{k: v.item() for k, v in t.callback_metrics.items()}}, t.global_rank
+
+whole, rank = run(2)
+run(2, [Stop()])
+resumed, rank = run(2, ckpt_path={str(tmp_path / "middle.ckpt")!r}, weights_only=True)
+json.dump([whole, resumed], open({str(tmp_path)!r} + f"/rank{{rank}}.json", "w"))
+if rank == 0:
+    import torch.distributed
+    torch.distributed.destroy_process_group()
+    json.dump(run(1)[0], open({str(tmp_path)!r} + "/one.json", "w"))
+""")
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    one = json.loads((tmp_path / "one.json").read_text())
+    assert one.keys() == {"train_loss_epoch", "train_acc_epoch"}
+    for rank in range(2):
+        for values in json.loads((tmp_path / f"rank{rank}.json").read_text()):
+            assert values == pytest.approx(one, rel=1e-4)
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -381,26 +474,40 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("every", "seen"), [(4, 7), (100, 10)], ids=["interval", "epoch end"])
-def test_the_first_bad_loss_of_several_collected_is_named(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, seen: int
+@pytest.mark.parametrize(
+    ("every", "saves", "seen"),
+    [(4, False, 8), (100, False, 9), (0, False, 9), (100, True, 8)],
+    ids=["logging", "epoch end", "no logging", "saving"],
+)
+def test_the_first_bad_loss_of_several_is_named(
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    saves: bool,
+    seen: int,
 ) -> None:
     """As on a GPU, where losses are looked at together to avoid waiting at every step."""
-    monkeypatch.setattr(ImageClassifier, "_check_every", lambda self, device: every)
+    monkeypatch.setattr(ImageClassifier, "_is_costly_to_ask", staticmethod(lambda device: True))
 
     class Poison(pl.Callback):
         def on_train_batch_start(self, t: pl.Trainer, m: Any, batch: Any, index: int) -> None:
             if index >= 6:
                 batch[0].fill_(float("nan"))
 
+        def on_train_batch_end(self, t: pl.Trainer, *_: Any) -> None:
+            if saves and t.global_step in (2, 8):
+                t.save_checkpoint(tmp_path / f"{t.global_step}.ckpt")
+
     collect = Collect()
     model = ImageClassifier(CustomResNet(width=2), "sgd")
     with pytest.raises(FloatingPointError, match=r"became nan at step 6 ") as error:
-        trainer(tmp_path, limit_val_batches=0, callbacks=[collect, Poison()]).fit(
-            model, small(data_dir)
-        )
+        trainer(
+            tmp_path, limit_val_batches=0, callbacks=[collect, Poison()], log_every_n_steps=every
+        ).fit(model, small(data_dir))
     assert f"learning rate {collect.rates[6]:.3g})" in str(error.value)
     assert len(collect.losses) == seen
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == (["2.ckpt"] if saves else [])
 
 
 def test_a_linear_schedule_needs_an_end(data_dir: Path, tmp_path: Path) -> None:

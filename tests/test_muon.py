@@ -96,6 +96,7 @@ def test_the_recipe_gives_muon_the_convolutions(data_dir: Path, tmp_path: Path) 
     [
         ({"lr": -1}, "lr must be at least 0, but got -1"),
         ({"lr": 0.1, "momentum": 1}, r"momentum must be in \[0, 1\), but got 1"),
+        ({"lr": float("nan")}, "lr must be at least 0, but got nan"),
         ({"lr": 0.1, "weight_decay": -1}, "weight_decay must be at least 0, but got -1"),
     ],
 )
@@ -108,3 +109,31 @@ def test_a_vector_has_no_orthogonal_step() -> None:
     group = {"params": [nn.Parameter(torch.zeros(3))], "orthogonal": True}
     with pytest.raises(ValueError, match=r"one of shape \(3,\)\. Put it into a group with"):
         Muon([group], lr=0.1)
+
+
+def test_a_wrong_group_is_refused_and_leaves_no_trace() -> None:
+    optimizer = Muon([nn.Parameter(torch.zeros(2, 2))], lr=0.1)
+    with pytest.raises(ValueError, match="lr must be at least 0, but got -1"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, 2))], "lr": -1})
+    with pytest.raises(ValueError, match=r"one of shape \(3,\)"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))], "orthogonal": True})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 3, 3), (64, 64, 3, 3)], ids=["tall", "wide"])
+def test_the_learning_rate_is_about_the_share_that_a_kernel_turns(shape: tuple) -> None:
+    kernel = nn.Parameter(torch.randn(shape))
+    before = kernel.detach() / kernel.detach().norm()
+    optimizer = Muon([{"params": [kernel], "orthogonal": True}], lr=0.05)
+    kernel.grad = torch.randn(shape)
+    optimizer.step()
+    turned = (kernel.detach() / kernel.detach().norm() - before).norm().item()
+    assert 0.7 * 0.05 < turned < 1.2 * 0.05
+
+
+def test_a_kernel_of_zeros_begins_to_move() -> None:
+    kernel = nn.Parameter(torch.zeros(4, 4, 3, 3))
+    optimizer = Muon([{"params": [kernel], "orthogonal": True}], lr=0.05)
+    kernel.grad = torch.randn_like(kernel)
+    optimizer.step()
+    assert kernel.norm().item() == pytest.approx(2, rel=1e-5)

@@ -172,15 +172,10 @@ class ImageBank:
         """
         if self.device.type == "cpu":
             return rows, parameters
-        arrays = [rows] if parameters is None else [rows, *parameters.arrays()]
-        stacked = torch.from_numpy(np.stack(arrays).astype(np.int64))
+        stacked = _stacked(rows, parameters)
         if self.device.type == "cuda":
             stacked = stacked.pin_memory()
-        placed, *drawn = stacked.to(self.device, non_blocking=True)
-        if parameters is None:
-            return placed, None
-        offset_y, offset_x, flip, cutout_y, cutout_x = drawn
-        return placed, Parameters(offset_y, offset_x, flip.bool(), cutout_y, cutout_x)
+        return _unstacked(stacked.to(self.device, non_blocking=True))
 
     def batch(self, rows: Integers, parameters: Parameters | None = None) -> Tensor:
         """The images at `rows` as float32 (B, C, S, S) in channels_last memory.
@@ -238,3 +233,17 @@ class ImageBank:
 
     def _tensor(self, values: Integers | Booleans) -> Tensor:
         return torch.as_tensor(values, device=self.device)
+
+
+def _stacked(rows: Integers, parameters: Parameters | None) -> Tensor:
+    """Rows and parameters as one int64 tensor (1 or 6, B)."""
+    arrays = [rows] if parameters is None else [rows, *parameters.arrays()]
+    return torch.stack([torch.as_tensor(array).long() for array in arrays])
+
+
+def _unstacked(stacked: Tensor) -> tuple[Tensor, Parameters | None]:
+    rows, *drawn = stacked
+    if not drawn:
+        return rows, None
+    offset_y, offset_x, flip, cutout_y, cutout_x = drawn
+    return rows, Parameters(offset_y, offset_x, flip.bool(), cutout_y, cutout_x)

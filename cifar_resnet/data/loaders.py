@@ -140,7 +140,7 @@ class ResidentLoader:
         for start in range(0, len(self._samples), size):
             rows = np.arange(start, min(start + size, len(self._samples)))
             samples = torch.from_numpy(self._samples[rows].astype(np.int64))
-            yield samples, self._bank.batch(rows), self._labels[start : start + len(rows)]
+            yield samples, self._bank.batch(rows), self._labels[start : start + size].clone()
 
     @property
     def batch_sampler(self) -> Any:
