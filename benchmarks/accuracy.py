@@ -6,9 +6,8 @@
 The library's own path trains: `ImageClassifier` under Lightning's `Trainer`, with the data module.
 With --held-out a run trains on 45,000 images, is measured on the 5,000 others, and never looks at
 the test set: that is the mode for tuning. Runs that the result file holds already are not repeated,
-so that an interrupted call goes on where it stopped; calls with different seeds may share a file, and
-no run starts that would not end within --minutes. The data must be on disk: nothing is
-downloaded.
+so that an interrupted call goes on where it stopped; calls with different seeds may share a file.
+No run starts that would not end within --minutes. The data must be on disk.
 """
 
 from __future__ import annotations

@@ -218,21 +218,27 @@ class ImageClassifier(LightningModule):
             kernels = set()
         groups = [
             {
+                "name": "others",
                 "params": [p for p in trained if id(p) not in norm_biases | kernels],
                 "weight_decay": recipe.weight_decay,
             },
             {
+                "name": "norm_biases",
                 "params": [p for p in trained if id(p) in norm_biases],
                 "lr": recipe.learning_rate * recipe.norm_bias_lr,
                 "weight_decay": recipe.weight_decay / recipe.norm_bias_lr,
             },
             {
+                "name": "convolutions",
                 "params": [p for p in trained if id(p) in kernels],
                 "lr": recipe.conv_learning_rate,
                 "orthogonal": True,
             },
         ]
-        return [group for group in groups if group["params"]]
+        groups = [group for group in groups if group["params"]]
+        if len(groups) == 1:
+            del groups[0]["name"]  # it would become part of the logged name of the learning rate
+        return groups
 
     def _learning_rate_factor(self, step: int) -> float:
         if not self._total_steps:

@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 
 # Okabe and Ito's palette: told apart by colour-blind readers, too
 _TRAIN, _VAL = "#0072B2", "#D55E00"
+_RATES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def show_training_curves(
@@ -53,13 +54,14 @@ def show_training_curves(
     from matplotlib.figure import Figure
 
     curves = dict(log) if isinstance(log, Mapping) else read_curves(Path(log))
-    rate = next((name for name in curves if name.startswith(("lr-", "learning_rate"))), "")
+    # one for each group of parameters
+    rates = tuple(name for name in curves if name.startswith(("lr-", "learning_rate")))
     panels = [
         (title, names)
         for title, names in (
             ("Loss", ("train_loss_step", "train_loss_epoch", "val_loss")),
             ("Accuracy", ("train_acc_step", "train_acc_epoch", "val_acc")),
-            ("Learning rate", (rate,)),
+            ("Learning rate", rates),
         )
         if any(len(curves.get(name, ((), ()))[0]) for name in names)
     ]
@@ -78,7 +80,7 @@ def show_training_curves(
         for name in names:
             if name in curves:
                 _draw(axes, name, curves[name])
-        if title != "Learning rate":
+        if title != "Learning rate" or len(rates) > 1:
             axes.legend()
         if title == "Accuracy":
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
@@ -96,7 +98,8 @@ def _draw(axes: Axes, name: str, curve: Curve) -> None:
             epochs, values, color=_TRAIN, marker="o", markersize=3, label="train, mean of epoch"
         )
     else:
-        axes.plot(epochs, values, color=_TRAIN)
+        group = name.rpartition("/")[2].replace("_", " ")
+        axes.plot(epochs, values, color=_RATES[len(axes.lines) % len(_RATES)], label=group)
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:

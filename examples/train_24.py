@@ -235,7 +235,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=positive, default=24)
     parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--batch-size", type=positive, help="default: the recipe's")
-    parser.add_argument("--recipe", default="sgd", help="sgd (default) or adam")
+    parser.add_argument("--recipe", default="muon", help="muon (default), best, sgd or adam")
     parser.add_argument(
         "--width", type=positive, help="channels of the first block; default 64 on a GPU, else 16"
     )

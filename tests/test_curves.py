@@ -52,6 +52,16 @@ def test_curves_of_a_log(tmp_path: Path, write: object) -> None:
     ]
 
 
+def test_each_group_of_parameters_has_its_learning_rate() -> None:
+    rates = {"others": [0.4, 0.2], "convolutions": [0.05, 0.025]}
+    figure = show_training_curves({f"learning_rate/{k}": ([1, 2], v) for k, v in rates.items()})
+    (axes,) = figure.axes
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == list(rates)
+    assert {line.get_label(): list(line.get_ydata()) for line in axes.lines} == rates
+    assert len({line.get_color() for line in axes.lines}) == 2
+    assert show_training_curves({"learning_rate": ([1], [2])}).axes[0].get_legend() is None
+
+
 def test_a_given_figure_is_used_and_pyplot_is_not(tmp_path: Path) -> None:
     import sys
 

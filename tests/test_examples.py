@@ -36,6 +36,13 @@ def test_the_smoke_run_leaves_everything_that_a_run_leaves(smoke: tuple[Path, st
     assert metrics["parameters"] == sum(p.numel() for p in CustomResNet(width=4).parameters())
     assert 0 <= metrics["accuracy"] <= 1
     assert 0 <= metrics["accuracy_mirror"] <= 1
+    assert 0 <= metrics["accuracy_six"] <= 1
+    assert list(metrics["stage_seconds"]) == [
+        "import", "data", "set-up", "first step", "train", "test", "report",
+    ]  # fmt: skip
+    assert sum(metrics["stage_seconds"].values()) == pytest.approx(
+        metrics["total_seconds"], rel=0.1
+    )
     assert metrics["seed"] == 0
     assert set(metrics["versions"]) == {"python", "torch", "pytorch_lightning", "cifar_resnet"}
     for name in ("curves", "misclassified", "confusion_matrix", "calibration"):
@@ -45,13 +52,24 @@ def test_the_smoke_run_leaves_everything_that_a_run_leaves(smoke: tuple[Path, st
     assert set(events["images"]) == {
         "calibration", "confusion_matrix", "misclassified", "training_curves",
     }  # fmt: skip
-    assert {"train_loss_step", "val_acc", "test_acc_mirror", "learning_rate"} <= set(
-        events["scalars"]
-    )
+    assert {
+        "train_loss_step",
+        "val_acc",
+        "test_acc_six",
+        "learning_rate/others",
+        "learning_rate/convolutions",
+    } <= set(events["scalars"])
     for name in ("best.ckpt", "last.ckpt"):
         assert torch.load(run / name, weights_only=True)["epoch"] in (0, 1)
     assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 1
-    for part in ("Test accuracy", "with the mirror view", "images/s", "--width 64", str(run.name)):
+    for part in (
+        "Test accuracy",
+        "with the mirror view",
+        "with six views",
+        "images/s",
+        "--width 64",
+        str(run.name),
+    ):
         assert part in output
 
 
@@ -79,7 +97,7 @@ def test_a_run_is_resumed_with_its_own_arguments(smoke: tuple[Path, str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "best"], "There is no recipe 'best'; choose one of"),
+        (["--recipe", "bets"], "There is no recipe 'bets'; choose one of"),
         (["--resume", "nowhere"], "nowhere cannot be resumed: it holds no arguments.json"),
         (["--epochs", "0"], "must be at least 1, but got 0"),
         (["--val-split", "50000"], "val_split must be a count in"),

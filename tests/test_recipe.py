@@ -99,5 +99,7 @@ def test_the_options_of_every_preset_fit_network_and_data(name: str) -> None:
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no recipe 'adma'; choose one of \('adam', 'sgd'\)"):
+    with pytest.raises(
+        ValueError, match=r"no recipe 'adma'; choose one of \('adam', 'sgd', 'muon', 'best'\)"
+    ):
         Recipe.preset("adma")
