@@ -39,7 +39,8 @@ PAIRS = (
     ("trainer, width 64: ours / beginner's Lightning", "trainer-64-ours", "trainer-64-beginner"),
     ("lightning, width 16: our Trainer / our plain loop", "trainer-16-ours", "loop-16-ours"),
     ("lightning, width 64: our Trainer / our plain loop", "trainer-64-ours", "loop-64-ours"),
-    ("compile, width 64: compiled / not", "trainer-64-compiled", "trainer-64-ours"),
+    ("compile, width 64: compiled / not", "trainer-64-default", "trainer-64-ours"),
+    ("compile, width 64: CUDA graphs / not", "trainer-64-reduce-overhead", "trainer-64-ours"),
 )
 
 
@@ -114,14 +115,14 @@ def measure(arm: str, data_dir: str, seconds: float) -> float:
             "airbench": airbench_batches,
         }
         return rate((len(images) for images, _ in batches[rest[0]](data_dir)), seconds)
-    width, way = int(rest[0]), rest[1]
+    width, way = int(rest[0]), "-".join(rest[1:])
     if kind == "step":
         return peak(width, seconds) if way == "peak" else rate(steps(width, way), seconds)
     if kind == "loop":
         return rate(loop(width, data_dir), seconds)
     if way == "beginner":
         return under_trainer(*beginner(width, data_dir), seconds, precision="32-true")
-    return under_trainer(*ours(width, data_dir, way == "compiled"), seconds)
+    return under_trainer(*ours(width, data_dir, None if way == "ours" else way), seconds)
 
 
 def rate(sizes: Iterator[int], seconds: float, warm_up: int = 5) -> float:
@@ -335,12 +336,12 @@ def loop(width: int, data_dir: str) -> Iterator[int]:
             yield len(labels)
 
 
-def ours(width: int, data_dir: str, compiled: bool) -> tuple[Any, Any]:
+def ours(width: int, data_dir: str, compile_mode: str | None) -> tuple[Any, Any]:
     from cifar_resnet import ImageClassifier
 
     network, recipe, data = pieces(width, data_dir)
-    if compiled:
-        network.compile()
+    if compile_mode:
+        network.compile(mode=compile_mode)
     return ImageClassifier(network, recipe), data
 
 

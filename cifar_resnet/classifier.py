@@ -128,10 +128,9 @@ class ImageClassifier(LightningModule):
         loss, correct, images = self._over_processes(self._tally.sums()).tolist()
         self._tally.reset()
         if images:
-            self.log("train_loss_epoch", loss / images, on_step=False, on_epoch=True)
-            self.log(
-                "train_acc_epoch", correct / images, on_step=False, on_epoch=True, prog_bar=True
-            )
+            epoch: Any = {"on_step": False, "on_epoch": True, "sync_dist": True}
+            self.log("train_loss_epoch", loss / images, **epoch)
+            self.log("train_acc_epoch", correct / images, prog_bar=True, **epoch)
 
     def _over_processes(self, sums: Tensor) -> Tensor:
         if self.trainer.world_size == 1:

@@ -29,7 +29,7 @@ class Recipe:
         name: What reports and result files call the recipe.
         optimizer: `"adam"`; `"sgd"` for stochastic gradient descent with Nesterov momentum; or
             `"muon"` for the same with orthogonal steps of the convolutions (Jordan and others
-            2024).
+            2024), each of which a normalisation should follow.
         learning_rate: Peak learning rate, greater than 0.
         conv_learning_rate: Peak learning rate of the convolutions under `"muon"`, greater than 0:
             about the share of itself by which a kernel turns in a step.

@@ -1,10 +1,13 @@
-"""The accuracy harness: it trains, goes on where it stopped, sweeps, and stops in time."""
+"""The accuracy harness: it trains, goes on where it stopped, sweeps, and stops in time. The arms of
+the speed benchmark run.
+"""
 
 import argparse
 import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accuracy  # noqa: E402
+import speed  # noqa: E402
 
 
 def harness(*arguments: str) -> str:
@@ -103,3 +107,30 @@ def test_lines_of_an_older_recipe_are_known_again() -> None:
     assert not accuracy.matches(key | {"recipe": recipe | {"cutout": 8}}, key)
     assert not accuracy.matches(key | {"recipe": recipe | {"gone": 1}}, key)
     assert not accuracy.matches(key | {"precision": "bf16-mixed"}, key)
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        "data-ours",
+        "data-torchvision",
+        "step-1-ours",
+        "step-1-plain",
+        "step-1-peak",
+        "loop-1-ours",
+        "trainer-1-ours",
+        "trainer-1-beginner",
+    ],
+)
+def test_every_arm_of_the_speed_benchmark_runs(data_dir: Path, arm: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a beginner would see them
+        assert speed.measure(arm, str(data_dir), 0.1) > 0
+
+
+def test_pairs_name_arms_that_exist() -> None:
+    known = re.compile(r"data-(ours|torchvision|airbench)|step-\d+-(ours|plain|peak)|loop-\d+-ours")
+    known_trainer = re.compile(r"trainer-\d+-(ours|beginner|default|reduce-overhead)")
+    for _, *arms in speed.PAIRS:
+        for arm in arms:
+            assert known.fullmatch(arm) or known_trainer.fullmatch(arm)

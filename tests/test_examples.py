@@ -1,6 +1,7 @@
 """The examples as users start them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifar_resnet import CustomResNet
+from cifar_resnet import CustomResNet, Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,6 +93,22 @@ def test_a_run_is_resumed_with_its_own_arguments(smoke: tuple[Path, str]) -> Non
     assert (after["width"], after["val_split"], after["smoke"]) == (4, 5000, True)
     assert after["test_images"] == before["test_images"]
     assert len(list(run.parent.iterdir())) == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a compiler")
+def test_a_compiled_run_with_the_other_network(data_dir: Path, tmp_path: Path) -> None:
+    result = start(
+        "train_24.py", "--smoke", "--width", "2", "--recipe", "best", "--compile", "--quiet",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    metrics = json.loads((run / "metrics.json").read_text())
+    network = CustomResNet(2, **Recipe.preset("best").network_options())
+    assert metrics["parameters"] == sum(p.numel() for p in network.parameters())
+    assert metrics["compile"] == "default"
+    keys = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+    assert set(keys) == {f"network.{name}" for name in network.state_dict()}
 
 
 @pytest.mark.parametrize(
