@@ -21,6 +21,7 @@ from cifar_resnet import (
     CIFAR10DataModule,
     CustomResNet,
     ImageClassifier,
+    Recipe,
     effective_receptive_field,
     receptive_field,
 )
@@ -61,7 +62,8 @@ def main() -> None:
     data.setup("test")
     images = next(iter(data.test_dataloader()))[0].float()
     lines = []
-    trained = CustomResNet(run["width"])
+    options = Recipe(**run["recipe"]).network_options()
+    trained = CustomResNet(run["width"], **options)
     classifier = ImageClassifier.load_from_checkpoint(
         args.run / "last.ckpt", network=trained, map_location="cpu"
     )
@@ -69,7 +71,7 @@ def main() -> None:
     models = [("trained", run["seed"], trained)]
     for seed in range(3):
         torch.manual_seed(seed)
-        models.append(("untrained", seed, CustomResNet(run["width"])))
+        models.append(("untrained", seed, CustomResNet(run["width"], **options)))
     for state, seed, model in models:
         row = {
             "state": state,

@@ -31,6 +31,7 @@ from cifar_resnet import (
     CustomResNet,
     ImageClassifier,
     MisclassifiedSamples,
+    Recipe,
     compute_cams,
     find_misclassified,
     show_calibration,
@@ -55,7 +56,7 @@ def main() -> None:
     run = json.loads((args.run / "metrics.json").read_text())
     if run["smoke"]:
         parser.error(f"{args.run} is a smoke run, which has learned nothing")
-    network = CustomResNet(run["width"])
+    network = CustomResNet(run["width"], **Recipe(**run["recipe"]).network_options())
     model = ImageClassifier.load_from_checkpoint(
         args.run / "last.ckpt", network=network, map_location="cpu"
     )

@@ -16,6 +16,7 @@ from cifar_resnet import (
     CustomResNet,
     DatasetError,
     ImageClassifier,
+    Recipe,
     find_misclassified,
     show_calibration,
     show_confusion_matrix,
@@ -47,8 +48,9 @@ def main() -> None:
         if not (args.run / name).is_file():
             sys.exit(f"{args.run} is no run of train_24.py: it holds no {name}.")
     run = json.loads((args.run / "arguments.json").read_text())
+    options = Recipe.preset(run["recipe"]).network_options()
     model = ImageClassifier.load_from_checkpoint(
-        args.run / "last.ckpt", network=CustomResNet(width=run["width"]), map_location="cpu"
+        args.run / "last.ckpt", network=CustomResNet(run["width"], **options), map_location="cpu"
     )
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -109,6 +109,9 @@ def test_a_compiled_run_with_the_other_network(data_dir: Path, tmp_path: Path) -
     assert metrics["compile"] == "default"
     keys = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
     assert set(keys) == {f"network.{name}" for name in network.state_dict()}
+    # another script finds the same network again
+    result = start("misclassified.py", str(run), "--n", "2", "--cam", "none", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
