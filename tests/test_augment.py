@@ -63,19 +63,8 @@ def test_a_batch_equals_the_images_one_by_one(
     np.testing.assert_allclose(batch.numpy(), expected, atol=2e-6, rtol=2e-6)
 
 
-def test_the_gather_of_other_devices_gives_the_same_pixels() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-    augmentation = Augmentation(2, "random", 3)
-    bank = ImageBank(images, MEAN, STD, augmentation=augmentation)
-    rows = np.arange(20)
-    parameters = augmentation.draw(20, 8, seed=1, epoch=0)
-    for chosen in (parameters, None):
-        on_cpu = bank._gather_on_cpu(rows, chosen)
-        assert torch.equal(on_cpu, bank._gather_on_device(rows, chosen))
-
-
 def test_arguments_that_travel_together_make_the_same_batches_in_slices() -> None:
-    """As on a GPU, where those of an epoch are one tensor."""
+    """As on a GPU, where those of an epoch are one tensor, and torch gathers the pixels."""
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     augmentation = Augmentation(2, "random", 3)
     bank = ImageBank(images, MEAN, STD, augmentation=augmentation)

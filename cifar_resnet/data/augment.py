@@ -113,7 +113,8 @@ class ImageBank:
     """Images that stay as padded uint8 on one device and come out as normalised float batches.
 
     A crop out of the padded image is a window of a strided view, so a whole batch of crops is
-    one gather that copies each row of pixels at once.
+    one gather that copies each row of pixels at once. Where images may be flipped, their mirror
+    images lie beside them.
 
     Args:
         images: uint8 array (N, S, S, C), C channels of S x S pixels.
@@ -132,7 +133,8 @@ class ImageBank:
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        count, side, _, channels = images.shape
+        count: int = images.shape[0]
+        side, channels = images.shape[2:]
         self.augmentation = augmentation
         self.side = side
         self.channels = channels
@@ -143,13 +145,17 @@ class ImageBank:
         if padding and augmentation is not None:
             margin = (padding, padding)
             images = np.pad(images, ((0, 0), margin, margin, (0, 0)), augmentation.padding_mode)  # type: ignore[call-overload]
+        if augmentation is not None and augmentation.flip != "none":
+            # Mirroring pixels of three bytes takes far longer than copying rows of them.
+            images = np.concatenate([images, images[:, :, ::-1]])
         images = np.ascontiguousarray(images)
-        self._pixels = torch.from_numpy(images).to(self.device)
-        self._offsets = 2 * padding + 1
+        pixels = torch.from_numpy(images).to(self.device)
+        self._count = count
+        self._padding = padding
         row = (side + 2 * padding) * channels  # bytes in a padded row
-        # (N, vertical offset, horizontal offset, S, S * C), all of them views of the same bytes
-        self._windows = self._pixels.as_strided(
-            (count, self._offsets, self._offsets, side, side * channels),
+        # (N or 2N, vertical offset, horizontal offset, S, S * C): views of the same bytes
+        self._windows = pixels.as_strided(
+            (len(images), 2 * padding + 1, 2 * padding + 1, side, side * channels),
             (row * (side + 2 * padding), row, channels, row, 1),
         )
         # x / 255, minus mean, over std, as one multiplication and one addition a value; repeated
@@ -160,7 +166,7 @@ class ImageBank:
         self._shift = torch.tensor(shift, dtype=torch.float32, device=self.device)
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return self._count
 
     def place(
         self, rows: NDArray[np.intp], parameters: Parameters | None = None
@@ -184,41 +190,31 @@ class ImageBank:
             rows: Positions (B,) in the bank.
             parameters: Their augmentation, B of each; None for the unaugmented images.
         """
-        pixels = (
-            self._gather_on_cpu(rows, parameters)
-            if self.device.type == "cpu"
-            else self._gather_on_device(rows, parameters)
-        )  # uint8 (B, S, S * C)
-        values = pixels.to(torch.float32).mul_(self._scale).add_(self._shift)
+        if self.device.type != "cpu" and not isinstance(rows, Tensor):
+            rows, parameters = self.place(rows, parameters)
+        pixels = self._gather(rows, parameters)  # uint8 (B, S, S * C)
+        values = pixels.to(torch.float32)
+        torch.addcmul(self._shift, values, self._scale, out=values)
         images = values.view(len(rows), self.side, self.side, self.channels)
         if parameters is not None and self.augmentation is not None and self.augmentation.cutout:
             self._cut_out(images, parameters)
         return images.permute(0, 3, 1, 2)
 
-    def _gather_on_cpu(self, rows: Integers, parameters: Parameters | None) -> Tensor:
+    def _gather(self, rows: Any, parameters: Parameters | None) -> Tensor:
+        image: Any = rows
+        y: Any = self._padding
+        x: Any = self._padding
+        if parameters is not None:
+            flip: Any = parameters.flip
+            y, x = parameters.offset_y, parameters.offset_x
+            if len(self._windows) > self._count:
+                # The mirrored crop lies in the mirrored image, as far from the other side.
+                image = image + flip * self._count
+                x = x + flip * (2 * (self._padding - x))
+        if isinstance(rows, Tensor):
+            return self._windows[image, y, x]
         # NumPy copies whole pixel rows here where torch's indexing goes byte by byte.
-        windows = self._windows.numpy()
-        if parameters is None:
-            centre = self._offsets // 2
-            return torch.from_numpy(windows[rows, centre, centre])
-        pixels = windows[rows, parameters.offset_y, parameters.offset_x]
-        flipped = np.flatnonzero(parameters.flip)
-        shape = (len(flipped), self.side, self.side, self.channels)
-        mirrored = pixels[flipped].reshape(shape)[:, :, ::-1]
-        pixels[flipped] = mirrored.reshape(len(flipped), self.side, self.side * self.channels)
-        return torch.from_numpy(pixels)
-
-    def _gather_on_device(self, rows: Integers, parameters: Parameters | None) -> Tensor:
-        index = self._tensor(rows)
-        if parameters is None:
-            centre = self._offsets // 2
-            return self._windows[index, centre, centre]
-        pixels = self._windows[
-            index, self._tensor(parameters.offset_y), self._tensor(parameters.offset_x)
-        ]
-        pixels = pixels.view(len(rows), self.side, self.side, self.channels)
-        flip = self._tensor(parameters.flip).view(-1, 1, 1, 1)
-        return torch.where(flip, pixels.flip(2), pixels).flatten(2)
+        return torch.from_numpy(self._windows.numpy()[image, y, x])
 
     def _cut_out(self, images: Tensor, parameters: Parameters) -> None:
         assert self.augmentation is not None
