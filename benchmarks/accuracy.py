@@ -143,7 +143,8 @@ def run_key(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, An
 def matches(line: dict[str, Any], key: dict[str, Any]) -> bool:
     """Whether a line is of such a run; recipe fields that came later had their defaults then."""
     recipe = Recipe().to_dict() | line["recipe"]
-    return recipe == key["recipe"] and all(line[k] == key[k] for k in key if k != "recipe")
+    same = recipe | {"name": ""} == key["recipe"] | {"name": ""}  # whatever it is called
+    return same and all(line[k] == key[k] for k in key if k != "recipe")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -104,6 +104,7 @@ def test_lines_of_an_older_recipe_are_known_again() -> None:
     recipe = dict(key["recipe"])
     del recipe["head_scale"]
     assert accuracy.matches(key | {"recipe": recipe}, key)
+    assert accuracy.matches(key | {"recipe": recipe | {"name": "another"}}, key)
     assert not accuracy.matches(key | {"recipe": recipe | {"cutout": 8}}, key)
     assert not accuracy.matches(key | {"recipe": recipe | {"gone": 1}}, key)
     assert not accuracy.matches(key | {"precision": "bf16-mixed"}, key)
