@@ -39,6 +39,8 @@ PAIRS = (
     ("trainer, width 64: ours / beginner's Lightning", "trainer-64-ours", "trainer-64-beginner"),
     ("lightning, width 16: our Trainer / our plain loop", "trainer-16-ours", "loop-16-ours"),
     ("lightning, width 64: our Trainer / our plain loop", "trainer-64-ours", "loop-64-ours"),
+    ("muon, width 16: recipe muon / recipe sgd", "muon-16-ours", "trainer-16-ours"),
+    ("best, width 32: ours / the same steps in plain fp32", "best-32-ours", "best-32-plain"),
     ("compile, width 64: compiled / not", "trainer-64-default", "trainer-64-ours"),
     ("compile, width 64: CUDA graphs / not", "trainer-64-reduce-overhead", "trainer-64-ours"),
 )
@@ -122,7 +124,11 @@ def measure(arm: str, data_dir: str, seconds: float) -> float:
         return rate(loop(width, data_dir), seconds)
     if way == "beginner":
         return under_trainer(*beginner(width, data_dir), seconds, precision="32-true")
-    return under_trainer(*ours(width, data_dir, None if way == "ours" else way), seconds)
+    recipe = "sgd" if kind == "trainer" else kind
+    if way == "plain":
+        return under_trainer(*plain(width, data_dir, recipe), seconds, precision="32-true")
+    mode = None if way == "ours" else way
+    return under_trainer(*ours(width, data_dir, recipe, mode), seconds)
 
 
 def rate(sizes: Iterator[int], seconds: float, warm_up: int = 5) -> float:
@@ -293,15 +299,16 @@ def peak(width: int, seconds: float) -> float:
 # --- the training, on the dataset ----------------------------------------------------------------
 
 
-def pieces(width: int, data_dir: str) -> tuple[nn.Module, Any, Any]:
+def pieces(width: int, data_dir: str, preset: str = "sgd") -> tuple[nn.Module, Any, Any]:
     import torch
 
     from cifar_resnet import CustomResNet, Recipe
 
-    recipe = Recipe.preset("sgd")
+    recipe = Recipe.preset(preset)
     options = recipe.data_options()
     options.pop("batch_size")
-    network = CustomResNet(width).to(memory_format=torch.channels_last)
+    network = CustomResNet(width, **recipe.network_options())
+    network = network.to(memory_format=torch.channels_last)
     # batches of one size: a compiled network would be compiled again for the last one
     return network, recipe, data_module(data_dir, drop_last=True, **options)
 
@@ -336,12 +343,24 @@ def loop(width: int, data_dir: str) -> Iterator[int]:
             yield len(labels)
 
 
-def ours(width: int, data_dir: str, compile_mode: str | None) -> tuple[Any, Any]:
+def ours(width: int, data_dir: str, preset: str, compile_mode: str | None) -> tuple[Any, Any]:
     from cifar_resnet import ImageClassifier
 
-    network, recipe, data = pieces(width, data_dir)
+    network, recipe, data = pieces(width, data_dir, preset)
     if compile_mode:
         network.compile(mode=compile_mode)
+    return ImageClassifier(network, recipe), data
+
+
+def plain(width: int, data_dir: str, preset: str) -> tuple[Any, Any]:
+    """The same training in PyTorch's default memory format."""
+    import torch
+
+    from cifar_resnet import ImageClassifier
+
+    network, recipe, data = pieces(width, data_dir, preset)
+    network = network.to(memory_format=torch.contiguous_format)
+    network.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
     return ImageClassifier(network, recipe), data
 
 

@@ -112,9 +112,10 @@ class Augmentation:
 class ImageBank:
     """Images that stay as padded uint8 on one device and come out as normalised float batches.
 
-    A crop out of the padded image is a window of a strided view, so a whole batch of crops is
-    one gather that copies each row of pixels at once. Where images may be flipped, their mirror
-    images lie beside them.
+    A crop is taken from its first pixel to its last, the padding between its rows included: one
+    run of bytes an image, so that a whole batch is one gather of B long copies. The padding is
+    left out in the conversion to float. Where images may be flipped, their mirror images lie
+    beside them.
 
     Args:
         images: uint8 array (N, S, S, C), C channels of S x S pixels.
@@ -153,10 +154,12 @@ class ImageBank:
         self._count = count
         self._padding = padding
         row = (side + 2 * padding) * channels  # bytes in a padded row
-        # (N or 2N, vertical offset, horizontal offset, S, S * C): views of the same bytes
-        self._windows = pixels.as_strided(
-            (len(images), 2 * padding + 1, 2 * padding + 1, side, side * channels),
-            (row * (side + 2 * padding), row, channels, row, 1),
+        run = (side - 1) * row + side * channels  # bytes from a crop's first pixel to its last
+        self._row = row
+        # (N or 2N, vertical offset, horizontal offset, run): views of the same bytes
+        self._runs = pixels.as_strided(
+            (len(images), 2 * padding + 1, 2 * padding + 1, run),
+            (row * (side + 2 * padding), row, channels, 1),
         )
         # x / 255, minus mean, over std, as one multiplication and one addition a value; repeated
         # along a row so that the innermost dimension is long enough to be vectorised.
@@ -207,14 +210,18 @@ class ImageBank:
         if parameters is not None:
             flip: Any = parameters.flip
             y, x = parameters.offset_y, parameters.offset_x
-            if len(self._windows) > self._count:
+            if len(self._runs) > self._count:
                 # The mirrored crop lies in the mirrored image, as far from the other side.
                 image = image + flip * self._count
                 x = x + flip * (2 * (self._padding - x))
-        if isinstance(rows, Tensor):
-            return self._windows[image, y, x]
-        # NumPy copies whole pixel rows here where torch's indexing goes byte by byte.
-        return torch.from_numpy(self._windows.numpy()[image, y, x])
+        runs = (
+            self._runs[image, y, x]
+            if isinstance(rows, Tensor)
+            # NumPy copies a whole run at once where torch's indexing goes byte by byte.
+            else torch.from_numpy(self._runs.numpy()[image, y, x])
+        )  # uint8 (B, run)
+        shape = (len(runs), self.side, self.side * self.channels)
+        return runs.as_strided(shape, (runs.shape[1], self._row, 1))
 
     def _cut_out(self, images: Tensor, parameters: Parameters) -> None:
         assert self.augmentation is not None
