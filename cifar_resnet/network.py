@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +143,54 @@ class CustomResNet(nn.Module):
         x = self.residual3(self.layer3(x))  # (N, 8w, 4, 4)
         scores: Tensor = self.head(self.pool(x).flatten(1))
         return scores if self.head_scale == 1 else scores * self.head_scale
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Self:
+        """A trained network in evaluation mode, with float32 weights on the CPU.
+
+        Args:
+            name: `"quarter"` (the specified network at width 16) or `"quarter-best"` (with the
+                options of the recipe `"best"`), which come with the package and need no network
+                connection; or the path of a `.safetensors` file from `save_pretrained`.
+                `pretrained_weights()` lists what there is, with accuracies.
+
+        Raises:
+            ValueError: If there are no weights of that name, or the file is damaged or does not
+                fit the network that it describes.
+            FileNotFoundError: If there is no file at that path.
+
+        Examples:
+            >>> from cifar_resnet import CustomResNet
+            >>> model = CustomResNet.from_pretrained("quarter")
+            >>> model.width, model.training
+            (16, False)
+        """
+        from cifar_resnet import pretrained
+
+        return pretrained.load(name, cls)
+
+    def save_pretrained(
+        self,
+        path: str | Path,
+        *,
+        half: bool = False,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the weights and the arguments to a file for `from_pretrained`.
+
+        Args:
+            path: A file name that ends in `.safetensors`. The file appears whole or not at all.
+            half: Whether to store the weights of convolutions and head in half precision: half
+                the size. Those of BatchNorm stay as they are.
+            training: What to write into the file about its origin; anything that JSON can hold.
+
+        Raises:
+            ValueError: If `path` ends in something else, or a weight does not fit into half
+                precision.
+        """
+        from cifar_resnet import pretrained
+
+        pretrained.save(self, path, half=half, training=training)
 
     def options(self) -> dict[str, Any]:
         """The keyword-only arguments that it was built with."""

@@ -121,6 +121,8 @@ def test_lines_of_an_older_recipe_are_known_again() -> None:
         "loop-1-ours",
         "trainer-1-ours",
         "trainer-1-beginner",
+        "muon-1-ours",
+        "best-1-plain",
     ],
 )
 def test_every_arm_of_the_speed_benchmark_runs(data_dir: Path, arm: str) -> None:
@@ -131,7 +133,9 @@ def test_every_arm_of_the_speed_benchmark_runs(data_dir: Path, arm: str) -> None
 
 def test_pairs_name_arms_that_exist() -> None:
     known = re.compile(r"data-(ours|torchvision|airbench)|step-\d+-(ours|plain|peak)|loop-\d+-ours")
-    known_trainer = re.compile(r"trainer-\d+-(ours|beginner|default|reduce-overhead)")
+    known_trainer = re.compile(
+        r"trainer-\d+-(ours|beginner|default|reduce-overhead)|(muon|best)-\d+-(ours|plain)"
+    )
     for _, *arms in speed.PAIRS:
         for arm in arms:
             assert known.fullmatch(arm) or known_trainer.fullmatch(arm)

@@ -36,6 +36,7 @@ ALLOWED = {
     "LogMisclassified": {"torch", "pytorch_lightning", "torchmetrics"},
     "MisclassifiedSample": {"torch"},
     "MisclassifiedSamples": {"torch"},
+    "PretrainedWeights": {"torch"},
     "ProbeReport": {"torch"},
     "ReceptiveFieldMismatchError": {"torch"},
     "ReceptiveFields": {"torch"},
@@ -45,10 +46,15 @@ ALLOWED = {
     "effective_receptive_field": {"torch"},
     "find_misclassified": {"torch"},
     "label_suspects": set(),
+    "pretrained_weights": {"torch"},
     "receptive_field": {"torch"},
+    "show_augmentations": {"torch"},
     "show_calibration": {"torch"},
+    "show_class_samples": {"torch"},
     "show_confusion_matrix": {"torch"},
     "show_misclassified": {"torch"},
+    "show_rgb_channels": {"torch"},
+    "show_samples": {"torch"},
     "show_training_curves": set(),
 }
 
@@ -106,8 +112,11 @@ def test_sdist_and_wheel_hold_the_package(tmp_path: Path) -> None:
     source = {str(path.relative_to(ROOT)) for path in (ROOT / "cifar_resnet").rglob("*.py")} | {
         "cifar_resnet/errors/label_suspects.csv",
         "cifar_resnet/py.typed",
+        "cifar_resnet/weights/quarter.safetensors",
+        "cifar_resnet/weights/quarter-best.safetensors",
     }
     assert {name for name in names if ".dist-info" not in name} == source
+    assert wheel.stat().st_size < 5e6
     assert "License-Expression: MIT" in metadata
     for excluded in ("!=2.6.2", "!=2.6.3", "torch>=2.11"):
         assert excluded in metadata

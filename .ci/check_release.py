@@ -1,0 +1,46 @@
+"""Whether a tag may be released: it agrees with the version, the changelog and the citation.
+
+python .ci/check_release.py v0.1.0
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def problems(tag: str, root: Path = ROOT) -> list[str]:
+    """What has to be put right before `tag` can be released; empty if nothing."""
+    version = tag.removeprefix("v")
+    sources = {
+        "cifar_resnet/__init__.py": r'^__version__ = "(.+)"$',
+        "CITATION.cff": r"^version: (.+)$",
+        "CHANGELOG.md": r"^## \[(.+?)\]",  # the newest comes first
+    }
+    found = {name: _first(root / name, pattern) for name, pattern in sources.items()}
+    wrong = [
+        f"{name} says {said}, but the tag is {tag}."
+        for name, said in found.items()
+        if said != version
+    ]
+    changed = _first(root / "CHANGELOG.md", r"^## \[.+?\](?: - )?(.*)$")
+    cited = _first(root / "CITATION.cff", r"^date-released: (.+)$")
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", changed or ""):
+        wrong.append("The newest entry of CHANGELOG.md has no date: write it as 2026-01-31.")
+    elif cited != changed:
+        wrong.append(f"date-released in CITATION.cff is {cited}, but CHANGELOG.md says {changed}.")
+    return wrong if tag.startswith("v") else [f"A release's tag starts with v, but got {tag!r}."]
+
+
+def _first(path: Path, pattern: str) -> str | None:
+    match = re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
+    return match[1] if match else None
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    sys.exit("\n".join(problems(sys.argv[1])) or 0)

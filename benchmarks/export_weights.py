@@ -1,0 +1,95 @@
+"""Turn a finished run of examples/train_24.py into weights that come with the package.
+
+    python benchmarks/export_weights.py runs/NAME --name quarter
+
+Writes cifar_resnet/weights/NAME.safetensors in half precision, reads it again, measures on the test
+set what was read, in float32, and writes the accuracies into the file. Appends a JSON line to
+benchmarks/results/pretrained.jsonl. The data must be on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from machine import RESULTS, ROOT, append, machine
+
+FROM_RUN = ("epochs", "seed", "batch_size", "precision", "hardware", "versions")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder that train_24.py has left")
+    parser.add_argument("--name", required=True, help="what from_pretrained shall call them")
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--results", type=Path, default=RESULTS / "pretrained.jsonl")
+    args = parser.parse_args()
+
+    from cifar_resnet import CustomResNet, ImageClassifier, Recipe
+
+    run = json.loads((args.run / "metrics.json").read_text())
+    if run["smoke"] or run["resumed"] or run["val_split"]:
+        parser.error(f"{args.run} is a smoke run, a resumed one, or held images out")
+    recipe = Recipe(**run["recipe"])
+    network = CustomResNet(run["width"], **recipe.network_options())
+    ImageClassifier.load_from_checkpoint(
+        args.run / "last.ckpt", network=network, map_location="cpu"
+    )
+    training: dict[str, Any] = {
+        "recipe": recipe.name,
+        **{name: run[name] for name in FROM_RUN},
+        "command": f"python examples/train_24.py --recipe {recipe.name} --width {run['width']} "
+        f"--epochs {run['epochs']} --seed {run['seed']}",
+    }
+    path = ROOT / "cifar_resnet" / "weights" / f"{args.name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    network.save_pretrained(path, half=True, training=training)
+    training |= test(CustomResNet.from_pretrained(path), recipe, args.data_dir)
+    network.save_pretrained(path, half=True, training=training)
+    line = {
+        "name": args.name,
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "of_the_run": {k: run[k] for k in ("accuracy", "accuracy_mirror", "accuracy_six")},
+        "training": training,
+        **machine(),
+    }
+    append(args.results, line)
+    print(f"{path}: {line['bytes']:,} bytes, of a run with {line['of_the_run']}")
+    for name in ("accuracy", "accuracy_mirror", "accuracy_six"):
+        print(f"{name:16} {100 * training[name]:.2f} %")
+
+
+def test(network: Any, recipe: Any, data_dir: str | None) -> dict[str, float]:
+    """Test accuracies in float32, with all views."""
+    import pytorch_lightning as pl
+
+    from cifar_resnet import CIFAR10DataModule, ImageClassifier
+
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", ".*`isinstance")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = CIFAR10DataModule(data_dir, batch_size=500, download=False)
+    scores = trainer.test(ImageClassifier(network, recipe), data, verbose=False)[0]
+    return {
+        "accuracy" + name.removeprefix("test_acc"): value
+        for name, value in scores.items()
+        if name != "test_loss"
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Trained weights as files, and those that come with the package. It knows safetensors and the
+arguments of the network; it must not know data or training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from cifar_resnet.network import CustomResNet
+
+__all__ = ["PretrainedWeights", "load", "pretrained_weights", "save"]
+
+_Network = TypeVar("_Network", bound="CustomResNet")
+
+_FOLDER = Path(__file__).parent / "weights"
+_ARGUMENTS = "cifar_resnet.arguments"  # keys in the header of a file
+_TRAINING = "cifar_resnet.training"
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """A file of trained weights: of which network, and how it was trained.
+
+    Attributes:
+        name: What `CustomResNet.from_pretrained` calls it.
+        path: The file.
+        arguments: The arguments of its `CustomResNet`.
+        training: How it was made and how good it is, as written into the file: for those that come
+            with the package the test accuracies, as shares in [0, 1], of one view (`accuracy`),
+            with the mirror view (`accuracy_mirror`) and with six views (`accuracy_six`), measured
+            from the file itself, and `recipe`, `epochs`, `seed`, `batch_size`, `precision`,
+            `versions`, `hardware` and the `command` that repeats the training.
+    """
+
+    name: str
+    path: Path
+    arguments: Mapping[str, Any]
+    training: Mapping[str, Any] = field(repr=False)
+
+
+def pretrained_weights() -> tuple[PretrainedWeights, ...]:
+    """The trained weights that come with the package; only the head of each file is read.
+
+    Examples:
+        >>> from cifar_resnet import pretrained_weights
+        >>> for weights in pretrained_weights():
+        ...     print(weights.name, weights.arguments["width"], weights.training["recipe"])
+        quarter 16 muon
+        quarter-best 16 best
+    """
+    return tuple(_describe(path) for path in sorted(_FOLDER.glob("*.safetensors")))
+
+
+def load(name: str | Path, kind: type[_Network]) -> _Network:
+    """What `CustomResNet.from_pretrained` says."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = _find(name)
+    arguments = _describe(path).arguments
+    try:
+        # Without memory: a header may claim any size, the tensors of the file cannot.
+        with torch.device("meta"):
+            network = kind(**arguments)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path} has no valid arguments of CustomResNet: {error}") from None
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+    _compare(path, tensors, network.state_dict())
+    state = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
+    network.load_state_dict(state, assign=True)
+    return network.eval()
+
+
+def save(
+    network: CustomResNet,
+    path: str | Path,
+    *,
+    half: bool = False,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """What `CustomResNet.save_pretrained` says."""
+    from safetensors.torch import save as to_bytes
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, but got {str(path)!r}.")
+    tensors = {}
+    for key, tensor in network.state_dict().items():
+        value = tensor.detach().cpu()
+        if half and value.dim() > 1:
+            value = value.half()
+            if not value.isfinite().all():
+                raise ValueError(f"{key} does not fit into half precision; leave out half=True.")
+        # a network in channels_last holds its kernels in another order than files do
+        tensors[key] = value.contiguous()
+    arguments = {name: getattr(network, name) for name in ("width", "num_classes", "in_channels")}
+    header = {
+        _ARGUMENTS: json.dumps(arguments | network.options()),
+        _TRAINING: json.dumps(dict(training or {})),
+    }
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_bytes(to_bytes(tensors, metadata=header))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _find(name: str | Path) -> Path:
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {str(path)!r}.")
+        return path
+    shipped = {weights.name: weights.path for weights in pretrained_weights()}
+    if str(name) not in shipped:
+        raise ValueError(
+            f"There are no weights {str(name)!r}; choose one of {(*shipped,)}, or give the path of "
+            "a .safetensors file that save_pretrained wrote."
+        )
+    return shipped[str(name)]
+
+
+def _describe(path: Path) -> PretrainedWeights:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+    if _ARGUMENTS not in header:
+        raise ValueError(
+            f"{path} does not say of which network it is: it was not written by save_pretrained. "
+            "Build the network yourself, and load it with load_state_dict."
+        )
+    try:
+        arguments, training = (json.loads(header.get(k, "{}")) for k in (_ARGUMENTS, _TRAINING))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(arguments, dict) or not isinstance(training, dict):
+        raise _damaged(path, "its description is no dictionary")
+    return PretrainedWeights(path.stem, path, arguments, training)
+
+
+def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for key in sorted(found.keys() | expected.keys()):
+        shapes = [tuple(side[key].shape) if key in side else None for side in (expected, found)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{path} does not fit its own description: {key} should be {shapes[0]}, "
+                f"but is {shapes[1]}."
+            )
+
+
+def _damaged(path: Path, reason: object) -> ValueError:
+    return ValueError(f"{path} is no readable safetensors file: {reason}.")

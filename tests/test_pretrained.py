@@ -1,0 +1,210 @@
+"""Weights as files: those of the package are what they say, and no file is trusted."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cifar_resnet import CustomResNet, Recipe, pretrained_weights
+from cifar_resnet.data import cifar10
+from cifar_resnet.data.formats import Arrays
+
+NAMES = ["quarter", "quarter-best"]
+OPTIONS: dict[str, Any] = {"norm_first": True, "activation": "gelu", "residual2": True}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "small.safetensors"
+    CustomResNet(2, 3, **OPTIONS, head_scale=0.5).save_pretrained(path)
+    return path
+
+
+def test_the_weights_of_the_package_are_listed() -> None:
+    listed = pretrained_weights()
+    assert [weights.name for weights in listed] == NAMES
+    for weights in listed:
+        options = Recipe.preset(weights.training["recipe"]).network_options()
+        sizes = {"width": 16, "num_classes": 10, "in_channels": 3}
+        assert weights.arguments == sizes | options
+        assert weights.training["epochs"] == 24
+        assert f"--seed {weights.training['seed']}" in weights.training["command"]
+        assert weights.path.stat().st_size < 1.5e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_as_accurate_as_they_say(name: str, arrays: Arrays) -> None:
+    stated = next(w for w in pretrained_weights() if w.name == name).training["accuracy"]
+    model = CustomResNet.from_pretrained(name)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cifar10.MEAN, cifar10.STD))
+    images = torch.from_numpy(arrays.test_images).permute(0, 3, 1, 2).div(255).sub(mean).div(std)
+    labels = torch.from_numpy(arrays.test_labels)
+    with torch.inference_mode():
+        scores = torch.cat([model(part) for part in images.split(1000)])
+    # an image on the edge may fall to the other side where sums are taken in another order
+    assert (scores.argmax(1) == labels).float().mean().item() == pytest.approx(stated, abs=5e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_network_is_ready_to_use_or_to_train(name: str) -> None:
+    before = torch.get_rng_state()
+    model = CustomResNet.from_pretrained(name)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(module.training for module in model.modules())
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
+    model.train()(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+def test_two_loaded_networks_share_nothing() -> None:
+    first, second = (CustomResNet.from_pretrained("quarter") for _ in range(2))
+    with torch.no_grad():
+        first.head.weight.zero_()
+    assert second.head.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_what_is_saved_is_loaded(tmp_path: Path, memory: torch.memory_format) -> None:
+    network = CustomResNet(2, 3, 1, **OPTIONS, head_scale=0.5)
+    network.train()(torch.randn(8, 1, 32, 32))  # statistics of its own
+    network = network.to(memory_format=memory)  # type: ignore[call-overload]
+    network.save_pretrained(tmp_path / "own.safetensors")
+    again = CustomResNet.from_pretrained(tmp_path / "own.safetensors")
+    assert repr(again) == repr(network)
+    state = again.state_dict()
+    assert list(state) == list(network.state_dict())
+    for key, value in network.state_dict().items():
+        assert torch.equal(state[key], value)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.safetensors"]
+
+
+def test_half_precision_rounds_the_kernels_only(tmp_path: Path) -> None:
+    network = CustomResNet(2)
+    network.prep[2].running_var.fill_(1e6)  # more than half precision can hold
+    network.save_pretrained(tmp_path / "half.safetensors", half=True)
+    stored = load_file(tmp_path / "half.safetensors")
+    for key, value in (
+        CustomResNet.from_pretrained(tmp_path / "half.safetensors").state_dict().items()
+    ):
+        original = network.state_dict()[key]
+        kernel = original.dim() > 1
+        assert stored[key].dtype == (torch.float16 if kernel else original.dtype)
+        assert torch.equal(value, original.half().float() if kernel else original)
+
+
+def test_a_weight_too_large_for_half_precision_is_refused(saved: Path) -> None:
+    before = saved.read_bytes()
+    network = CustomResNet(2)
+    torch.nn.init.constant_(network.head.weight, 1e6)
+    with pytest.raises(ValueError, match=r"head.weight does not fit into half .* leave out half"):
+        network.save_pretrained(saved, half=True)
+    assert saved.read_bytes() == before
+
+
+def test_a_description_that_json_cannot_hold_leaves_the_file_alone(saved: Path) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        CustomResNet(2).save_pretrained(saved, training={"who": object()})
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_the_description_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cifar_resnet.pretrained as module
+
+    monkeypatch.setattr(module, "_FOLDER", tmp_path)
+    CustomResNet(2).save_pretrained(tmp_path / "mine.safetensors", training={"accuracy": 0.5})
+    (weights,) = pretrained_weights()
+    assert (weights.name, weights.training) == ("mine", {"accuracy": 0.5})
+
+
+def test_a_subclass_loads_as_itself(saved: Path) -> None:
+    class Own(CustomResNet):
+        pass
+
+    assert type(Own.from_pretrained(saved)) is Own
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no weights 'half'; choose one of \('quarter', 'quart"):
+        CustomResNet.from_pretrained("half")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*none.safetensors"):
+        CustomResNet.from_pretrained(tmp_path / "none.safetensors")
+
+
+def test_another_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in .safetensors, but got .*own.pt"):
+        CustomResNet(2).save_pretrained(tmp_path / "own.pt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.999])
+def test_a_truncated_file_is_refused(saved: Path, share: float) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"small.safetensors is no readable safetensors file: "):
+        CustomResNet.from_pretrained(saved)
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    torch.save(CustomResNet(2), tmp_path / "evil.safetensors")
+    with pytest.raises(ValueError, match="is no readable safetensors file"):
+        CustomResNet.from_pretrained(tmp_path / "evil.safetensors")
+
+
+def rewrite(path: Path, tensors: dict[str, Tensor], **changes: Any) -> None:
+    """Store other tensors under the description of a 2-channel network with changes."""
+    arguments = {"width": 2, "num_classes": 3, "in_channels": 3, **OPTIONS} | changes
+    save_file(tensors, path, metadata={"cifar_resnet.arguments": json.dumps(arguments)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 4}, r"head.weight should be \(3, 32\), but is \(3, 16\)"),
+        ({"num_classes": 4}, r"head.weight should be \(4, 16\), but is \(3, 16\)"),
+        ({"width": 10**7}, "does not fit its own description"),  # would take 460 TB
+        ({"width": 10**40}, "has no valid arguments of CustomResNet"),
+        ({"width": "2"}, "has no valid arguments of CustomResNet: width must be an integer"),
+        ({"depth": 2}, "has no valid arguments of CustomResNet: .*depth"),
+        ({"residual2": False}, r"residual2.block1.0.weight should be None, but is \(8, 8, 3, 3\)"),
+    ],
+)
+def test_a_false_description_is_refused(saved: Path, changes: dict[str, Any], message: str) -> None:
+    rewrite(saved, load_file(saved), **changes)
+    with pytest.raises(ValueError, match=message):
+        CustomResNet.from_pretrained(saved)
+
+
+def test_a_missing_tensor_is_named(saved: Path) -> None:
+    tensors = load_file(saved)
+    del tensors["head.weight"]
+    rewrite(saved, tensors)
+    with pytest.raises(ValueError, match=r"head.weight should be \(3, 16\), but is None"):
+        CustomResNet.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "3"])
+def test_a_description_of_another_form_is_refused(saved: Path, text: str) -> None:
+    save_file(load_file(saved), saved, metadata={"cifar_resnet.arguments": text})
+    with pytest.raises(ValueError, match="is no readable safetensors file"):
+        CustomResNet.from_pretrained(saved)
+
+
+def test_a_file_of_others_is_refused_with_the_remedy(saved: Path) -> None:
+    save_file(load_file(saved), saved)
+    with pytest.raises(ValueError, match=r"does not say of which network .* load_state_dict"):
+        CustomResNet.from_pretrained(saved)
+
+
+def test_a_copy_of_the_weights_is_a_file_like_any_other(tmp_path: Path) -> None:
+    copy = shutil.copy(pretrained_weights()[0].path, tmp_path / "copy.safetensors")
+    assert CustomResNet.from_pretrained(copy).width == 16
+    assert CustomResNet.from_pretrained(str(copy)).width == 16
