@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test lint types docs build clean
+.PHONY: train test lint types docs check-site figures build clean
 
 train: $(VENV)/installed
 	$(BIN)/python examples/train_24.py $(ARGS)
@@ -22,6 +22,12 @@ types: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check-site: docs
+	$(BIN)/python docs/check_site.py site $(ARGS)
+
+figures: $(VENV)/installed
+	$(BIN)/python docs/make_figures.py $(ARGS)
 
 build: $(VENV)/installed-dev
 	$(BIN)/python -m build

@@ -1,6 +1,6 @@
 """Effective receptive fields of CustomResNet, before and after training.
 
-    python benchmarks/effective_field.py RUN [--data-dir DATA] [--images 512] [--figure FILE]
+    python benchmarks/effective_field.py RUN [--data-dir DATA] [--images 512]
 
 RUN is a finished run of examples/train_24.py. Writes sigma, the side that holds 95 % of the mass
 and the theoretical size of some layers' middle units to benchmarks/results/effective_field.jsonl:
@@ -51,7 +51,6 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--data-dir")
     parser.add_argument("--images", type=int, default=512, help="images of the test set")
-    parser.add_argument("--figure", type=Path, help="where to draw residual1's field, trained")
     args = parser.parse_args()
 
     run = json.loads((args.run / "metrics.json").read_text())
@@ -85,9 +84,6 @@ def main() -> None:
         for layer, numbers in row["layers"].items():
             print(f"{state:10} seed {seed} {layer:10} {numbers}")
     RESULTS.write_text("\n".join(lines) + "\n")
-    if args.figure:
-        field = effective_receptive_field(trained, images, layer="residual1")
-        field.plot().savefig(args.figure, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """What finding and explaining the errors of a classifier takes, and how the methods differ.
 
-    python benchmarks/errors.py RUN [--data-dir DATA] [--repeats 5] [--figures DIR]
+    python benchmarks/errors.py RUN [--data-dir DATA] [--repeats 5]
 
 RUN is a finished run of examples/train_24.py. Writes benchmarks/results/errors.jsonl, a line for
 each measurement: the scan of the 10,000 test images, 100 maps by us and by the grad-cam library
 called image by image, the figures, the memory of a scan over one and over five times the test set
-(each in its own process), and how far the methods agree on the errors. With --figures the guide's
-figures are drawn.
+(each in its own process), and how far the methods agree on the errors.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ from cifar_resnet import (
     Recipe,
     compute_cams,
     find_misclassified,
-    show_calibration,
-    show_confusion_matrix,
     show_misclassified,
 )
 
@@ -49,7 +46,6 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--data-dir")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--figures", type=Path, help="folder to draw the guide's figures into")
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
 
@@ -91,8 +87,6 @@ def main() -> None:
     RESULTS.write_text("".join(json.dumps(line | common) + "\n" for line in lines))
     for line in lines:
         print(line)
-    if args.figures:
-        guide(model, everything, args.figures)
 
 
 def timed(job: Callable[[], object], repeats: int) -> dict[str, Any]:
@@ -211,18 +205,6 @@ def peak_mb() -> float:
         line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
     )
     return round(int(line.split()[1]) * 1024 / 1e6, 1)
-
-
-def guide(model: ImageClassifier, found: MisclassifiedSamples, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    show_misclassified(model, found, n=10, save_path=folder / "misclassified.png", dpi=110)
-    show_misclassified(
-        model, found, n=4, cam="contrast", method="layercam", columns=4,
-        target_layers=["network.layer2", "network.residual3"],
-        save_path=folder / "misclassified_contrast.png", dpi=110,
-    )  # fmt: skip
-    show_confusion_matrix(found, save_path=folder / "confusion_matrix.png", dpi=90)
-    show_calibration(found, save_path=folder / "calibration.png", dpi=90)
 
 
 if __name__ == "__main__":

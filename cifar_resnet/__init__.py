@@ -23,6 +23,7 @@ __all__ = [
     "LogMisclassified",
     "MisclassifiedSample",
     "MisclassifiedSamples",
+    "PretrainedWeights",
     "ProbeReport",
     "ReceptiveFieldMismatchError",
     "ReceptiveFields",
@@ -32,10 +33,15 @@ __all__ = [
     "effective_receptive_field",
     "find_misclassified",
     "label_suspects",
+    "pretrained_weights",
     "receptive_field",
+    "show_augmentations",
     "show_calibration",
+    "show_class_samples",
     "show_confusion_matrix",
     "show_misclassified",
+    "show_rgb_channels",
+    "show_samples",
     "show_training_curves",
 ]
 
@@ -52,6 +58,7 @@ _HOMES = {
     "LogMisclassified": "cifar_resnet.errors.callback",
     "MisclassifiedSample": "cifar_resnet.errors.records",
     "MisclassifiedSamples": "cifar_resnet.errors.records",
+    "PretrainedWeights": "cifar_resnet.pretrained",
     "ProbeReport": "cifar_resnet.fields.probe",
     "ReceptiveFieldMismatchError": "cifar_resnet.fields.probe",
     "ReceptiveFields": "cifar_resnet.fields.result",
@@ -61,10 +68,15 @@ _HOMES = {
     "effective_receptive_field": "cifar_resnet.fields.effective",
     "find_misclassified": "cifar_resnet.errors.scan",
     "label_suspects": "cifar_resnet.errors.suspects",
+    "pretrained_weights": "cifar_resnet.pretrained",
     "receptive_field": "cifar_resnet.fields.analysis",
+    "show_augmentations": "cifar_resnet.samples.augmentations",
     "show_calibration": "cifar_resnet.errors.diagrams",
+    "show_class_samples": "cifar_resnet.samples.figures",
     "show_confusion_matrix": "cifar_resnet.errors.diagrams",
     "show_misclassified": "cifar_resnet.errors.figures",
+    "show_rgb_channels": "cifar_resnet.samples.figures",
+    "show_samples": "cifar_resnet.samples.figures",
     "show_training_curves": "cifar_resnet.curves",
 }
 
@@ -90,7 +102,10 @@ if TYPE_CHECKING:
     from cifar_resnet.fields.records import AxisField, LayerField
     from cifar_resnet.fields.result import ReceptiveFields
     from cifar_resnet.network import CustomResNet
+    from cifar_resnet.pretrained import PretrainedWeights, pretrained_weights
     from cifar_resnet.recipe import Recipe
+    from cifar_resnet.samples.augmentations import show_augmentations
+    from cifar_resnet.samples.figures import show_class_samples, show_rgb_channels, show_samples
 
 
 def __getattr__(name: str) -> object:

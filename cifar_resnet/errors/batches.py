@@ -80,8 +80,8 @@ def as_source(data: Any, batch_size: int) -> Source:
     if isinstance(data, Iterable):
         return Source(lambda: _counted(data))
     raise TypeError(
-        "data must be a Dataset, a DataLoader, a LightningDataModule, or None for the CIFAR-10 "
-        f"test set, but got {type(data).__name__}."
+        "data must be a Dataset, a DataLoader, a LightningDataModule, or None for CIFAR-10, "
+        f"but got {type(data).__name__}."
     )
 
 

@@ -88,7 +88,7 @@ def find_misclassified(
         raise ValueError(f"sort_by must be one of {', '.join(SORTS)}, but got {sort_by!r}.")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, but got {batch_size!r}.")
-    given = _statistics(mean, std)
+    given = given_statistics(mean, std)
     source = as_source(data, batch_size)
     with (
         untouched(model),
@@ -257,7 +257,7 @@ def class_number(wanted: int | str | None, names: Sequence[str], argument: str) 
     )
 
 
-def _statistics(mean: Any, std: Any) -> Statistics | None:
+def given_statistics(mean: Any, std: Any) -> Statistics | None:
     if mean is None and std is None:
         return None
     if mean is None or std is None:

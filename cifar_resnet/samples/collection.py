@@ -1,0 +1,245 @@
+"""Samples of whatever holds images and labels, at random or by index. It knows datasets, loaders
+and data modules; it must not know networks or figures.
+"""
+
+from __future__ import annotations
+
+import bisect
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+
+from cifar_resnet.data.augment import Augmentation
+from cifar_resnet.errors.batches import Source, Statistics, as_source
+from cifar_resnet.samples.pixels import Pixels, as_pixels, pictures_as_tensors
+
+if TYPE_CHECKING:
+    from cifar_resnet.data.module import CIFAR10DataModule
+
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+_BATCH = 500
+
+Found = tuple[int, Tensor, int]  # index, image (C, H, W), label
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to draw."""
+
+    index: int
+    label: int
+    name: str  # of the label's class
+    pixels: Pixels  # uint8 (H, W, 3)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Images with labels, and what is known about them.
+
+    With a `dataset` single samples can be had; without one everything is read in its order.
+    """
+
+    source: Source
+    what: str = "samples"
+    dataset: Any = None
+    collate: Callable[[list[Any]], Any] = default_collate
+    class_names: tuple[str, ...] | None = None
+    statistics: Statistics | None = None
+
+    def at_random(self, seed: int, each: int, classes: Sequence[int] | None) -> Draw:
+        """Up to `each` samples, or as many of each of these classes. Which ones depends on the
+        seed and the order of the data, not on what the samples come in.
+        """
+        kept: dict[int, list[tuple[float, Found]]] = {c: [] for c in classes or ()}
+        seen = 0
+        # Loaders take a number from torch's generator when they are iterated.
+        with torch.random.fork_rng(devices=[]):
+            for key, (index, image, label) in self._keyed(seed):
+                seen += 1
+                group = kept.setdefault(0, []) if classes is None else kept.get(label)
+                if group is None or (len(group) == each and key >= group[-1][0]):
+                    continue
+                bisect.insort(group, (key, (index, image.clone(), label)), key=lambda pair: pair[0])
+                del group[each:]
+                if self.dataset is not None and all(len(g) == each for g in kept.values()):
+                    break  # the keys of a dataset come in ascending order
+        total = len(self.dataset) if self.dataset is not None else seen
+        return Draw(
+            {c: [self._sample(found) for _, found in group] for c, group in kept.items()}, total
+        )
+
+    def labels(self) -> list[int]:
+        """The class numbers there are: of the names if they are known, else of the samples."""
+        if self.class_names is not None:
+            return list(range(len(self.class_names)))
+        with torch.random.fork_rng(devices=[]):
+            return sorted({label for _, (_, _, label) in self._keyed(0)})
+
+    def at(self, indices: Sequence[int]) -> list[Sample]:
+        """The samples of these indices, in this order."""
+        found: dict[int, Found] = {}
+        count = 0
+        with torch.random.fork_rng(devices=[]):
+            if self.dataset is not None:
+                count = len(self.dataset)
+                there = [index for index in indices if 0 <= index < count]
+                found = {each[0]: each for each in self._read(there)}
+            else:
+                for index, image, label in self._all():
+                    count += 1
+                    if index in indices:
+                        found[index] = index, image.clone(), label
+                    if len(found) == len(set(indices)):
+                        break
+        for index in indices:
+            if index not in found:
+                raise IndexError(
+                    f"There is no image {index} among the {count:,} {self.what}. Indices count "
+                    "from 0 and are those of the whole data set, whatever is held out of it."
+                )
+        return [self._sample(found[index]) for index in indices]
+
+    def _keyed(self, seed: int) -> Iterator[tuple[float, Found]]:
+        rng = np.random.default_rng(seed)
+        if self.dataset is None:
+            for found in self._all():
+                yield rng.random(), found
+        else:
+            keys = rng.random(len(self.dataset))
+            order = keys.argsort()
+            yield from zip(keys[order].tolist(), self._read(order.tolist()), strict=True)
+
+    def _all(self) -> Iterator[Found]:
+        for indices, images, labels in self.source.batches():
+            yield from zip(indices.tolist(), images, labels.tolist(), strict=True)
+
+    def _read(self, indices: Iterable[int]) -> Iterator[Found]:
+        """Samples of the dataset one by one, so that their images may differ in size."""
+        indices = list(indices)
+        items = (self.dataset[index] for index in indices)
+        if self.collate is default_collate:
+            items = (pictures_as_tensors(item) for item in items)
+        batches = as_source((self.collate([item]) for item in items), 1).batches()
+        for index, (_, images, labels) in zip(indices, batches, strict=True):
+            yield index, images[0], int(labels[0])
+
+    def _sample(self, found: Found) -> Sample:
+        index, image, label = found
+        names = self.class_names
+        if names is not None and not 0 <= label < len(names):
+            raise ValueError(
+                f"Sample {index} has label {label}, but there are {len(names)} class names: "
+                f"{', '.join(names[:12])}. Pass class_names with one name for each class."
+            )
+        pixels = as_pixels(image, self.statistics, name=f"Image {index}")
+        return Sample(index, label, names[label] if names is not None else str(label), pixels)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Samples by class (all under 0 where classes do not matter), of how many."""
+
+    groups: dict[int, list[Sample]]
+    total: int
+
+
+def as_collection(
+    data: Any,
+    split: str,
+    class_names: Sequence[str] | None = None,
+    statistics: Statistics | None = None,
+) -> Collection:
+    """Take a dataset, a loader, a data module, or None for CIFAR-10; `split` is a module's."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, but got {split!r}.")
+    if data is None:
+        from cifar_resnet.data.module import CIFAR10DataModule
+
+        data = CIFAR10DataModule(val_split=5000 if split == "val" else 0)
+    if all(hasattr(data, name) for name in ("prepare_data", "setup", f"{split}_dataloader")):
+        collection = _of_module(data, split)
+    else:
+        collection = _of_data(data)
+    return replace(
+        collection,
+        class_names=tuple(map(str, class_names)) if class_names else collection.class_names,
+        statistics=statistics or collection.statistics,
+    )
+
+
+def _of_module(module: Any, split: str) -> Collection:
+    from cifar_resnet.data.module import CIFAR10DataModule
+
+    what = f"{SPLITS[split]} images"
+    if isinstance(module, CIFAR10DataModule):
+        plain = _unaugmented(module)
+        loader = getattr(plain, f"{split}_dataloader")()
+        if not loader:
+            raise ValueError(
+                "The data module holds out no validation images: take split='train', or a module "
+                "with val_split=5000."
+            )
+        source = as_source(loader, _BATCH)
+        return Collection(
+            source, what, class_names=plain.classes, statistics=(plain.mean, plain.std)
+        )
+    module.prepare_data()
+    module.setup("test" if split == "test" else "fit")
+    loader = getattr(module, f"{split}_dataloader")()
+    if isinstance(loader, list | tuple):
+        if len(loader) != 1:
+            raise ValueError(
+                f"The data module has {len(loader)} {split} loaders: pass the one to look at."
+            )
+        loader = loader[0]
+    collection = _of_data(loader)
+    names = getattr(module, "classes", None)
+    told = tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+    return replace(collection, what=what, class_names=collection.class_names or told)
+
+
+def _unaugmented(module: CIFAR10DataModule) -> CIFAR10DataModule:
+    """A copy with the same images, in their order on the CPU, normalised and nothing else.
+
+    It shares the images of the module, which stays as it is.
+    """
+    module.prepare_data()
+    module.setup()
+    plain = copy.copy(module)
+    plain.trainer, plain.device = None, torch.device("cpu")
+    plain.augmentation = Augmentation(crop_padding=0, flip="none")
+    plain.train_transforms = plain.val_transforms = plain.test_transforms = None
+    return plain
+
+
+def _of_data(data: Any) -> Collection:
+    source = as_source(data, _BATCH)
+    dataset, collate = None, default_collate
+    if isinstance(data, DataLoader):
+        # With another sampler the loader itself has to say which samples there are.
+        plain = isinstance(data.sampler, SequentialSampler | RandomSampler)
+        if plain and type(data.batch_sampler) is BatchSampler:
+            whole = len(data.sampler) == len(data.dataset)  # type: ignore[arg-type]
+            dataset, collate = (data.dataset if whole else None), data.collate_fn
+    elif not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
+        dataset = data if hasattr(data, "__getitem__") else None
+    return Collection(
+        source,
+        dataset=dataset,
+        collate=collate,
+        class_names=source.class_names,
+        statistics=source.statistics,
+    )

@@ -1,0 +1,363 @@
+"""Draw the figures of this site again, from CIFAR-10 and the network that comes with the package.
+
+    python docs/make_figures.py                                # all of them
+    python docs/make_figures.py --only network rgb_channels
+    python docs/make_figures.py --only training_curves --log runs/NAME/tensorboard
+
+The training curves are those in benchmarks/results/training_curves.csv; --log writes this file
+first, from the TensorBoard log of the training that made the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import FancyBboxPatch
+from PIL import Image
+from torch import Tensor, nn
+
+from cifar_resnet import (
+    CIFAR10DataModule,
+    CustomResNet,
+    MisclassifiedSamples,
+    Recipe,
+    effective_receptive_field,
+    find_misclassified,
+    receptive_field,
+    show_augmentations,
+    show_calibration,
+    show_class_samples,
+    show_confusion_matrix,
+    show_misclassified,
+    show_rgb_channels,
+    show_training_curves,
+)
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "figures"
+CURVES = ROOT / "benchmarks" / "results" / "training_curves.csv"
+DPI = 150
+
+# Training images: a red bird before green leaves, which differ most between the channels; then a
+# dog and a cat that look to one side, so that mirroring shows.
+CHANNELS_OF = 28426
+AUGMENTED = (28426, 22912, 42411)
+
+
+class Material:
+    """What the figures are made of, each part made once and only where a figure needs it."""
+
+    def __init__(self, data_dir: str | None, weights: str) -> None:
+        self.data_dir = data_dir
+        self.weights = weights
+
+    @cached_property
+    def model(self) -> CustomResNet:
+        return CustomResNet.from_pretrained(self.weights)
+
+    @cached_property
+    def data(self) -> CIFAR10DataModule:
+        """As the recipe of the weights trains, with cutout, which it leaves out."""
+        options = Recipe.preset("muon").data_options() | {"cutout": 8, "val_split": 0}
+        return CIFAR10DataModule(self.data_dir, **options)
+
+    @cached_property
+    def test_images(self) -> Tensor:
+        """The first 512 test images, normalised float32 (512, 3, 32, 32)."""
+        self.test_data.prepare_data()
+        self.test_data.setup("test")
+        images: Tensor = next(iter(self.test_data.test_dataloader()))[0]
+        return images
+
+    @cached_property
+    def test_data(self) -> CIFAR10DataModule:
+        return CIFAR10DataModule(self.data_dir, batch_size=512)
+
+    @cached_property
+    def found(self) -> MisclassifiedSamples:
+        return find_misclassified(self.model, self.test_data)
+
+
+# --- the data -----------------------------------------------------------------------------------
+
+
+def class_samples(material: Material) -> Figure | SubFigure:
+    return show_class_samples(material.data, per_class=8)
+
+
+def rgb_channels(material: Material) -> Figure | SubFigure:
+    return show_rgb_channels(CHANNELS_OF, material.data)
+
+
+def augmentations(material: Material) -> Figure | SubFigure:
+    return show_augmentations(material.data, indices=AUGMENTED, epochs=5)
+
+
+# --- the errors ---------------------------------------------------------------------------------
+
+
+def misclassified(material: Material) -> Figure | SubFigure:
+    return show_misclassified(material.model, material.found, n=4, columns=1)
+
+
+def misclassified_contrast(material: Material) -> Figure | SubFigure:
+    return show_misclassified(
+        material.model,
+        material.found,
+        n=4,
+        columns=2,
+        cam="contrast",
+        method="layercam",
+        target_layers=["layer2", "residual3"],
+    )
+
+
+def home(material: Material) -> Figure | SubFigure:
+    return show_misclassified(
+        material.model,
+        material.test_data,
+        n=4,
+        sort_by="random",
+        columns=2,
+        cam="predicted",
+        top_k=1,
+        dpi=220,
+    )
+
+
+def confusion_matrix(material: Material) -> Figure:
+    return show_confusion_matrix(material.found, fig=_figure(7, 5.6))
+
+
+def calibration(material: Material) -> Figure:
+    return show_calibration(material.found)
+
+
+# --- the network --------------------------------------------------------------------------------
+
+
+def receptive_fields(material: Material) -> Figure:
+    fields = receptive_field(CustomResNet(), (1, 3, 32, 32))
+    image = CIFAR10DataModule.denormalize(material.test_images[0])
+    return fields.plot(image, "residual1", [(3, 3), (12, 15)], fig=_figure(5, 5))
+
+
+def receptive_field_growth(material: Material) -> Figure:
+    return receptive_field(CustomResNet(), (1, 3, 32, 32)).plot_growth(fig=_figure(6.5, 3.8))
+
+
+def effective_field(material: Material) -> Figure:
+    field = effective_receptive_field(material.model, material.test_images, layer="residual1")
+    return field.plot(fig=_figure(8.4, 3.6))
+
+
+def training_curves(material: Material) -> Figure:
+    with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context({"font.size": 12}):
+        shutil.copy(CURVES, Path(folder) / "metrics.csv")  # the name that Lightning gives it
+        return show_training_curves(folder, fig=_figure(10.5, 3.6))
+
+
+def network(material: Material) -> Figure:
+    """The blocks of `CustomResNet()` from top to bottom, all read off the network itself."""
+    model = CustomResNet().eval()
+    blocks = [(name, block) for name, block in model.named_children() if block is not None]
+    shapes = _output_shapes(model, [name for name, _ in blocks])
+    total = sum(parameter.numel() for parameter in model.parameters())
+    # name, layers, shape of the output, parameters
+    rows: list[tuple[str, str, tuple[int, ...], int]]
+    rows = [("images", "normalised", (model.in_channels, 32, 32), 0)]
+    for name, block in blocks:
+        count = sum(parameter.numel() for parameter in block.parameters())
+        rows.append((name, _layers(block), shapes[name], count))
+    rows.append(("log-softmax", "log-probabilities", shapes["head"], 0))
+
+    step, height, width = 0.8, 0.5, 5.25
+    fig = Figure(figsize=(width, step * len(rows) + 0.55), dpi=DPI)
+    axes = fig.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(step * len(rows) + 0.45, -0.1)
+    axes.set_axis_off()
+    for row, (name, layers, shape, count) in enumerate(rows):
+        middle = 0.3 + row * step
+        residual = name.startswith("residual")
+        colour = _COLOURS[_kind(name)]
+        box = (0.62, middle - height / 2)
+        axes.add_patch(
+            FancyBboxPatch(
+                box,
+                3.06,
+                height,
+                boxstyle="round,pad=0,rounding_size=0.06",
+                facecolor=colour,
+                edgecolor="#444444",
+                linewidth=0.8,
+            )
+        )
+        axes.text(0.74, middle - 0.1, name, fontsize=10, weight="bold", va="center")
+        axes.text(0.74, middle + 0.12, layers, fontsize=8, va="center")
+        axes.text(3.78, middle - 0.1, " x ".join(map(str, shape)), fontsize=9, va="center")
+        if count:
+            text = f"{count:,} parameters"
+            axes.text(3.78, middle + 0.12, text, fontsize=8, va="center", color="#444444")
+        below, next_box = middle + height / 2, middle + step - height / 2
+        if residual:
+            before, plus = middle - step / 2, below + 0.09
+            _arrow(axes, [(2.15, before), (0.3, before), (0.3, plus), (2.07, plus)])
+            axes.text(0.2, middle, "its input", fontsize=8, rotation=90, va="center", ha="center")
+            axes.plot([2.15, 2.15], [below, plus], color="#444444", linewidth=1)
+            axes.plot(2.15, plus, "o", markersize=11, color="white", markeredgecolor="#444444")
+            axes.text(2.15, plus, "+", fontsize=10, va="center_baseline", ha="center")
+            below = plus + 0.077
+        if row + 1 < len(rows):
+            _arrow(axes, [(2.15, below), (2.15, next_box)])
+    axes.text(
+        width / 2, step * len(rows) + 0.2, f"{total:,} parameters; conv is 3 x 3 without bias",
+        fontsize=9, ha="center", va="center",
+    )  # fmt: skip
+    return fig
+
+
+# Light tints, for black text on them.
+_COLOURS = {"conv": "#D6E6F4", "residual": "#FBE3D0", "pool": "#DDEFDD", "other": "#EEEEEE"}
+
+
+def _kind(name: str) -> str:
+    if name.startswith("residual") or name == "pool":
+        return name.rstrip("0123456789")
+    return "conv" if name == "prep" or name.startswith("layer") else "other"
+
+
+def _arrow(axes: Axes, points: list[tuple[float, float]]) -> None:
+    *path, last = points
+    if path[1:]:
+        axes.plot(*zip(*path, strict=True), color="#444444", linewidth=1)
+    axes.annotate(
+        "", last, path[-1], arrowprops={"arrowstyle": "->", "color": "#444444", "shrinkA": 0}
+    )
+
+
+def _output_shapes(model: CustomResNet, names: list[str]) -> dict[str, tuple[int, ...]]:
+    """What each block gives for one image, seen in a run."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: shapes.update({name: tuple(output.shape[1:])})
+
+    handles = [model.get_submodule(name).register_forward_hook(note(name)) for name in names]
+    with torch.no_grad():
+        model(torch.zeros(1, model.in_channels, 32, 32))
+    for handle in handles:
+        handle.remove()
+    return shapes
+
+
+def _layers(block: nn.Module) -> str:
+    """The layers of a block in words; equal blocks in a block are counted."""
+    if isinstance(block, nn.Conv2d):
+        return f"conv {block.in_channels}-{block.out_channels}"
+    if isinstance(block, nn.MaxPool2d):
+        return f"MaxPool {block.kernel_size}"
+    if isinstance(block, nn.BatchNorm2d):
+        return "BatchNorm"
+    if isinstance(block, nn.Linear):
+        return f"linear {block.in_features}-{block.out_features}, no bias"
+    parts = [_layers(part) for part in block.children()]
+    if not parts:
+        return type(block).__name__
+    if len(parts) > 1 and len(set(parts)) == 1:
+        return f"{len(parts)} x ({parts[0]})"
+    return ", ".join(parts)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+Draw = Callable[[Material], Figure | SubFigure]
+
+# Whether the file may have a palette: photographs would lose colours.
+FIGURES: dict[str, tuple[Draw, bool]] = {
+    "augmentations": (augmentations, False),
+    "calibration": (calibration, True),
+    "class_samples": (class_samples, False),
+    "confusion_matrix": (confusion_matrix, True),
+    "effective_field": (effective_field, True),
+    "home": (home, False),
+    "misclassified": (misclassified, False),
+    "misclassified_contrast": (misclassified_contrast, False),
+    "network": (network, True),
+    "receptive_field_growth": (receptive_field_growth, True),
+    "receptive_fields": (receptive_fields, False),
+    "rgb_channels": (rgb_channels, False),
+    "training_curves": (training_curves, True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=FIGURES, help="these figures")
+    parser.add_argument("--output-dir", type=Path, default=FOLDER)
+    parser.add_argument("--data-dir", help="default: $CIFAR10_DIR, else the user's cache folder")
+    parser.add_argument("--weights", default="quarter", help="what from_pretrained calls them")
+    parser.add_argument("--log", type=Path, help="folder of a TensorBoard log: the curves' source")
+    args = parser.parse_args()
+
+    if args.log:
+        write_curves(args.log, CURVES)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    material = Material(args.data_dir, args.weights)
+    for name in args.only or FIGURES:
+        draw, palette = FIGURES[name]
+        path = args.output_dir / f"{name}.png"
+        save(draw(material), path, palette=palette)
+        print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
+
+
+def save(fig: Figure | SubFigure, path: Path, *, palette: bool) -> None:
+    """Write a PNG without transparency, with as few bytes as its colours allow."""
+    buffer = io.BytesIO()
+    fig.figure.savefig(buffer, format="png", facecolor="white")
+    image: Image.Image = Image.open(buffer).convert("RGB")
+    if palette:
+        image = image.quantize(256, dither=Image.Dither.NONE)
+    image.save(path, optimize=True)
+
+
+def write_curves(log: Path, path: Path) -> None:
+    """The scalars of a TensorBoard log as a table in the layout of Lightning's CSVLogger."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(log), size_guidance={"scalars": 0})
+    events.Reload()
+    rows: dict[int, dict[str, Any]] = {}
+    names = sorted(
+        name for name in events.Tags()["scalars"] if name.startswith(("train_", "learning_rate"))
+    )
+    for name in ("epoch", *names):
+        for event in events.Scalars(name):
+            value = int(event.value) if name == "epoch" else f"{event.value:.6g}"
+            rows.setdefault(event.step, {"step": event.step})[name] = value
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", "step", *names], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for _, row in sorted(rows.items()) if len(row) > 2)
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+
+
+if __name__ == "__main__":
+    main()
