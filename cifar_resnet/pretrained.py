@@ -56,7 +56,8 @@ def pretrained_weights() -> tuple[PretrainedWeights, ...]:
         quarter 16 muon
         quarter-best 16 best
     """
-    return tuple(_describe(path) for path in sorted(_FOLDER.glob("*.safetensors")))
+    paths = sorted(_FOLDER.glob("*.safetensors"), key=lambda path: path.stem)
+    return tuple(map(_describe, paths))
 
 
 def load(name: str | Path, kind: type[_Network]) -> _Network:

@@ -1,0 +1,117 @@
+"""Look at the built site in a browser: every page, at desktop and phone width, light and dark.
+
+    python docs/check_site.py site --axe node_modules/axe-core/axe.min.js
+
+Reports what a page loads from elsewhere, errors in the console, pages wider than the window,
+pictures without alternative text, and with `--axe` (from `npm install axe-core`) the serious and
+critical findings on accessibility. Exits with 1 if there is any. Needs playwright and a Chromium,
+the one on the path where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal
+
+WIDTHS = (1280, 390)
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+SERIOUS = ("serious", "critical")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("site", type=Path, help="folder that `make docs` has built")
+    parser.add_argument("--axe", type=Path, help="axe.min.js")
+    parser.add_argument("--screenshots", type=Path, help="folder for pictures of every page")
+    args = parser.parse_args()
+
+    from playwright.sync_api import sync_playwright
+
+    pages = sorted(page for page in args.site.rglob("*.html") if page.name != "404.html")
+    if not pages:
+        parser.error(f"{args.site} holds no page; build it with `make docs`")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    found = 0
+    with served(args.site) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for width in WIDTHS:
+            for scheme in SCHEMES:
+                page = browser.new_page(
+                    viewport={"width": width, "height": 900}, color_scheme=scheme
+                )
+                for path in pages:
+                    name = path.relative_to(args.site).as_posix()
+                    for finding in look(page, address, name, args.axe):
+                        found += 1
+                        print(f"{name} ({width}, {scheme}): {finding}")
+                    if args.screenshots and scheme == "light":
+                        picture = args.screenshots / f"{path.stem}-{width}.png"
+                        page.screenshot(path=picture, full_page=True)
+                page.close()
+        browser.close()
+    print(f"{len(pages)} pages, {found} findings.")
+    sys.exit(found > 0)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def served(site: Path) -> Iterator[str]:
+    """The site on a free port of this machine; search does not work from disk."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def look(page: Any, address: str, name: str, axe: Path | None) -> Iterator[str]:
+    noticed: list[str] = []
+
+    def request(sent: Any) -> None:
+        if not sent.url.startswith((address, "data:", "blob:")):
+            noticed.append(f"loads {sent.url}")
+
+    def console(message: Any) -> None:
+        if message.type == "error":
+            noticed.append(f"console: {message.text}")
+
+    page.on("request", request)
+    page.on("console", console)
+    page.goto(address + name)
+    page.wait_for_load_state("networkidle")
+    page.remove_listener("request", request)
+    page.remove_listener("console", console)
+    yield from noticed
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    if wide > 0:
+        yield f"{wide} pixels wider than the window"
+    for source in page.eval_on_selector_all(
+        "img:not([alt]), img[alt='']", "e => e.map(i => i.src)"
+    ):
+        yield f"no alternative text: {source}"
+    if axe is None:
+        return
+    page.add_script_tag(path=axe)
+    result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    for violation in result["violations"]:
+        if violation["impact"] in SERIOUS:
+            places = violation["nodes"]
+            first = " ".join(places[0]["html"].split())[:150]
+            yield f"{violation['id']}, {len(places)} places: {first}"
+
+
+if __name__ == "__main__":
+    main()
