@@ -1,17 +1,16 @@
 """Effective receptive fields of CustomResNet, before and after training.
 
-    python benchmarks/effective_field.py RUN [--data-dir DATA] [--images 512]
+    python benchmarks/effective_field.py [--weights quarter] [--data-dir DATA] [--images 512]
 
-RUN is a finished run of examples/train_24.py. Writes sigma, the side that holds 95 % of the mass
-and the theoretical size of some layers' middle units to benchmarks/results/effective_field.jsonl:
-a line for the checkpoint, and one for each of three fresh networks.
+WEIGHTS is what CustomResNet.from_pretrained takes. Writes sigma, the side that holds 95 % of the
+mass and the theoretical size of some layers' middle units to
+benchmarks/results/effective_field.jsonl: a line for the trained network, and one for each of three fresh networks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,6 @@ from machine import ROOT, machine
 from cifar_resnet import (
     CIFAR10DataModule,
     CustomResNet,
-    ImageClassifier,
-    Recipe,
     effective_receptive_field,
     receptive_field,
 )
@@ -48,41 +45,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--weights", default="quarter", help="what from_pretrained takes")
     parser.add_argument("--data-dir")
     parser.add_argument("--images", type=int, default=512, help="images of the test set")
     args = parser.parse_args()
 
-    run = json.loads((args.run / "metrics.json").read_text())
-    if run["smoke"]:
-        parser.error(f"{args.run} is a smoke run, which has learned nothing")
     data = CIFAR10DataModule(args.data_dir, batch_size=args.images, device="cpu")
     data.prepare_data()
     data.setup("test")
     images = next(iter(data.test_dataloader()))[0].float()
     lines = []
-    options = Recipe(**run["recipe"]).network_options()
-    trained = CustomResNet(run["width"], **options)
-    classifier = ImageClassifier.load_from_checkpoint(
-        args.run / "last.ckpt", network=trained, map_location="cpu"
-    )
-    del classifier  # its weights are those of `trained` now
-    models = [("trained", run["seed"], trained)]
+    trained = CustomResNet.from_pretrained(args.weights)
+    models = [(args.weights, trained)]
     for seed in range(3):
         torch.manual_seed(seed)
-        models.append(("untrained", seed, CustomResNet(run["width"], **options)))
-    for state, seed, model in models:
+        models.append((f"seed {seed}", CustomResNet(trained.width, **trained.options())))
+    for name, model in models:
         row = {
-            "state": state,
-            "seed": seed,
-            "width": run["width"],
-            "test_accuracy": run["accuracy"] if state == "trained" else None,
+            "state": "trained" if model is trained else "untrained",
+            "network": name,
+            "width": model.width,
             "images": len(images),
             "layers": measure(model, images),
         }
         lines.append(json.dumps(row | machine()))
         for layer, numbers in row["layers"].items():
-            print(f"{state:10} seed {seed} {layer:10} {numbers}")
+            print(f"{name:12} {layer:10} {numbers}")
     RESULTS.write_text("\n".join(lines) + "\n")
 
 

@@ -1,9 +1,9 @@
 """What finding and explaining the errors of a classifier takes, and how the methods differ.
 
-    python benchmarks/errors.py RUN [--data-dir DATA] [--repeats 5]
+    python benchmarks/errors.py [--weights quarter] [--data-dir DATA] [--repeats 5]
 
-RUN is a finished run of examples/train_24.py. Writes benchmarks/results/errors.jsonl, a line for
-each measurement: the scan of the 10,000 test images, 100 maps by us and by the grad-cam library
+WEIGHTS is what CustomResNet.from_pretrained takes. Writes benchmarks/results/errors.jsonl, a line
+for each measurement: the scan of the 10,000 test images, 100 maps by us and by the grad-cam library
 called image by image, the figures, the memory of a scan over one and over five times the test set
 (each in its own process), and how far the methods agree on the errors.
 """
@@ -28,9 +28,7 @@ from torch.utils.data import ConcatDataset, TensorDataset
 from cifar_resnet import (
     CIFAR10DataModule,
     CustomResNet,
-    ImageClassifier,
     MisclassifiedSamples,
-    Recipe,
     compute_cams,
     find_misclassified,
     show_misclassified,
@@ -43,19 +41,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--weights", default="quarter", help="what from_pretrained takes")
     parser.add_argument("--data-dir")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
 
-    run = json.loads((args.run / "metrics.json").read_text())
-    if run["smoke"]:
-        parser.error(f"{args.run} is a smoke run, which has learned nothing")
-    network = CustomResNet(run["width"], **Recipe(**run["recipe"]).network_options())
-    model = ImageClassifier.load_from_checkpoint(
-        args.run / "last.ckpt", network=network, map_location="cpu"
-    )
+    model = CustomResNet.from_pretrained(args.weights)
     if args.memory:
         print(json.dumps(memory_of_a_scan(model, args.data_dir, args.memory)))
         return
@@ -71,19 +63,18 @@ def main() -> None:
     ]
     everything = find_misclassified(model, data)
     lines.append(facts(everything))
-    lines += maps(network, found, args.repeats)
+    lines += maps(model, found, args.repeats)
     for n, cam in ((25, "both"), (100, None)):
         seconds = timed(partial(draw, model, found, n, cam), args.repeats)
         lines.append({"what": "figure", "n": n, "cam": cam, "dpi": 150} | seconds)
-    lines.append(agreement(network, everything))
+    lines.append(agreement(model, everything))
     for times in (1, 5):
-        command = [sys.executable, __file__, str(args.run), "--memory", str(times)]
+        command = [sys.executable, __file__, "--weights", args.weights, "--memory", str(times)]
         command += ["--data-dir", args.data_dir] if args.data_dir else []
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         lines.append(json.loads(output.splitlines()[-1]))
 
-    common = {"run": {name: run[name] for name in ("width", "seed", "epochs", "accuracy")}}
-    common |= machine()
+    common = {"weights": args.weights} | machine()
     RESULTS.write_text("".join(json.dumps(line | common) + "\n" for line in lines))
     for line in lines:
         print(line)
@@ -147,7 +138,7 @@ class LogitsOf(torch.nn.Module):
         return self.network.logits(images)
 
 
-def draw(model: ImageClassifier, found: MisclassifiedSamples, n: int, cam: str | None) -> None:
+def draw(model: CustomResNet, found: MisclassifiedSamples, n: int, cam: str | None) -> None:
     path = RESULTS.with_name("figure.tmp.png")
     show_misclassified(model, found, n=n, cam=cam, save_path=path)
     path.unlink()
@@ -183,7 +174,7 @@ def agreement(network: CustomResNet, found: MisclassifiedSamples) -> dict[str, A
     }
 
 
-def memory_of_a_scan(model: ImageClassifier, data_dir: str | None, times: int) -> dict[str, Any]:
+def memory_of_a_scan(model: CustomResNet, data_dir: str | None, times: int) -> dict[str, Any]:
     """The most memory before and after a scan over the test set `times` over, in MB."""
     data = CIFAR10DataModule(data_dir, device="cpu")
     data.prepare_data()
