@@ -4,7 +4,8 @@
 
 WEIGHTS is what CustomResNet.from_pretrained takes. Writes sigma, the side that holds 95 % of the
 mass and the theoretical size of some layers' middle units to
-benchmarks/results/effective_field.jsonl: a line for the trained network, and one for each of three fresh networks.
+benchmarks/results/effective_field.jsonl: a line for the trained network, and one for each of three
+fresh networks.
 """
 
 from __future__ import annotations

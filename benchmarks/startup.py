@@ -1,4 +1,5 @@
-"""What it costs to start: importing each piece, and train_24.py up to its first training step.
+"""What it costs to start: importing each piece, the first figure of errors with the weights of the
+package, and train_24.py up to its first training step.
 
     python benchmarks/startup.py [--data-dir DATA] [--rounds 5]
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +30,12 @@ PIECES = (
     "CIFAR10DataModule",
     "ImageClassifier",
 )
+FIRST_FIGURE = """\
+from cifar_resnet import CustomResNet, show_misclassified
+
+model = CustomResNet.from_pretrained("quarter")
+show_misclassified(model).savefig("errors.png")
+"""
 BEFORE_STEP = ("import", "data", "set-up", "first step")
 
 
@@ -51,6 +59,11 @@ def main() -> None:
         seconds = [process(f"from cifar_resnet import {name}") for _ in range(args.rounds)]
         tell(f"from cifar_resnet import {name}", {"seconds": seconds}, args)
 
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"CIFAR10_DIR": args.data_dir}
+        seconds = [process(FIRST_FIGURE, cwd=folder, env=environment) for _ in range(args.rounds)]
+    tell("the first figure of errors, from the start of Python", {"seconds": seconds}, args)
+
     runs = [smoke_run(args.data_dir) for _ in range(args.rounds)]
     stages = {
         name: [run["stage_seconds"][name] for run in runs] for name in runs[0]["stage_seconds"]
@@ -60,9 +73,9 @@ def main() -> None:
     tell(f"train_24.py, width {runs[0]['width']}, to the end of its first step", stages, args)
 
 
-def process(code: str) -> float:
+def process(code: str, **options: Any) -> float:
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, **options)
     return time.perf_counter() - start
 
 
