@@ -1,0 +1,293 @@
+"""The demo in the browser: classify an image, look at errors, see what a unit sees.
+
+python examples/app.py                                   # the weights that come with the package
+python examples/app.py --checkpoint runs/NAME/last.ckpt  # and a network of your own
+python examples/app.py --share                           # with a public address for 72 hours
+
+Needs Gradio: pip install "cifar-resnet[app]". Runs on the CPU and without a network connection;
+uploads are deleted after an hour, and when it ends. What it shows comes from demo.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when imported
+try:
+    import gradio as gr
+except ImportError:
+    sys.exit("The demo needs Gradio. Install it with: pip install 'cifar-resnet[app]'")
+
+from demo import (
+    ANY,
+    CLASSES,
+    METHODS,
+    PREDICTED,
+    SIDE,
+    ZOOM,
+    Demo,
+    Pixels,
+    nearest_unit,
+    read_image,
+)
+from PIL import Image
+
+# NUMBER-CLASS.png, in the order of the classes
+EXAMPLES = sorted(
+    (Path(__file__).parent / "images").glob("*.png"),
+    key=lambda path: CLASSES.index(path.stem.partition("-")[2]),
+)
+INTRODUCTION = f"""# CIFAR-10 with a custom ResNet
+The network knows ten classes: {", ".join(CLASSES)}. It always answers one of them, whatever the
+image shows.
+"""
+TAKEN = (
+    f"The network gets the middle square of the image, scaled to {SIDE} x {SIDE} pixels. "
+    "Transparency becomes white; of an animation the first frame is taken."
+)
+
+
+# Fonts of the system: nothing is loaded from elsewhere. Greys dark enough to be read.
+THEME = gr.themes.Default(
+    primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+).set(body_text_color_subdued="*neutral_500", slider_color="*primary_600")
+STYLE = """
+.pixels img, #examples img { image-rendering: pixelated }
+:is(.pixels, #figure) label[data-testid=block-label] { position: static; width: fit-content }
+#upload img { width: 100%; height: 100%; object-fit: contain }
+#errors .grid-wrap { max-height: none }
+#errors .grid-container { grid-auto-rows: auto }
+#errors .thumbnail-item, #errors .thumbnail-item img { height: auto }
+#errors .caption-label { position: static; max-width: none; white-space: normal }
+button[role=tab].selected { color: var(--body-text-color) }
+@media (max-width: 640px) { #errors .grid-container { grid-template-columns: 1fr 1fr } }
+"""
+# Gradio's pictures to click on have no names, or a number as a name, for screen readers.
+NAMES = r"""
+<script>
+const named = (button, name) => button.setAttribute("aria-label", name);
+const without = "button:has(img):not([aria-label])";
+new MutationObserver(() => {
+  for (const button of document.querySelectorAll(`#examples ${without}`))
+    named(button, button.querySelector("img").src.match(/\d+-(\w+).png$/)[1]);
+  for (const id of ["seen", "region", "grid"])
+    for (const button of document.querySelectorAll(`#${id} ${without}`))
+      named(button, document.querySelector(`#${id} label`).innerText);
+  for (const button of document.querySelectorAll("#errors button[aria-label^=Thumbnail]"))
+    if (button.innerText) named(button, button.innerText);
+}).observe(document, { childList: true, subtree: true });
+</script>
+"""
+
+
+def build(demo: Demo) -> gr.Blocks:
+    """The page, with the demo's functions behind it."""
+    first = demo.choices[0][1]
+    layers, all_layers = demo.layers(first), demo.layers(first, least_units=1)
+    classes = [*CLASSES]
+    view: Any = {"format": "png", "interactive": False, "buttons": [], "elem_classes": "pixels"}
+    # Uploads and what the page makes are deleted when they are an hour old.
+    page = gr.Blocks(title="CIFAR-10 with a custom ResNet", delete_cache=(600, 3600))
+    with page:
+        gr.Markdown(INTRODUCTION)
+        name = gr.Dropdown(demo.choices, value=first, label="Weights")
+        pixels, opened = gr.State(), gr.State(False)
+
+        with gr.Tab("Classify"), gr.Row():
+            with gr.Column():
+                upload = gr.Image(
+                    str(EXAMPLES[CLASSES.index("cat")]),
+                    label="Image", sources=["upload", "clipboard"],
+                    type="filepath", height=300, buttons=[], elem_id="upload",
+                )  # fmt: skip
+                gr.Markdown(TAKEN)
+                gr.Examples(
+                    [[str(path)] for path in EXAMPLES], upload,
+                    label="Or the first image of a class in the test set",
+                    elem_id="examples",
+                )  # fmt: skip
+            with gr.Column():
+                probabilities = gr.Label(label="Probabilities")
+                top_k = gr.Slider(1, len(CLASSES), 3, step=1, label="Classes to list")
+                seen = gr.Image(label="What the network gets", elem_id="seen", **view)
+                caption = gr.Markdown()
+            with gr.Column():
+                cam = gr.Checkbox(True, label="Class activation map")
+                method = gr.Dropdown(METHODS, value="gradcam", label="Method")
+                layer = gr.Dropdown(layers, value=layers[-1][1], label="Layer")
+                wanted = gr.Dropdown([PREDICTED, *classes], label="Evidence for")
+                opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of the map")
+
+        with gr.Tab("Errors") as errors_tab:
+            with gr.Row():
+                count = gr.Slider(1, 48, 12, step=1, label="Errors to show", min_width=240)
+                true = gr.Dropdown([ANY, *classes], label="True class", min_width=240)
+                predicted = gr.Dropdown([ANY, *classes], label="Predicted class", min_width=240)
+            with_maps = gr.Checkbox(False, label="Class activation maps")
+            summary = gr.Markdown("The network runs over the test set, which takes a few seconds.")
+            fetch = gr.Button("Fetch CIFAR-10 from the network (170 MB)", visible=False)
+            errors = gr.Gallery(
+                label="Errors", format="png", object_fit="contain", columns=6, height="auto",
+                buttons=[], elem_id="errors", elem_classes="pixels",
+            )  # fmt: skip
+
+        with gr.Tab("Receptive fields") as fields_tab:
+            gr.Markdown(
+                "What one unit of a layer reads of the image in the first tab. Click on the image "
+                "or on the units, or move the sliders."
+            )
+            with gr.Row():
+                unit_layer = gr.Dropdown(
+                    all_layers, value="residual1", label="Layer of the unit", min_width=240
+                )
+                row = gr.Slider(0, 15, 8, step=1, label="Row of the unit", min_width=240)
+                column = gr.Slider(0, 15, 8, step=1, label="Column of the unit", min_width=240)
+            sentence = gr.Markdown()
+            with gr.Row():
+                region = gr.Image(label="What the unit reads", elem_id="region", **view)
+                grid = gr.Image(label="The units of the layer", elem_id="grid", **view)
+                figure = gr.Plot(
+                    label="With what lies beyond the frame", format="png", elem_id="figure"
+                )
+
+        def take(payload: dict[str, Any] | None) -> Pixels | None:
+            try:
+                return None if payload is None else read_image(payload["path"])
+            except ValueError as error:
+                raise gr.Error(
+                    str(error), title="The image was not taken", print_exception=False
+                ) from None
+
+        def classify(*chosen: Any) -> Any:
+            shares, picture, text = demo.classify(*chosen)
+            return shares, None if picture is None else _unique(picture), text
+
+        def show_errors(name: str, opened: bool, *chosen: Any) -> Any:
+            if not opened:  # the network need not run over the test set before somebody looks
+                return gr.skip(), gr.skip(), gr.skip()
+            return gallery_of(name, *chosen, download=False)
+
+        def fetch_and_show(name: str, *chosen: Any) -> Any:
+            return gallery_of(name, *chosen, download=True)
+
+        def gallery_of(*chosen: Any, download: bool) -> Any:
+            pictures, summary, there = demo.gallery(*chosen, download=download)
+            named = [(_unique(picture), text) for picture, text in pictures]
+            return named, summary, gr.Button(visible=not there)
+
+        def show_field(*chosen: Any) -> Any:
+            region, grid, figure, text = demo.field(*chosen)
+            return _unique(region), _unique(grid), figure, text
+
+        def network_layers(name: str, layer: str, unit_layer: str) -> Any:
+            """The same layers of another network, where it has them."""
+            updates = []
+            for least, value in ((2, layer), (1, unit_layer)):
+                choices = demo.layers(name, least_units=least)
+                kept = demo.layer(name, value, least_units=least)
+                updates.append(gr.Dropdown(choices, value=kept))
+            return updates
+
+        def middle_unit(name: str, layer: str) -> Any:
+            field = demo.fields(name)[demo.layer(name, layer, least_units=1)]
+            return [
+                gr.Slider(maximum=max(size - 1, 1), value=unit, interactive=size > 1)
+                for size, unit in zip(field.unit_shape, field.middle, strict=True)
+            ]
+
+        def clicked_pixel(name: str, layer: str, event: gr.SelectData) -> tuple[int, int]:
+            x, y = ((place + 0.5) / ZOOM - 0.5 for place in event.index)
+            return nearest_unit(demo.fields(name)[layer], x, y)
+
+        def clicked_unit(name: str, layer: str, event: gr.SelectData) -> tuple[int, int]:
+            rows, columns = demo.fields(name)[layer].unit_shape
+            side = SIDE * ZOOM
+            x, y = (min(max(place, 0), side - 1) for place in event.index)
+            return y * rows // side, x * columns // side
+
+        hidden: Any = {"api_visibility": "private"}
+        # The last state of the controls counts where they move faster than the network runs.
+        last: Any = {"trigger_mode": "always_last", "show_progress": "hidden"}
+        quiet = hidden | last
+        inputs: Any = [pixels, name, top_k, cam, method, layer, opacity, wanted]
+        filters: Any = [count, true, predicted, with_maps]
+        gallery, unit = [errors, summary, fetch], [name, unit_layer]
+        field = {"fn": show_field, "inputs": [pixels, *unit, row, column],
+                 "outputs": [region, grid, figure, sentence], **quiet}  # fmt: skip
+
+        gr.on([page.load, upload.change], take, upload, pixels, preprocess=False).failure(
+            lambda: (None, None), outputs=[upload, pixels], **hidden
+        )
+        gr.on(
+            [control.change for control in inputs],
+            classify, inputs, [probabilities, seen, caption], **last,
+        )  # fmt: skip
+        name.change(network_layers, [name, layer, unit_layer], [layer, unit_layer], **quiet)
+        errors_tab.select(lambda: True, outputs=opened, **hidden)
+        gr.on(
+            [control.change for control in [opened, name, *filters]],
+            show_errors, [name, opened, *filters], gallery, trigger_mode="always_last", **hidden,
+        )  # fmt: skip
+        fetch.click(fetch_and_show, [name, *filters], gallery, **hidden)
+        unit_layer.change(middle_unit, unit, [row, column], **quiet).then(**field)
+        region.select(clicked_pixel, unit, [row, column], **quiet).then(**field)
+        grid.select(clicked_unit, unit, [row, column], **quiet).then(**field)
+        gr.on([row.input, column.input, pixels.change, fields_tab.select], **field)
+    return page
+
+
+def _unique(picture: Image.Image) -> Image.Image:
+    """The same picture as a file of its own: Gradio names a file by its content, and would write it
+    again while another session reads it."""
+    picture.info["made"] = uuid.uuid4().hex
+    return picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--share", action="store_true", help="a public address, for 72 hours")
+    parser.add_argument("--data-dir", help="default: $CIFAR10_DIR, else the user's cache folder")
+    parser.add_argument(
+        "--checkpoint", type=Path, help=".ckpt of train_24.py or .safetensors of save_pretrained"
+    )
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder goes then, too
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads go with it when the demo ends
+        try:
+            page = build(Demo(args.data_dir, args.checkpoint))
+            try:
+                launch(page, server_port=args.port, share=args.share)
+            finally:
+                page.close(verbose=False)  # before the files that it serves go
+        except (ValueError, OSError) as error:
+            sys.exit(str(error))
+
+
+def launch(page: gr.Blocks, **options: Any) -> None:
+    """Serve the page; the options are those of Gradio's `launch`."""
+    # Gradio's server-side rendering needs Node, and its footer links to other sites.
+    page.launch(
+        theme=THEME,
+        css=STYLE,
+        head=NAMES,
+        ssr_mode=False,
+        footer_links=[],
+        max_file_size="20mb",
+        show_error=True,
+        **options,
+    )
+
+
+if __name__ == "__main__":
+    main()
