@@ -132,7 +132,6 @@ def home(material: Material) -> Figure | SubFigure:
         sort_by="random",
         columns=2,
         cam="predicted",
-        top_k=1,
         dpi=220,
     )
 
