@@ -1,4 +1,4 @@
-"""Gather finished runs of examples/train_24.py into a result file, and summarise them.
+"""Add finished runs of examples/train_24.py to a result file, and summarise them.
 
 python benchmarks/collect.py runs/* --to benchmarks/results/train_24_cpu.jsonl
 """
@@ -11,21 +11,25 @@ import math
 import statistics
 from pathlib import Path
 
+from machine import append
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--to", required=True, type=Path, help="JSON-lines file to write")
+    parser.add_argument("--to", required=True, type=Path, help="JSON-lines file to add to")
     args = parser.parse_args()
     runs = [json.loads((run / "metrics.json").read_text()) for run in args.runs]
     unfit = [str(run) for run, m in zip(args.runs, runs, strict=True) if m["smoke"] or m["resumed"]]
     if unfit:
         parser.error(f"smoke runs and resumed runs do not count: {', '.join(unfit)}")
-    args.to.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    for run in runs:
+        append(args.to, run)
     print(f"{len(runs)} runs, seeds {[run['seed'] for run in runs]}")
     for name, scale in (
         ("accuracy", 100),
         ("accuracy_mirror", 100),
+        ("accuracy_six", 100),
         ("train_seconds", 1),
         ("total_seconds", 1),
         ("images_per_second", 1),

@@ -5,7 +5,7 @@
     python examples/train_24.py --resume runs/…  # go on with an interrupted run
 
 Measured on an AMD EPYC without a GPU, width 16, test accuracy with six views: 92.42 % (standard
-deviation 0.15, 5 seeds); with `--recipe best` 93.43 % (0.08, 4 seeds); raw results in
+deviation 0.15, 5 seeds); with `--recipe best` 93.32 % (0.24, 5 seeds); raw results in
 benchmarks/results/accuracy.jsonl.
 """
 
