@@ -187,6 +187,7 @@ class CustomResNet(nn.Module):
         Raises:
             ValueError: If `path` ends in something else, or a weight does not fit into half
                 precision.
+            FileNotFoundError: If the folder does not exist.
         """
         from cifar_resnet import pretrained
 

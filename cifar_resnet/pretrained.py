@@ -62,7 +62,6 @@ def pretrained_weights() -> tuple[PretrainedWeights, ...]:
 
 def load(name: str | Path, kind: type[_Network]) -> _Network:
     """What `CustomResNet.from_pretrained` says."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = _find(name)
@@ -71,12 +70,9 @@ def load(name: str | Path, kind: type[_Network]) -> _Network:
         # Without memory: a header may claim any size, the tensors of the file cannot.
         with torch.device("meta"):
             network = kind(**arguments)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} has no valid arguments of CustomResNet: {error}") from None
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    tensors = load_file(path)
     _compare(path, tensors, network.state_dict())
     state = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
     network.load_state_dict(state, assign=True)
@@ -96,6 +92,8 @@ def save(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, but got {str(path)!r}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(path.parent)!r}: make it first.")
     tensors = {}
     for key, tensor in network.state_dict().items():
         value = tensor.detach().cpu()

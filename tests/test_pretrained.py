@@ -145,6 +145,18 @@ def test_another_ending_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "own.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"own.safetensors"):
+        CustomResNet(2).save_pretrained(tmp_path / "own.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.safetensors"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*none': make it first"):
+        CustomResNet(2).save_pretrained(tmp_path / "none" / "own.safetensors")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.999])
 def test_a_truncated_file_is_refused(saved: Path, share: float) -> None:
     content = saved.read_bytes()
@@ -171,6 +183,7 @@ def rewrite(path: Path, tensors: dict[str, Tensor], **changes: Any) -> None:
         ({"width": 4}, r"head.weight should be \(3, 32\), but is \(3, 16\)"),
         ({"num_classes": 4}, r"head.weight should be \(4, 16\), but is \(3, 16\)"),
         ({"width": 10**7}, "does not fit its own description"),  # would take 460 TB
+        ({"width": 10**12}, "has no valid arguments of CustomResNet"),
         ({"width": 10**40}, "has no valid arguments of CustomResNet"),
         ({"width": "2"}, "has no valid arguments of CustomResNet: width must be an integer"),
         ({"depth": 2}, "has no valid arguments of CustomResNet: .*depth"),
