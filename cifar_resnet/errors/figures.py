@@ -124,14 +124,10 @@ def show_misclassified(
         >>> len(fig.axes)  # four errors and the scale of the maps
         5
     """
-    check_options(
-        {"n": n, "sort_by": sort_by, "cam": cam, "method": method, "alpha": alpha, "cmap": cmap,
-         "top_k": top_k, "columns": columns, "figsize": figsize, "dpi": dpi}
+    check_figure(
+        fig, figsize, save_path, n=n, sort_by=sort_by, cam=cam, method=method, alpha=alpha,
+        cmap=cmap, top_k=top_k, columns=columns, dpi=dpi,
     )  # fmt: skip
-    if fig is not None and figsize is not None:
-        raise ValueError("Give fig or figsize, not both: a figure has its size already.")
-    if save_path is not None:
-        check_save_path(save_path)
     if isinstance(data, MisclassifiedSamples):
         found = data[:n]
     else:
@@ -172,6 +168,20 @@ def show_misclassified(
     if save_path is not None:
         save_figure(fig, save_path, dpi)
     return fig
+
+
+def check_figure(
+    fig: Figure | SubFigure | None,
+    figsize: tuple[float, float] | None,
+    save_path: str | Path | None,
+    **options: Any,
+) -> None:
+    """Raise for an argument that is wrong by itself, before anything is read."""
+    check_options({"figsize": figsize, **options})
+    if fig is not None and figsize is not None:
+        raise ValueError("Give fig or figsize, not both: a figure has its size already.")
+    if save_path is not None:
+        check_save_path(save_path)
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -16,9 +16,9 @@ from cifar_resnet.data.augment import ImageBank
 from cifar_resnet.data.loaders import PerSampleImages, ResidentLoader
 from cifar_resnet.data.order import BatchOrder
 from cifar_resnet.errors.batches import Statistics, as_source
-from cifar_resnet.errors.saving import save_figure
+from cifar_resnet.errors.figures import check_figure
 from cifar_resnet.samples.collection import Sample, as_collection
-from cifar_resnet.samples.figures import check_figure, checked_count
+from cifar_resnet.samples.figures import checked_count
 from cifar_resnet.samples.grid import Panel, draw_grid
 from cifar_resnet.samples.pixels import Pixels, as_pixels
 
@@ -99,7 +99,7 @@ def show_augmentations(
     for images in _epochs(data, originals, epochs):
         for row, pixels in zip(rows, images, strict=True):
             row.append(Panel(pixels))
-    fig = draw_grid(
+    return draw_grid(
         rows,
         side=_SIDE,
         title="Training images, and what training gets of them",
@@ -109,10 +109,8 @@ def show_augmentations(
         fig=fig,
         figsize=figsize,
         dpi=dpi,
+        save_path=save_path,
     )
-    if save_path is not None:
-        save_figure(fig, save_path, dpi)
-    return fig
 
 
 def _epochs(

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_resnet.errors.figures import check_options
-from cifar_resnet.errors.saving import check_save_path, save_figure
+from cifar_resnet.errors.figures import check_figure
 from cifar_resnet.errors.scan import class_number, given_statistics
 from cifar_resnet.samples.collection import as_collection
 from cifar_resnet.samples.grid import Panel, draw_grid, shortened
@@ -95,17 +94,15 @@ def show_samples(
         Panel(sample.pixels, f"{shortened(sample.name, _SIDE)}\n#{sample.index}")
         for sample in samples
     ]
-    fig = draw_grid(
+    return draw_grid(
         [panels[start : start + columns] for start in range(0, len(panels), columns)],
         side=_SIDE,
         title=f"{len(samples)} of {draw.total:,} {collection.what}, chosen at random",
         fig=fig,
         figsize=figsize,
         dpi=dpi,
+        save_path=save_path,
     )
-    if save_path is not None:
-        save_figure(fig, save_path, dpi)
-    return fig
 
 
 def show_class_samples(
@@ -177,7 +174,7 @@ def show_class_samples(
     names_of = {number: names[numbers.index(number)] for number in chosen}
     if not any(draw.groups.values()):
         raise ValueError(f"There is no image of {', '.join(names_of.values())} in the data.")
-    fig = draw_grid(
+    return draw_grid(
         [[Panel(sample.pixels) for sample in draw.groups[number]] for number in chosen],
         side=_SMALL_SIDE,
         title=f"Images of each class, chosen at random from {draw.total:,} {collection.what}",
@@ -185,10 +182,8 @@ def show_class_samples(
         fig=fig,
         figsize=figsize,
         dpi=dpi,
+        save_path=save_path,
     )
-    if save_path is not None:
-        save_figure(fig, save_path, dpi)
-    return fig
 
 
 def show_rgb_channels(
@@ -256,7 +251,7 @@ def show_rgb_channels(
     told = Panel(
         None, f"3 channels of\n{height} x {width} values:\na tensor\n(3, {height}, {width})"
     )
-    fig = draw_grid(
+    return draw_grid(
         [[Panel(pixels, "all three"), *coloured], [told, *grey]],
         side=_LARGE_SIDE,
         title=title,
@@ -264,24 +259,8 @@ def show_rgb_channels(
         fig=fig,
         figsize=figsize,
         dpi=dpi,
+        save_path=save_path,
     )
-    if save_path is not None:
-        save_figure(fig, save_path, dpi)
-    return fig
-
-
-def check_figure(
-    fig: Figure | SubFigure | None,
-    figsize: tuple[float, float] | None,
-    save_path: str | Path | None,
-    **options: Any,
-) -> None:
-    """Raise for an argument that is wrong by itself, before anything is read."""
-    check_options({"figsize": figsize, **options})
-    if fig is not None and figsize is not None:
-        raise ValueError("Give fig or figsize, not both: a figure has its size already.")
-    if save_path is not None:
-        check_save_path(save_path)
 
 
 def checked_count(name: str, value: Any, *, least: int = 1) -> int:

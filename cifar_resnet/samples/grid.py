@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_resnet.errors.saving import save_figure
 from cifar_resnet.samples.pixels import Pixels
 
 if TYPE_CHECKING:
@@ -42,8 +44,9 @@ def draw_grid(
     fig: Figure | SubFigure | None,
     figsize: tuple[float, float] | None,
     dpi: float,
+    save_path: str | Path | None,
 ) -> Figure | SubFigure:
-    """Draw rows of panels that are `side` inches wide, each pixel by pixel."""
+    """Draw rows of panels that are `side` inches wide, each pixel by pixel, and save the figure."""
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))
@@ -99,6 +102,8 @@ def draw_grid(
     if note:
         points = _fitting(note, size[0], _POINTS) * scale
         write(size[0] / 2, size[1] - _BOTTOM / 2, note, ha="center", va="center", fontsize=points)
+    if save_path is not None:
+        save_figure(fig, save_path, dpi)
     return fig
 
 
