@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "AtomicCheckpointIO",
     "AxisField",
     "CIFAR10DataModule",
     "Calibration",
@@ -19,6 +20,7 @@ __all__ = [
     "EffectiveReceptiveField",
     "ImageClassifier",
     "LabelSuspect",
+    "LastCheckpoint",
     "LayerField",
     "LogMisclassified",
     "MisclassifiedSample",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AtomicCheckpointIO": "cifar_resnet.checkpoints",
     "AxisField": "cifar_resnet.fields.records",
     "CIFAR10DataModule": "cifar_resnet.data.module",
     "Calibration": "cifar_resnet.errors.records",
@@ -54,6 +57,7 @@ _HOMES = {
     "EffectiveReceptiveField": "cifar_resnet.fields.effective",
     "ImageClassifier": "cifar_resnet.classifier",
     "LabelSuspect": "cifar_resnet.errors.suspects",
+    "LastCheckpoint": "cifar_resnet.checkpoints",
     "LayerField": "cifar_resnet.fields.records",
     "LogMisclassified": "cifar_resnet.errors.callback",
     "MisclassifiedSample": "cifar_resnet.errors.records",
@@ -81,6 +85,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from cifar_resnet.checkpoints import AtomicCheckpointIO, LastCheckpoint
     from cifar_resnet.classifier import ImageClassifier
     from cifar_resnet.curves import show_training_curves
     from cifar_resnet.data.formats import DatasetError

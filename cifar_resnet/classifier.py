@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics.classification import MulticlassAccuracy
@@ -292,10 +293,11 @@ class ImageClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_finite()
         checkpoint[_TALLY] = self._over_processes(self._tally.sums()).tolist()
+        checkpoint[_OPTIONS] = _options(self.network)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the sums of the epoch; refuse a checkpoint of another network with the
-        differences named.
+        """Go on with the sums of the epoch; refuse a checkpoint of another network, or a training
+        with another optimiser, with the differences named.
         """
         saved, own = checkpoint["state_dict"], self.state_dict()
         differences = [
@@ -306,6 +308,12 @@ class ImageClassifier(LightningModule):
         ]
         differences += [f"{key} is missing from the checkpoint" for key in own if key not in saved]
         differences += [f"{key} is only in the checkpoint" for key in saved if key not in own]
+        options = _options(self.network)
+        differences += [
+            f"{name} is {value!r} in the checkpoint and {options[name]!r} here"
+            for name, value in checkpoint.get(_OPTIONS, {}).items()
+            if name in options and options[name] != value
+        ]
         if differences:
             more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise ValueError(
@@ -313,13 +321,48 @@ class ImageClassifier(LightningModule):
                 f"{'; '.join(differences[:3])}{more}. Build the network with the arguments of the "
                 "saved run (width, number of classes)."
             )
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._check_recipe(checkpoint["hyper_parameters"]["recipe"])
         if _TALLY in checkpoint and self.global_rank == 0:  # the sums are those of all processes
             self._tally.restore(torch.tensor(checkpoint[_TALLY], dtype=torch.float64))
 
+    def _check_recipe(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to go on with a recipe whose values the saved optimiser would override."""
+        own = self.recipe.to_dict()
+        differences = [
+            f"{name} is {saved[name]!r} in the checkpoint and {own[name]!r} here"
+            for name in _IN_THE_OPTIMIZER
+            if name in saved and saved[name] != own[name]
+        ]
+        if differences:
+            raise ValueError(
+                f"The checkpoint belongs to a training with another recipe: "
+                f"{'; '.join(differences)}. Go on with the recipe of the saved run, or load the "
+                "weights alone with ImageClassifier.load_from_checkpoint and start a new training."
+            )
 
-_TALLY = "cifar_resnet.epoch_sums"  # its key in a checkpoint
+
+# Their keys in a checkpoint.
+_TALLY = "cifar_resnet.epoch_sums"
+_OPTIONS = "cifar_resnet.network_options"
+_IN_THE_OPTIMIZER = (
+    "optimizer", "learning_rate", "conv_learning_rate", "momentum", "weight_decay", "norm_bias_lr",
+)  # fmt: skip
 _NORMALISATIONS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _options(network: nn.Module) -> dict[str, Any]:
+    """What the weights do not tell about a network, from its own method `options`, if any."""
+    options = getattr(network, "options", None)
+    found = options() if callable(options) else None
+    if not isinstance(found, dict):
+        return {}
+    return {
+        str(name): value
+        for name, value in found.items()
+        if isinstance(value, bool | int | float | str)
+    }
 
 
 def _ids(parameters: Iterable[Tensor | None]) -> set[int]:

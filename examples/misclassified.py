@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -49,9 +50,14 @@ def main() -> None:
             sys.exit(f"{args.run} is no run of train_24.py: it holds no {name}.")
     run = json.loads((args.run / "arguments.json").read_text())
     options = Recipe.preset(run["recipe"]).network_options()
-    model = ImageClassifier.load_from_checkpoint(
-        args.run / "last.ckpt", network=CustomResNet(run["width"], **options), map_location="cpu"
-    )
+    network = CustomResNet(run["width"], **options)
+    try:
+        model = ImageClassifier.load_from_checkpoint(
+            args.run / "last.ckpt", network=network, map_location="cpu", weights_only=True
+        )
+    except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        sys.exit(f"{args.run / 'last.ckpt'} is no checkpoint of train_24.py: {reason}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         # Every error is found, so that all of them can be listed; the figure draws the first n.

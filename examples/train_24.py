@@ -2,7 +2,7 @@
 
     python examples/train_24.py                  # the full network on a GPU, a quarter on a CPU
     python examples/train_24.py --width 64       # the full network wherever you are
-    python examples/train_24.py --resume runs/…  # go on with an interrupted run
+    python examples/train_24.py --resume runs/…  # go on with a run that was stopped or killed
 
 Measured on an AMD EPYC without a GPU, width 16, test accuracy with six views: 92.42 % (standard
 deviation 0.15, 5 seeds); with `--recipe best` 93.32 % (0.24, 5 seeds); raw results in
@@ -17,7 +17,9 @@ import json
 import logging
 import math
 import os
+import pickle
 import platform
+import signal
 import sys
 import time
 import warnings
@@ -28,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from cifar_resnet import LastCheckpoint
 
 START = time.perf_counter()
 LARGE_PAGES = {
@@ -61,10 +65,12 @@ def main() -> None:
     from pytorch_lightning.loggers import TensorBoardLogger
 
     from cifar_resnet import (
+        AtomicCheckpointIO,
         CIFAR10DataModule,
         CustomResNet,
         DatasetError,
         ImageClassifier,
+        LastCheckpoint,
         LogMisclassified,
         show_training_curves,
     )
@@ -107,7 +113,10 @@ def main() -> None:
     args.data_dir = str(data.data_dir.absolute())
     network = CustomResNet(width=args.width, **recipe.network_options())
     model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)
-    (folder / "arguments.json").write_text(json.dumps({k: getattr(args, k) for k in SAVED}))
+    if not args.resume:
+        write_whole(folder / "arguments.json", json.dumps({k: getattr(args, k) for k in SAVED}))
+    last = LastCheckpoint(folder, every_seconds=args.save_every)
+    checkpoint, first_step = newest_checkpoint(last)
 
     seconds = expected_seconds(network, recipe.batch_size, precision, device)
     images = (data.num_samples if not args.smoke else 2 * recipe.batch_size) * args.epochs
@@ -124,14 +133,18 @@ def main() -> None:
         network.compile(mode=args.compile)
 
     # The composition.
-    logger = TensorBoardLogger(str(folder), name="", version="tensorboard", default_hp_metric=False)
-    best = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
-    # Two callbacks: `save_last=True` would save only when the best one does.
-    every_epoch: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    checkpoints = [
-        ModelCheckpoint(folder, "best", monitor=best[0], mode=best[1], **every_epoch),
-        ModelCheckpoint(folder, "last", **every_epoch),
-    ]
+    if checkpoint is not None:
+        print(f"Going on after step {first_step}.")
+    logger = TensorBoardLogger(
+        str(folder), name="", version="tensorboard", default_hp_metric=False,
+        # what was logged after the checkpoint comes once more
+        purge_step=first_step if args.resume else None,
+    )  # fmt: skip
+    monitor, mode = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
+    best = ModelCheckpoint(
+        folder, "best", monitor=monitor, mode=mode,
+        save_on_train_epoch_end=True, enable_version_counter=False,
+    )  # fmt: skip
     timer = RunTimer(stages)
     trainer = pl.Trainer(
         max_epochs=args.epochs,
@@ -139,8 +152,10 @@ def main() -> None:
         devices=1,
         precision=precision,
         logger=logger,
+        plugins=[AtomicCheckpointIO()],
         callbacks=[
-            *checkpoints,
+            best,
+            last,
             LearningRateMonitor("step"),
             LogMisclassified(save_dir=folder),
             timer.callback(not args.quiet),
@@ -152,18 +167,15 @@ def main() -> None:
         limit_val_batches=2 if args.smoke else None,
         limit_test_batches=2 if args.smoke else None,
     )
-    last = folder / "last.ckpt"
-    resume = str(last) if args.resume else None
     try:
-        trainer.fit(model, data, ckpt_path=resume, weights_only=True if resume else None)
-    except SystemExit:  # how Lightning answers Ctrl-C
-        how = f"Go on with: python {sys.argv[0]} --resume {folder}"
-        sys.exit(f"Stopped. {how if last.is_file() else 'No epoch was finished.'}")
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+        stages.end("train")
+        scores = trainer.test(model, data, verbose=False)[0]
+    except SystemExit:  # how Lightning answers Ctrl-C and SIGTERM
+        print(f"Stopped. Go on with: python {sys.argv[0]} --resume {folder}", file=sys.stderr)
+        sys.exit(128 + (last.stopped_by or signal.SIGINT))
     except FloatingPointError as error:
         sys.exit(str(error))
-    stages.end("train")
-    val_acc = trainer.callback_metrics.get("val_acc")
-    scores = trainer.test(model, data, verbose=False)[0]
     stages.end("test")
 
     # The report.
@@ -179,7 +191,7 @@ def main() -> None:
         "accuracy_six": scores.get("test_acc_six"),
         "test_loss": scores["test_loss"],
         "test_images": 10_000 if not args.smoke else 2 * recipe.batch_size,
-        "val_acc": val_acc.item() if val_acc is not None else None,
+        "val_acc": timer.val_acc,
         "train_images": data.num_samples,
         "train_seconds": timer.seconds,
         "images_per_second": timer.images / timer.seconds,
@@ -203,9 +215,7 @@ def main() -> None:
             "cifar_resnet": version("cifar_resnet"),
         },
     }
-    temporary = folder / "metrics.json.tmp"
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    temporary.replace(folder / "metrics.json")
+    write_whole(folder / "metrics.json", json.dumps(report, indent=2) + "\n")
 
     views = "".join(
         f", {100 * report[name]:.2f} % with {shown}"
@@ -222,8 +232,8 @@ def main() -> None:
         "\n  misclassified.png     the worst errors, and where the network looked"
         "\n  confusion_matrix.png  which class is taken for which"
         "\n  calibration.png       what its confidence is worth"
-        f"\n  best.ckpt             the epoch with the best {best[0]}"
-        "\n  last.ckpt             the last epoch, the one tested here"
+        f"\n  best.ckpt             the epoch with the best {monitor}"
+        "\n  last.ckpt             the end of the training, which was tested here"
         f"\nCurves in the browser: tensorboard --logdir {folder.parent}"
     )
 
@@ -250,6 +260,10 @@ def parse_arguments() -> argparse.Namespace:
         "--val-split", type=natural, default=0, help="training images to hold out; default 0"
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="folder of an interrupted run")
+    parser.add_argument(
+        "--save-every", type=natural, default=30, metavar="SECONDS",
+        help="time between two checkpoints; default 30, 0 for one after every step",
+    )  # fmt: skip
     parser.add_argument(
         "--compile",
         nargs="?",
@@ -286,12 +300,18 @@ def choose_run(args: argparse.Namespace) -> tuple[Path, Any]:
     from cifar_resnet import Recipe
 
     if args.resume:
-        for name in ("arguments.json", "last.ckpt"):
-            if not (args.resume / name).is_file():
-                sys.exit(f"{args.resume} cannot be resumed: it holds no {name}.")
-        vars(args).update(json.loads((args.resume / "arguments.json").read_text()))
+        if not (args.resume / "arguments.json").is_file():
+            sys.exit(f"{args.resume} cannot be resumed: it holds no arguments.json.")
         if (args.resume / "metrics.json").is_file():
             sys.exit(f"{args.resume} is finished: see {args.resume / 'metrics.json'}.")
+        try:
+            saved = json.loads((args.resume / "arguments.json").read_text())
+            vars(args).update({name: saved[name] for name in SAVED})
+        except (ValueError, KeyError, TypeError) as error:
+            sys.exit(
+                f"{args.resume} cannot be resumed: its arguments.json is damaged "
+                f"({type(error).__name__}: {error})."
+            )
         folder = args.resume
     else:
         stamp = time.strftime(f"%Y%m%d-%H%M%S-seed{args.seed}")
@@ -307,6 +327,28 @@ def choose_run(args: argparse.Namespace) -> tuple[Path, Any]:
     if args.batch_size:
         recipe = replace(recipe, batch_size=args.batch_size)
     return folder, recipe
+
+
+def newest_checkpoint(last: LastCheckpoint) -> tuple[Path | None, int]:
+    """The checkpoint to go on from, if any, and the steps that it has behind it."""
+    import torch
+
+    try:
+        checkpoint = last.newest()
+        if checkpoint is None:
+            return None, 0
+        return checkpoint, torch.load(checkpoint, weights_only=True, mmap=True)["global_step"]
+    except ValueError as error:
+        sys.exit(str(error))
+    except (pickle.UnpicklingError, KeyError, TypeError) as error:
+        sys.exit(f"{checkpoint} is no checkpoint of train_24.py: {str(error).splitlines()[0]}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is there whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def use_large_pages() -> None:
@@ -427,6 +469,7 @@ class RunTimer:
         self.stages = stages
         self.images = 0
         self.seconds = 0.0
+        self.val_acc: float | None = None
 
     def callback(self, show: bool) -> Any:
         from pytorch_lightning.callbacks import Callback
@@ -435,11 +478,12 @@ class RunTimer:
         timer = self
 
         class Progress(Callback):
-            def state_dict(self) -> dict[str, float]:
-                return {"seconds": timer.seconds, "images": timer.images}
+            def state_dict(self) -> dict[str, Any]:
+                names = ("seconds", "images", "val_acc")
+                return {name: getattr(timer, name) for name in names}
 
-            def load_state_dict(self, state: dict[str, float]) -> None:
-                timer.seconds, timer.images = state["seconds"], int(state["images"])
+            def load_state_dict(self, state: dict[str, Any]) -> None:
+                vars(timer).update(state)
 
             def on_train_start(self, trainer: Any, module: Any) -> None:
                 timer.stages.end("set-up")
@@ -471,6 +515,8 @@ class RunTimer:
                     if name in trainer.callback_metrics
                 }
                 self.bar.set_postfix(shown)
+                if "val_acc" in trainer.callback_metrics:
+                    timer.val_acc = trainer.callback_metrics["val_acc"].item()
                 timer.seconds = time.perf_counter() - self.start
 
             def on_train_end(self, trainer: Any, module: Any) -> None:
@@ -485,4 +531,7 @@ class RunTimer:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,9 +63,9 @@ def test_the_smoke_run_leaves_everything_that_a_run_leaves(smoke: tuple[Path, st
         "learning_rate/others",
         "learning_rate/convolutions",
     } <= set(events["scalars"])
-    for name in ("best.ckpt", "last.ckpt"):
-        assert torch.load(run / name, weights_only=True)["epoch"] in (0, 1)
-    assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert torch.load(run / "best.ckpt", weights_only=True)["epoch"] in (0, 1)
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert not list(run.glob(".*"))  # no temporary file
     for part in (
         "Test accuracy",
         "with the mirror view",
@@ -89,10 +92,96 @@ def test_a_run_is_resumed_with_its_own_arguments(smoke: tuple[Path, str]) -> Non
     after = json.loads((run / "metrics.json").read_text())
     assert after["resumed"]
     assert after["train_seconds"] > before["train_seconds"]
-    assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 6
     assert (after["width"], after["val_split"], after["smoke"]) == (4, 5000, True)
     assert after["test_images"] == before["test_images"]
     assert len(list(run.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stops_with_a_checkpoint_and_goes_on(
+    data_dir: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / "train_24.py"), "--width", "4", "--epochs", "1",
+         "--val-split", "5000", "--precision", "32-true", "--save-every", "0", "--quiet"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for _ in range(3000):
+        if process.poll() is not None or list(tmp_path.glob("runs/*/last.ckpt")):
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 128 + number, errors
+    (run,) = (tmp_path / "runs").iterdir()
+    assert f"{number.name}: stopping with a checkpoint after this step" in errors
+    assert f"--resume {Path('runs', run.name)}" in errors
+    assert "Traceback" not in errors
+    stopped_at = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < stopped_at < 88
+    if number == signal.SIGTERM:
+        return
+    # a last checkpoint that was cut off
+    before = torch.load(run / "previous.ckpt", weights_only=True)["global_step"]
+    assert before < stopped_at
+    (run / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:-100])
+    result = start("train_24.py", "--resume", str(run), "--quiet", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "last.ckpt is damaged" in result.stderr
+    assert "previous.ckpt, the one before." in result.stderr
+    assert f"Going on after step {before}." in result.stdout
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["resumed"], metrics["train_images"]) == (True, 45_000)
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 88
+    losses = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("train_loss_step")
+    assert [event.step for event in losses] == list(range(9, 88, 10))  # each of them once
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
+    smoke: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(smoke[0] / "arguments.json", run)
+    result = start("train_24.py", "--resume", str(run), "--quiet", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Going on" not in result.stdout
+    assert json.loads((run / "metrics.json").read_text())["resumed"]
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.path, "ran")
+
+
+def test_runs_with_damaged_or_hostile_files(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    run, mark = tmp_path / "run", tmp_path / "ran"
+    run.mkdir()
+    for name in ("arguments.json", "last.ckpt"):
+        shutil.copy(smoke[0] / name, run)
+    saved = torch.load(run / "last.ckpt", weights_only=True)
+    torch.save(saved | {"more": Evil(mark)}, run / "last.ckpt")
+    for script, arguments in (("train_24.py", ["--resume", str(run)]), ("misclassified.py", [run])):
+        result = start(script, *map(str, arguments), cwd=tmp_path)
+        assert result.returncode == 1
+        assert "last.ckpt is no checkpoint of train_24.py" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not mark.exists()
+
+    (run / "last.ckpt").write_bytes(b"PK")
+    result = start("train_24.py", "--resume", str(run), cwd=tmp_path)
+    assert "last.ckpt is damaged" in result.stderr
+    assert "Delete it to start again from the beginning." in result.stderr
+    assert "Traceback" not in result.stderr
+    for text in ("{", "{}"):
+        (run / "arguments.json").write_text(text)
+        result = start("train_24.py", "--resume", str(run), cwd=tmp_path)
+        assert "run cannot be resumed: its arguments.json is damaged" in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a compiler")

@@ -24,6 +24,7 @@ HEAVY = {
 
 # The heavy packages each public name may import.
 ALLOWED = {
+    "AtomicCheckpointIO": {"torch", "pytorch_lightning", "torchmetrics"},
     "AxisField": {"torch"},
     "CIFAR10DataModule": {"torch", "torchvision", "pytorch_lightning", "torchmetrics"},
     "Calibration": {"torch"},
@@ -32,6 +33,7 @@ ALLOWED = {
     "EffectiveReceptiveField": {"torch"},
     "ImageClassifier": {"torch", "pytorch_lightning", "torchmetrics"},
     "LabelSuspect": set(),
+    "LastCheckpoint": {"torch", "pytorch_lightning", "torchmetrics"},
     "LayerField": {"torch"},
     "LogMisclassified": {"torch", "pytorch_lightning", "torchmetrics"},
     "MisclassifiedSample": {"torch"},

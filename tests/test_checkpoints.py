@@ -1,0 +1,617 @@
+"""LastCheckpoint and AtomicCheckpointIO: trainings stopped, killed, damaged and attacked."""
+
+import errno
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from test_classifier import Collect, small, trainer
+from torch import nn
+from torchvision.transforms import v2
+
+from cifar_resnet import (
+    AtomicCheckpointIO,
+    CIFAR10DataModule,
+    CustomResNet,
+    ImageClassifier,
+    LastCheckpoint,
+    Recipe,
+)
+from cifar_resnet.curves import read_curves
+
+DATA_MODULES: dict[str, CIFAR10DataModule] = {}
+
+
+class Send(pl.Callback):
+    """Sends this process a signal, as the user or the system does, when a batch begins."""
+
+    def __init__(self, number: int, at: int, times: int = 1, validation: bool = False) -> None:
+        self.number, self.at, self.times, self.validation = number, at, times, validation
+
+    def on_train_batch_start(self, t: pl.Trainer, *_: Any) -> None:
+        if t.global_step == self.at and not self.validation:
+            self._send()
+
+    def on_validation_batch_start(self, t: pl.Trainer, *_: Any) -> None:
+        if t.global_step == self.at and self.validation:
+            self._send()
+
+    def _send(self) -> None:
+        times, self.times = self.times, 0
+        for _ in range(times):
+            os.kill(os.getpid(), self.number)
+
+
+class Noisy(nn.Module):
+    """A network with randomness of its own, from all three generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3072, 10)
+        self.drop = nn.Dropout()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            x = x * (1 + 0.1 * random.random() + 0.1 * np.random.random())
+        return self.linear(self.drop(x.flatten(1)))
+
+
+class Training:
+    """One training that is started as often as it takes, with the same lines each time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        data_dir: Path,
+        network: Callable[[], nn.Module] = lambda: CustomResNet(width=1),
+        recipe: Recipe | str = "muon",
+        callbacks: Callable[[], list[pl.Callback]] = list,
+        data: dict[str, Any] | None = None,
+        every_seconds: float = 1000.0,
+        **options: Any,
+    ) -> None:
+        self.folder = folder
+        self.last = LastCheckpoint(folder, every_seconds=every_seconds)
+        self.data_dir, self.data = data_dir, data or {}
+        self.network, self.recipe = network, recipe
+        self.callbacks = callbacks
+        self.options = {"max_epochs": 3, "log_every_n_steps": 1} | options
+        self.losses: list[float] = []
+
+    def run(self, *callbacks: pl.Callback) -> pl.Trainer:
+        torch.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)
+        collect = Collect()
+        model = ImageClassifier(self.network(), self.recipe, num_classes=10)
+        logger = TensorBoardLogger(str(self.folder), name="", version="log")
+        t = trainer(
+            self.folder, callbacks=[self.last, collect, *self.callbacks(), *callbacks],
+            logger=logger, enable_checkpointing=True, **self.options,
+        )  # fmt: skip
+        try:
+            newest = self.last.newest()
+            t.fit(model, self._data_module(), ckpt_path=newest, weights_only=True)
+        finally:
+            self.losses += collect.losses
+        return t
+
+    def _data_module(self) -> CIFAR10DataModule:
+        """One for all trainings of a kind: it gives each fit a loader of its own."""
+        key = str(self.data)
+        if key not in DATA_MODULES:
+            DATA_MODULES[key] = small(self.data_dir, **self.data)
+        return DATA_MODULES[key]
+
+    def left(self) -> dict[str, Any]:
+        """What a finished training has left."""
+        path = self.last.newest()
+        assert path is not None
+        saved = torch.load(path, weights_only=True)
+        return {
+            "weights": saved["state_dict"],
+            "averages": saved.get("current_model_state"),
+            "optimizer": saved["optimizer_states"],
+            "schedule": saved["lr_schedulers"],
+            "generators": saved["callbacks"].get("LastCheckpoint"),
+            "step": saved["global_step"],
+            "log": read_curves(self.folder / "log"),
+        }
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+PER_SAMPLE = v2.Compose([v2.RandomHorizontalFlip(), CIFAR10DataModule.default_transforms()])
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (signal.SIGINT, {}),
+        (signal.SIGTERM, {}),
+        (signal.SIGINT, {"network": Noisy, "recipe": "adam"}),
+        (
+            signal.SIGTERM,
+            {"network": Noisy, "recipe": "sgd", "data": {"train_transforms": PER_SAMPLE}},
+        ),
+        (signal.SIGINT, {"val_check_interval": 3, "limit_val_batches": 2}),
+        (signal.SIGTERM, {"accumulate_grad_batches": 2}),
+        (signal.SIGINT, {"callbacks": lambda: [EMAWeightAveraging(decay=0.9)]}),
+    ],
+    ids=["ctrl-c", "sigterm", "dropout", "per-sample", "validations", "accumulated", "averaged"],
+)
+def test_a_stopped_training_goes_on_bit_for_bit(
+    data_dir: Path, tmp_path: Path, number: signal.Signals, options: dict[str, Any]
+) -> None:
+    options = {"limit_val_batches": 1} | options
+    alone = Training(tmp_path / "alone", data_dir, **options)
+    alone.run()
+    assert len(alone.losses) == 30
+
+    stopped = Training(tmp_path / "stopped", data_dir, **options)
+    per_step = options.get("accumulate_grad_batches", 1)
+    for at in (1, 8, 17, 29):  # in each epoch; before a validation; in the last step
+        before = signal.getsignal(number)
+        with pytest.raises(SystemExit):
+            stopped.run(Send(number, at // per_step))
+        assert signal.getsignal(number) == before
+        assert stopped.last.stopped_by == number
+        newest = stopped.last.newest()
+        assert newest is not None
+        step = torch.load(newest, weights_only=True)["global_step"]
+        assert step == (at // per_step + 1)
+    stopped.run()
+    assert stopped.losses == alone.losses
+    assert same(stopped.left(), alone.left())
+    assert sorted(path.name for path in stopped.folder.glob("*.ckpt")) == [
+        "last.ckpt",
+        "previous.ckpt",
+    ]
+    assert not list(stopped.folder.glob(".*"))
+
+
+def test_a_stop_within_the_validation_waits_for_its_end(data_dir: Path, tmp_path: Path) -> None:
+    alone = Training(tmp_path / "alone", data_dir, limit_val_batches=3)
+    alone.run()
+    stopped = Training(tmp_path / "stopped", data_dir, limit_val_batches=3)
+    with pytest.raises(SystemExit):
+        stopped.run(Send(signal.SIGTERM, 20, validation=True))
+    newest = stopped.last.newest()
+    assert newest is not None
+    assert torch.load(newest, weights_only=True)["global_step"] == 20
+    stopped.run()
+    assert stopped.losses == alone.losses
+    assert same(stopped.left(), alone.left())
+
+
+def test_a_second_ctrl_c_stops_at_once(data_dir: Path, tmp_path: Path) -> None:
+    stopped = Training(tmp_path, data_dir, limit_val_batches=0)
+    with pytest.raises(SystemExit):
+        stopped.run(Send(signal.SIGINT, 4, times=2))
+    assert len(stopped.losses) == 4
+    assert stopped.last.newest() is None
+    stopped.run()
+    assert len(stopped.losses) == 4 + 30
+
+
+def test_a_stop_is_announced(
+    data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        Training(tmp_path, data_dir, limit_val_batches=0).run(Send(signal.SIGTERM, 2))
+    assert "SIGTERM: stopping with a checkpoint after this step" in caplog.text
+
+
+def test_a_training_in_a_thread_leaves_the_signals_alone(data_dir: Path, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    training = Training(tmp_path, data_dir, limit_val_batches=0, max_epochs=1, every_seconds=0.0)
+    thread = threading.Thread(target=training.run)
+    thread.start()
+    thread.join()
+    assert len(training.losses) == 10
+    assert training.last.newest() is not None
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# --- killed at any moment -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every_seconds", [0.0, 1000.0])
+def test_the_time_between_checkpoints(data_dir: Path, tmp_path: Path, every_seconds: float) -> None:
+    """0 saves after every step, and what is there during step k is the state after step k - 1."""
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            newest = training.last.newest()
+            seen.append(newest and torch.load(newest, weights_only=True)["global_step"])
+
+    training = Training(tmp_path, data_dir, limit_val_batches=0, every_seconds=every_seconds)
+    training.run(Look())
+    assert seen == ([None, *range(1, 30)] if every_seconds == 0 else [None] * 30)
+    newest = training.last.newest()
+    assert newest is not None
+    assert torch.load(newest, weights_only=True)["global_step"] == 30
+
+
+def killed(folder: Path, step: int) -> None:
+    """Leaves the folder of a training as a kill in that step would: run in a process of its own."""
+
+    class Kill(pl.Callback):
+        def on_before_optimizer_step(self, t: pl.Trainer, *_: Any) -> None:
+            if t.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    Training(folder, Path(os.environ["CIFAR10_DIR"]), limit_val_batches=2, every_seconds=0.0).run(
+        Kill()
+    )
+
+
+def test_killed_trainings_end_as_those_left_alone(data_dir: Path, tmp_path: Path) -> None:
+    """In the middle of a step, twice; then with a last checkpoint that was cut off."""
+    alone = Training(tmp_path / "alone", data_dir, limit_val_batches=2)
+    alone.run()
+    for step in (10, 19):
+        code = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            "from pathlib import Path; from test_checkpoints import killed\n"
+            f"killed(Path({str(tmp_path / 'killed')!r}), {step})"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        if step == 19:
+            path = tmp_path / "killed" / "last.ckpt"
+            assert torch.load(path, weights_only=True)["global_step"] == 19
+            path.write_bytes(path.read_bytes()[:-1000])
+    training = Training(tmp_path / "killed", data_dir, limit_val_batches=2)
+    training.run()
+    assert training.losses == alone.losses[18:]
+    assert same(training.left(), alone.left())
+
+
+def test_a_checkpoint_counts_only_when_all_before_it_is_logged(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """A logger that fails in a step: the checkpoint of this step is not taken for one."""
+
+    class Failing(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            if step == 6:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().log_metrics(metrics, step)
+
+    last = LastCheckpoint(tmp_path, every_seconds=0)
+    t = trainer(
+        tmp_path, callbacks=[last], logger=Failing(tmp_path), log_every_n_steps=1,
+        limit_val_batches=0, enable_checkpointing=True,
+    )  # fmt: skip
+    with pytest.raises(OSError, match="No space left"):
+        t.fit(ImageClassifier(CustomResNet(width=1), "sgd"), small(data_dir))
+    newest = last.newest()
+    assert newest is not None
+    assert torch.load(newest, weights_only=True)["global_step"] == 6
+    assert not list(tmp_path.glob(".*"))
+
+
+# --- damaged files --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """The files of a last checkpoint and of the one before."""
+    training = Training(
+        tmp_path_factory.mktemp("pair"), data_dir, limit_val_batches=0, max_epochs=1,
+        every_seconds=0,
+    )  # fmt: skip
+    training.run()
+    return (training.folder / "last.ckpt").read_bytes(), (
+        training.folder / "previous.ckpt"
+    ).read_bytes()
+
+
+def damaged(content: bytes, rng: random.Random) -> tuple[str, bytes]:
+    kind = rng.choice(("bit", "cut", "zeros", "empty", "garbage", "appended"))
+    where = rng.randrange(len(content))
+    changed = bytearray(content)
+    if kind == "bit":
+        changed[where] ^= 1 << rng.randrange(8)
+    elif kind == "cut":
+        del changed[where:]
+    elif kind == "zeros":  # what some file systems leave after a power failure
+        changed[where:] = bytes(len(changed) - where)
+    elif kind == "empty":
+        changed.clear()
+    elif kind == "garbage":
+        size = min(rng.randrange(1, 5000), len(changed) - where)
+        changed[where : where + size] = rng.randbytes(size)
+    else:
+        changed += rng.randbytes(rng.randrange(70_000, 80_000))
+    return kind, bytes(changed)
+
+
+def test_300_damaged_checkpoints(
+    pair: tuple[bytes, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is either refused, or what it loads is what was saved."""
+    rng = random.Random(0)
+    last = LastCheckpoint(tmp_path)
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(pair[0])
+    (tmp_path / "previous.ckpt").write_bytes(pair[1])
+    assert last.newest() == path
+    saved = torch.load(path, weights_only=True)
+    refused = 0
+    for _ in range(300):
+        kind, content = damaged(pair[0], rng)
+        path.write_bytes(content)
+        caplog.clear()
+        newest = last.newest()
+        if newest == path:
+            assert kind in ("bit", "garbage"), kind
+            assert same(torch.load(path, weights_only=True), saved)
+        else:
+            refused += 1
+            assert newest == tmp_path / "previous.ckpt"
+            assert f"{path} is damaged (" in caplog.text
+            assert f"Going on from {newest}" in caplog.text
+    assert refused > 250
+
+
+def test_two_damaged_checkpoints_are_no_reason_to_start_again(
+    pair: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    last = LastCheckpoint(tmp_path)
+    assert last.newest() is None
+    (tmp_path / "last.ckpt").write_bytes(pair[0][:-1])
+    (tmp_path / "previous.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*previous\.ckpt is damaged .*De"):
+        last.newest()
+    (tmp_path / "last.ckpt").unlink()
+    (tmp_path / "previous.ckpt").write_bytes(pair[1])  # killed between two renamings
+    assert last.newest() == tmp_path / "previous.ckpt"
+
+
+def test_files_without_checksums(pair: tuple[bytes, bytes], tmp_path: Path) -> None:
+    """PyTorch writes such files when it is told to."""
+    (tmp_path / "last.ckpt").write_bytes(pair[0])
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(saved, tmp_path / "last.ckpt")
+        assert LastCheckpoint(tmp_path).newest() == tmp_path / "last.ckpt"
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
+def test_a_training_outlives_a_full_disk(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    save, attempts = torch.save, []
+
+    def full(value: Any, file: Any) -> None:
+        attempts.append(value["global_step"])
+        save(value, file)
+        if 3 <= attempts[-1] < 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    training = Training(
+        tmp_path, data_dir, limit_val_batches=0, max_epochs=1, every_seconds=0,
+        plugins=[AtomicCheckpointIO()],
+    )  # fmt: skip
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, t: pl.Trainer, *_: Any) -> None:
+            newest = training.last.newest()
+            seen.append(newest and torch.load(newest, weights_only=True)["global_step"])
+
+    training.run(Look())
+    assert seen == [None, 1, 2, 2, 2, 2, 6, 7, 8, 9]
+    assert "The checkpoint of step 3 could not be written" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_file_is_whole_or_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, path = AtomicCheckpointIO(), tmp_path / "new" / "a.ckpt"
+    writer.save_checkpoint({"value": torch.arange(3)}, path)
+    before = path.read_bytes()
+    assert torch.load(path, weights_only=True)["value"].tolist() == [0, 1, 2]
+
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.read_bytes()))
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        writer.save_checkpoint({"value": torch.arange(9), "bad": lambda: None}, path)
+    assert path.read_bytes() == before
+    writer.save_checkpoint({"value": torch.arange(9)}, path)
+    assert seen == [before]  # until the new one was on the disk
+    assert torch.load(path, weights_only=True)["value"].shape == (9,)
+    assert [item.name for item in path.parent.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "message"),
+    [
+        ("30", TypeError, "every_seconds must be a number, but got '30'"),
+        (True, TypeError, "every_seconds must be a number, but got True"),
+        (-1, ValueError, "every_seconds must be at least 0, but got -1"),
+        (float("nan"), ValueError, "every_seconds must be at least 0, but got nan"),
+    ],
+)
+def test_wrong_arguments(
+    tmp_path: Path, seconds: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        LastCheckpoint(tmp_path, every_seconds=seconds)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_two_processes_stop_together_and_go_on(data_dir: Path, tmp_path: Path) -> None:
+    """SIGTERM reaches one of them; the resumed training ends as the one left alone."""
+    script = tmp_path / "ddp.py"
+    script.write_text(
+        f"""
+import sys, json
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_checkpoints import *
+
+class Last(Send):
+    def _send(self):
+        if int(__import__("os").environ.get("LOCAL_RANK", 0)) == 1:
+            super()._send()
+
+def run(folder, *callbacks):
+    t = Training(
+        Path({str(tmp_path)!r}) / folder, Path({str(data_dir)!r}), devices=2, strategy="ddp",
+        log_every_n_steps=2, data={{"batch_size": 50}}, limit_val_batches=1,
+    )
+    try:
+        trainer = t.run(*callbacks)
+    except SystemExit:
+        assert t.last.stopped_by == signal.SIGTERM
+        return
+    if trainer.global_rank == 0:
+        return t
+
+alone = run("alone")
+run("stopped", Last(signal.SIGTERM, 12))
+step = torch.load(Path({str(tmp_path)!r}) / "stopped" / "last.ckpt")["global_step"]
+resumed = run("stopped")
+if resumed:
+    alone, resumed = alone.left(), resumed.left()
+    Path({str(tmp_path)!r}, "result.json").write_text(json.dumps([
+        step, same(alone["weights"], resumed["weights"]),
+        same(alone["optimizer"], resumed["optimizer"]), same(alone["log"], resumed["log"]),
+    ]))
+""".replace('"generators": saved', "")
+    )
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert (tmp_path / "result.json").is_file(), result.stderr[-3000:]
+    assert json.loads((tmp_path / "result.json").read_text()) == [14, True, True, True]
+
+
+# --- hostile and foreign checkpoints --------------------------------------------------------------
+
+
+class Evil:
+    """Pickled, it writes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.path, "ran")
+
+
+@pytest.fixture
+def hostile(pair: tuple[bytes, bytes], tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint that is right but for an object that would run code, and what that would do."""
+    path, mark = tmp_path / "last.ckpt", tmp_path / "ran"
+    path.write_bytes(pair[0])
+    saved = torch.load(path, weights_only=True)
+    saved["hyper_parameters"]["more"] = Evil(mark)
+    torch.save(saved, path)
+    return path, mark
+
+
+def test_a_checkpoint_runs_no_code(hostile: tuple[Path, Path], data_dir: Path) -> None:
+    path, mark = hostile
+    network = CustomResNet(width=1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    model = ImageClassifier(network, "muon")
+    assert LastCheckpoint(path.parent).newest() == path
+    for load in (
+        lambda: ImageClassifier.load_from_checkpoint(path, network=network),
+        lambda: trainer(path.parent).fit(model, small(data_dir), ckpt_path=path),
+        lambda: trainer(path.parent).test(model, small(data_dir), ckpt_path=path),
+        lambda: trainer(path.parent).predict(model, small(data_dir), ckpt_path=path),
+    ):
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            load()
+    with pytest.raises(ValueError, match="is no readable safetensors file"):
+        CustomResNet.from_pretrained(path.rename(path.with_suffix(".safetensors")))
+    assert not mark.exists()
+    assert same(before, network.state_dict())
+    # and it would have run, had it been loaded without care
+    torch.load(path.with_suffix(".safetensors").rename(path), weights_only=False)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "difference"),
+    [
+        (lambda: CustomResNet(2), r"network\.prep\.0\.weight has shape \(1, 3, 3, 3\) in the ch"),
+        (lambda: CustomResNet(1, 100), r"head\.weight has shape \(10, 8\) .* \(100, 8\) here"),
+        (lambda: CustomResNet(1, residual2=True), "residual2.* is missing from the checkpoint"),
+        (lambda: CustomResNet(1, activation="gelu"), "activation is 'relu' in the checkpoint and"),
+        (lambda: CustomResNet(1, head_scale=0.125), "head_scale is 1.0 in .* and 0.125 here"),
+        (Noisy, r"linear\.weight is missing from the checkpoint; .*, and \d+ more\. Build the"),
+    ],
+    ids=["width", "classes", "architecture", "activation", "scale", "foreign"],
+)
+def test_a_checkpoint_of_another_network_is_refused(
+    pair: tuple[bytes, bytes], tmp_path: Path, data_dir: Path,
+    network: Callable[[], nn.Module], difference: str,
+) -> None:  # fmt: skip
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(pair[0])
+    own = network()
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    message = f"The checkpoint belongs to another network: .*{difference}"
+    with pytest.raises(ValueError, match=message):
+        ImageClassifier.load_from_checkpoint(path, network=own, num_classes=10)
+    model = ImageClassifier(own, "muon", num_classes=10)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).fit(model, small(data_dir), ckpt_path=path)
+    assert same(before, own.state_dict())
+
+
+def test_a_training_goes_on_with_its_own_recipe(
+    pair: tuple[bytes, bytes], tmp_path: Path, data_dir: Path
+) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(pair[0])
+    muon = Recipe.preset("muon")
+    for recipe, difference in (
+        (Recipe.preset("adam"), "optimizer is 'muon' in the checkpoint and 'adam' here"),
+        (replace(muon, learning_rate=0.1), "learning_rate is 0.4 in the checkpoint and 0.1 here"),
+    ):
+        model = ImageClassifier(CustomResNet(1), recipe)
+        with pytest.raises(ValueError, match=f"another recipe: {difference}.*Go on with the rec"):
+            trainer(tmp_path).fit(model, small(data_dir), ckpt_path=path)
+        # its weights are as good for another recipe
+        loaded = ImageClassifier.load_from_checkpoint(path, network=model.network, recipe=recipe)
+        assert loaded.recipe == recipe
