@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import subprocess
@@ -38,7 +39,7 @@ def telling(text):
 ImageClassifier.on_train_epoch_start = telling("epoch")
 ImageClassifier.on_validation_start = telling("validation")
 ImageClassifier.on_validation_end = telling("epoch")
-sys.argv[:2] = sys.argv[2:3]
+del sys.argv[:2]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # Differs between any two runs: times, folders and the process.
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--width", type=int, default=4)
     args = parser.parse_args()
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resume
     rng = random.Random(args.seed)
     started = time.perf_counter()
     counts: dict[str, int] = dict.fromkeys(KINDS, 0)

@@ -44,7 +44,8 @@ class LastCheckpoint(Checkpoint):
     with the weights, the optimiser's state and the logged values of one that was never stopped.
     That needs a loader that can be continued within an epoch, as those of `CIFAR10DataModule` can.
     With one process the states of the random generators of Python, NumPy and PyTorch are kept as
-    well (for dropout, say).
+    well (for dropout, say). Several processes agree every `log_every_n_steps` of the Trainer on
+    whether to save or to stop.
 
     Args:
         dirpath: Folder of the checkpoints; made if it does not exist.
@@ -102,7 +103,7 @@ class LastCheckpoint(Checkpoint):
         Raises:
             ValueError: If there are checkpoints, but all of them are damaged.
         """
-        damages = []
+        damages: list[str] = []
         for path in (self._last, self._previous):
             if not path.exists():
                 continue
@@ -127,6 +128,8 @@ class LastCheckpoint(Checkpoint):
         self._step = trainer.global_step
         self._is_alone = trainer.world_size == 1
         self.stopped_by = None
+        if trainer.ckpt_path is None:  # not of this training
+            self._generators = None
         self._listen()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -182,6 +185,8 @@ class LastCheckpoint(Checkpoint):
     # --- saving -----------------------------------------------------------------------------------
 
     def _write(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         try:
             trainer.save_checkpoint(self._temporary)
         except (OSError, RuntimeError) as error:  # the latter from PyTorch's writer

@@ -174,7 +174,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(
 
     stopped = Training(tmp_path / "stopped", data_dir, **options)
     per_step = options.get("accumulate_grad_batches", 1)
-    for at in (1, 8, 17, 29):  # in each epoch; before a validation; in the last step
+    for at in (1, 9, 17, 29):  # within an epoch, in its last step, before a validation, at the end
         before = signal.getsignal(number)
         with pytest.raises(SystemExit):
             stopped.run(Send(number, at // per_step))
@@ -224,6 +224,14 @@ def test_a_stop_is_announced(
     with pytest.raises(SystemExit):
         Training(tmp_path, data_dir, limit_val_batches=0).run(Send(signal.SIGTERM, 2))
     assert "SIGTERM: stopping with a checkpoint after this step" in caplog.text
+
+
+def test_a_trial_run_leaves_nothing(data_dir: Path, tmp_path: Path) -> None:
+    last = LastCheckpoint(tmp_path / "none", every_seconds=0)
+    t = trainer(tmp_path, callbacks=[last], enable_checkpointing=True, fast_dev_run=True)
+    t.fit(ImageClassifier(CustomResNet(width=1), "sgd"), small(data_dir))
+    assert t.global_step == 1
+    assert last.newest() is None
 
 
 def test_a_training_in_a_thread_leaves_the_signals_alone(data_dir: Path, tmp_path: Path) -> None:
