@@ -4,6 +4,7 @@ trainers, signals and files; it must not know networks, data or recipes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
@@ -23,10 +24,13 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from cifar_resnet import arguments
+
 __all__ = ["AtomicCheckpointIO", "LastCheckpoint"]
 
 _log = logging.getLogger(__name__)
 
+_INTERVALS: arguments.Range = (lambda value: value >= 0, "a number of at least 0")
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -49,14 +53,15 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         dirpath: Folder of the checkpoints; made if it does not exist.
-        every_seconds: Seconds between two checkpoints, at least 0; 0 means after every step.
+        every_seconds: Seconds between two checkpoints, at least 0: 0 for one after every step,
+            infinity for one at the end alone.
 
     Attributes:
         stopped_by: The signal that ended the training; None if none did.
 
     Raises:
-        TypeError: If `every_seconds` is no number.
-        ValueError: If `every_seconds` is out of its range.
+        TypeError: If `dirpath` is no path or `every_seconds` no number.
+        ValueError: If one of them is out of its range.
 
     Examples:
         The same lines start a training and go on with it:
@@ -77,12 +82,8 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, dirpath: str | Path, *, every_seconds: float = 30.0) -> None:
-        if not isinstance(every_seconds, int | float) or isinstance(every_seconds, bool):
-            raise TypeError(f"every_seconds must be a number, but got {every_seconds!r}.")
-        if not every_seconds >= 0:
-            raise ValueError(f"every_seconds must be at least 0, but got {every_seconds}.")
-        self.dirpath = Path(dirpath)
-        self.every_seconds = every_seconds
+        self.dirpath = arguments.path("dirpath", dirpath)
+        self.every_seconds = arguments.number("every_seconds", every_seconds, _INTERVALS)
         self.stopped_by: signal.Signals | None = None
         self._last = self.dirpath / "last.ckpt"
         self._previous = self.dirpath / "previous.ckpt"
@@ -118,6 +119,11 @@ class LastCheckpoint(Checkpoint):
         return None
 
     # --- when to save -----------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # What the other callbacks learn in a hook belongs to the state that is saved in it.
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -168,7 +174,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         self._listen_no_more()
         if self._is_written and trainer.is_global_zero:  # what belongs to it was not logged
-            self._temporary.unlink(missing_ok=True)
+            self._discard()
         self._is_written = False
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -218,8 +224,12 @@ class LastCheckpoint(Checkpoint):
             self._is_ending = False
             raise KeyboardInterrupt if self.stopped_by == signal.SIGINT else SIGTERMException
 
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):  # the folder itself may be gone
+            self._temporary.unlink(missing_ok=True)
+
     def _say_unsaved(self, trainer: Trainer, error: Exception) -> None:
-        self._temporary.unlink(missing_ok=True)
+        self._discard()
         _log.warning(
             "The checkpoint of step %d could not be written to %s: %s. The training goes on; the "
             "next attempt follows in %g seconds.",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics.classification import MulticlassAccuracy
 
+from cifar_resnet import arguments
 from cifar_resnet.muon import Muon
 from cifar_resnet.recipe import Recipe
 from cifar_resnet.tally import Batch, Tally
@@ -42,8 +43,10 @@ class ImageClassifier(LightningModule):
         num_classes: Number of classes; None to take the network's own `num_classes`.
 
     Raises:
-        TypeError: If `network` is no module or `recipe` is neither a recipe nor a name.
-        ValueError: If there is no such preset, or the number of classes is unknown.
+        TypeError: If `network` is no module, `recipe` is neither a recipe nor a name, or
+            `num_classes` is no integer.
+        ValueError: If there is no such preset, or the number of classes is unknown, less than 2
+            or not that of the network.
         FloatingPointError: In training, if the loss is not finite; the message names the step
             and the learning rate.
 
@@ -69,13 +72,22 @@ class ImageClassifier(LightningModule):
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be a torch.nn.Module, but got {network!r}.")
         self.recipe = _recipe(recipe)
-        classes = num_classes if num_classes is not None else getattr(network, "num_classes", None)
-        if not isinstance(classes, int) or classes < 2:
+        classes = getattr(network, "num_classes", None)
+        if num_classes is not None:
+            num_classes = arguments.integer("num_classes", num_classes, least=2)
+            if arguments.is_integer(classes) and classes != num_classes:
+                raise ValueError(
+                    f"num_classes is {num_classes}, but {type(network).__name__} has {classes} "
+                    "classes. Leave num_classes out, or build the network with it."
+                )
+            classes = num_classes
+        if not arguments.is_integer(classes) or classes < 2:
             raise ValueError(
                 f"The number of classes must be an integer of at least 2, but got {classes!r}. "
                 f"Pass num_classes: {type(network).__name__} does not tell it."
             )
         # Plain values only, so that checkpoints load with torch's weights_only=True.
+        classes = int(classes)
         self.save_hyperparameters({"recipe": self.recipe.to_dict(), "num_classes": classes})
         self.network = network
         self._accuracies = nn.ModuleDict(

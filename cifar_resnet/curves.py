@@ -7,10 +7,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cifar_resnet import arguments
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +44,10 @@ def show_training_curves(
         The figure; save it with `fig.savefig(path)`.
 
     Raises:
+        TypeError: If `log` is neither a path nor a mapping to curves, or `fig` is no figure.
         FileNotFoundError: If the folder holds no log.
-        ValueError: If the log holds none of the curves.
+        ValueError: If the log holds none of the curves, or the epochs and the values of one differ
+            in number.
 
     Examples:
         >>> from cifar_resnet import show_training_curves
@@ -53,7 +57,11 @@ def show_training_curves(
     """
     from matplotlib.figure import Figure
 
-    curves = dict(log) if isinstance(log, Mapping) else read_curves(Path(log))
+    arguments.figure("fig", fig)
+    if isinstance(log, Mapping):
+        curves = {_name(name): _checked(name, curve) for name, curve in log.items()}
+    else:
+        curves = read_curves(arguments.path("log", log, "a run's folder, or curves by their names"))
     # one for each group of parameters
     rates = tuple(name for name in curves if name.startswith(("lr-", "learning_rate")))
     panels = [
@@ -85,6 +93,26 @@ def show_training_curves(
         if title == "Accuracy":
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     return fig
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"log must hold curves by their names, but got {name!r} for a name.")
+    return name
+
+
+def _checked(name: str, curve: Any) -> Curve:
+    told = (
+        f"log must hold curves as (epochs, values), sequences of numbers of the same length, but "
+        f"{name!r} is {curve!r}."
+    )
+    try:
+        parts = [np.asarray(part, dtype=np.float64) for part in curve]
+    except (TypeError, ValueError) as error:
+        raise TypeError(told) from error
+    if len(parts) != 2 or parts[0].ndim != 1 or parts[0].shape != parts[1].shape:
+        raise ValueError(told)
+    return parts[0].tolist(), parts[1].tolist()
 
 
 def _draw(axes: Axes, name: str, curve: Curve) -> None:

@@ -4,12 +4,13 @@ it must not know networks, recipes or schedules.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cifar_resnet import arguments
 
 __all__ = ["Muon", "orthogonalised"]
 
@@ -36,6 +37,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: L2 penalty of the groups that are not orthogonal, at least 0.
 
     Raises:
+        TypeError: If a value has the wrong type.
         ValueError: If a value is out of its range, or an orthogonal parameter is a vector.
 
     Examples:
@@ -65,15 +67,17 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if not isinstance(param_group, dict):
+            raise TypeError(f"A group of parameters must be a dictionary, but got {param_group!r}.")
         group = self.defaults | param_group
-        for name, valid, expected in (
-            ("lr", 0 <= group["lr"] < math.inf, "at least 0"),
-            ("momentum", 0 <= group["momentum"] < 1, "in [0, 1)"),
-            ("weight_decay", 0 <= group["weight_decay"] < math.inf, "at least 0"),
+        for name, within in (
+            ("lr", arguments.NOT_NEGATIVE),
+            ("momentum", arguments.BELOW_ONE),
+            ("weight_decay", arguments.NOT_NEGATIVE),
         ):
-            if not valid:
-                raise ValueError(f"{name} must be {expected}, but got {group[name]!r}.")
-        super().add_param_group(param_group)
+            group[name] = arguments.number(name, group[name], within)
+        arguments.flag("orthogonal", group["orthogonal"])
+        super().add_param_group(group)
         added = self.param_groups[-1]
         vectors = [p for p in added["params"] if p.dim() < 2]
         if added["orthogonal"] and vectors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cifar_resnet import arguments
 
 __all__ = ["CustomResNet"]
 
@@ -49,7 +50,7 @@ class CustomResNet(nn.Module):
         TypeError: If `width`, `num_classes` or `in_channels` is not an integer, or another option
             has the wrong type.
         ValueError: If an integer is smaller than 1, the activation is unknown, or the scale is not
-            greater than 0.
+            a finite number greater than 0.
 
     Examples:
         >>> import torch
@@ -79,32 +80,13 @@ class CustomResNet(nn.Module):
         head_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("width", width),
-            ("num_classes", num_classes),
-            ("in_channels", in_channels),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an integer, but got {value!r}.")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, but got {value}.")
-        for name, flag in (("norm_first", norm_first), ("residual2", residual2)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name} must be True or False, but got {flag!r}.")
-        if activation not in _ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {(*_ACTIVATIONS,)}, but got {activation!r}."
-            )
-        if not isinstance(head_scale, int | float) or isinstance(head_scale, bool):
-            raise TypeError(f"head_scale must be a number, but got {head_scale!r}.")
-        if not 0 < head_scale < math.inf:
-            raise ValueError(f"head_scale must be greater than 0, but got {head_scale}.")
-        self.width = width
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.norm_first = norm_first
-        self.activation = activation
-        self.head_scale = head_scale
+        self.width = width = arguments.integer("width", width, least=1)
+        self.num_classes = num_classes = arguments.integer("num_classes", num_classes, least=1)
+        self.in_channels = in_channels = arguments.integer("in_channels", in_channels, least=1)
+        self.norm_first = arguments.flag("norm_first", norm_first)
+        self.activation = activation = arguments.choice("activation", activation, (*_ACTIVATIONS,))
+        arguments.flag("residual2", residual2)
+        self.head_scale = arguments.number("head_scale", head_scale, arguments.ABOVE_ZERO)
 
         block = partial(_conv_block, norm_first=norm_first, activation=activation)
         self.prep = block(in_channels, width)
@@ -155,6 +137,7 @@ class CustomResNet(nn.Module):
                 `pretrained_weights()` lists what there is, with accuracies.
 
         Raises:
+            TypeError: If `name` is neither a text nor a path.
             ValueError: If there are no weights of that name, or the file is damaged or does not
                 fit the network that it describes.
             FileNotFoundError: If there is no file at that path.
@@ -185,8 +168,9 @@ class CustomResNet(nn.Module):
             training: What to write into the file about its origin; anything that JSON can hold.
 
         Raises:
-            ValueError: If `path` ends in something else, or a weight does not fit into half
-                precision.
+            TypeError: If an argument has the wrong type, or `training` holds what JSON cannot.
+            ValueError: If `path` ends in something else, a weight does not fit into half
+                precision, or a number in `training` is not finite.
             FileNotFoundError: If the folder does not exist.
         """
         from cifar_resnet import pretrained

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from cifar_resnet import arguments
+
 if TYPE_CHECKING:
     from cifar_resnet.network import CustomResNet
 
@@ -65,11 +67,11 @@ def load(name: str | Path, kind: type[_Network]) -> _Network:
     from safetensors.torch import load_file
 
     path = _find(name)
-    arguments = _describe(path).arguments
+    options = _describe(path).arguments
     try:
         # Without memory: a header may claim any size, the tensors of the file cannot.
         with torch.device("meta"):
-            network = kind(**arguments)
+            network = kind(**options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} has no valid arguments of CustomResNet: {error}") from None
     tensors = load_file(path)
@@ -89,7 +91,14 @@ def save(
     """What `CustomResNet.save_pretrained` says."""
     from safetensors.torch import save as to_bytes
 
-    path = Path(path)
+    path = arguments.path("path", path)
+    arguments.flag("half", half)
+    if training is not None and not isinstance(training, Mapping):
+        raise TypeError(f"training must be a dictionary, but got {training!r}.")
+    try:
+        origin = json.dumps(dict(training or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"training must hold what JSON can hold: {error}.") from error
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, but got {str(path)!r}.")
     if not path.parent.is_dir():
@@ -103,11 +112,8 @@ def save(
                 raise ValueError(f"{key} does not fit into half precision; leave out half=True.")
         # a network in channels_last holds its kernels in another order than files do
         tensors[key] = value.contiguous()
-    arguments = {name: getattr(network, name) for name in ("width", "num_classes", "in_channels")}
-    header = {
-        _ARGUMENTS: json.dumps(arguments | network.options()),
-        _TRAINING: json.dumps(dict(training or {})),
-    }
+    options = {name: getattr(network, name) for name in ("width", "num_classes", "in_channels")}
+    header = {_ARGUMENTS: json.dumps(options | network.options()), _TRAINING: origin}
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.write_bytes(to_bytes(tensors, metadata=header))
@@ -117,6 +123,8 @@ def save(
 
 
 def _find(name: str | Path) -> Path:
+    if not isinstance(name, str | Path):
+        raise TypeError(f"name must be that of trained weights or a path, but got {name!r}.")
     path = Path(name)
     if path.suffix == ".safetensors":
         if not path.is_file():
@@ -145,12 +153,12 @@ def _describe(path: Path) -> PretrainedWeights:
             "Build the network yourself, and load it with load_state_dict."
         )
     try:
-        arguments, training = (json.loads(header.get(k, "{}")) for k in (_ARGUMENTS, _TRAINING))
+        options, training = (json.loads(header.get(k, "{}")) for k in (_ARGUMENTS, _TRAINING))
     except ValueError as error:
         raise _damaged(path, error) from error
-    if not isinstance(arguments, dict) or not isinstance(training, dict):
+    if not isinstance(options, dict) or not isinstance(training, dict):
         raise _damaged(path, "its description is no dictionary")
-    return PretrainedWeights(path.stem, path, arguments, training)
+    return PretrainedWeights(path.stem, path, options, training)
 
 
 def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
+
+from cifar_resnet import arguments
 
 __all__ = ["Recipe"]
 
@@ -91,19 +91,20 @@ class Recipe:
     head_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a text, but got {self.name!r}.")
+        plain: dict[str, Any] = {"name": str(self.name)}
         for field, choices in _CHOICES.items():
-            if (value := getattr(self, field)) not in choices:
-                raise ValueError(f"{field} must be one of {choices}, but got {value!r}.")
+            plain[field] = arguments.choice(field, getattr(self, field), choices)
         for field in ("norm_first", "residual2"):
-            if not isinstance(value := getattr(self, field), bool):
-                raise TypeError(f"{field} must be True or False, but got {value!r}.")
-        for field, (kind, is_valid, expected) in _NUMBERS.items():
-            value = getattr(self, field)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                whole = "an integer" if kind is int else "a number"
-                raise TypeError(f"{field} must be {whole}, but got {value!r}.")
-            if not is_valid(value):
-                raise ValueError(f"{field} must be {expected}, but got {value!r}.")
+            plain[field] = arguments.flag(field, getattr(self, field))
+        for field, within in _NUMBERS.items():
+            plain[field] = arguments.number(field, getattr(self, field), within)
+        for field, least in _INTEGERS.items():
+            plain[field] = arguments.integer(field, getattr(self, field), least=least)
+        # Checkpoints and reports take plain values only, not those of NumPy.
+        for field, value in plain.items():
+            object.__setattr__(self, field, value)
 
     @classmethod
     def preset(cls, name: str) -> Recipe:
@@ -114,8 +115,11 @@ class Recipe:
         residual block more.
 
         Raises:
+            TypeError: If `name` is no text.
             ValueError: If there is no such preset; the message lists them.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"name must be one of {cls.presets()}, but got {name!r}.")
         if name not in _PRESETS:
             raise ValueError(f"There is no recipe {name!r}; choose one of {cls.presets()}.")
         return _PRESETS[name]
@@ -126,7 +130,17 @@ class Recipe:
         return tuple(_PRESETS)
 
     def learning_rate_factor(self, progress: float) -> float:
-        """The share of the peak learning rate to use at `progress`, from 0 (start) to 1 (end)."""
+        """The share of the peak learning rate to use.
+
+        Args:
+            progress: Share of the run that is done, from 0 (start) to 1 (end); beyond that it is
+                as at the end.
+
+        Raises:
+            TypeError: If `progress` is no number.
+            ValueError: If it is negative or not finite.
+        """
+        progress = arguments.number("progress", progress, arguments.NOT_NEGATIVE)
         if self.schedule == "constant":
             return 1.0
         if progress < self.warmup:
@@ -163,21 +177,17 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "flip": get_args(_Flip),
     "activation": get_args(_Activation),
 }
-_POSITIVE = (int | float, lambda value: 0 < value < math.inf, "greater than 0")
-_BELOW_ONE = (int | float, lambda value: 0 <= value < 1, "in [0, 1)")
-_NUMBERS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
-    "learning_rate": _POSITIVE,
-    "conv_learning_rate": _POSITIVE,
-    "momentum": _BELOW_ONE,
-    "weight_decay": (int | float, lambda value: 0 <= value < math.inf, "at least 0"),
-    "warmup": (int | float, lambda value: 0 <= value <= 1, "in [0, 1]"),
-    "norm_bias_lr": _POSITIVE,
-    "label_smoothing": _BELOW_ONE,
-    "batch_size": (int, lambda value: value >= 1, "at least 1"),
-    "crop_padding": (int, lambda value: value >= 0, "at least 0 pixels"),
-    "cutout": (int, lambda value: value >= 0, "at least 0 pixels"),
-    "head_scale": _POSITIVE,
+_NUMBERS: dict[str, arguments.Range] = {
+    "learning_rate": arguments.ABOVE_ZERO,
+    "conv_learning_rate": arguments.ABOVE_ZERO,
+    "momentum": arguments.BELOW_ONE,
+    "weight_decay": arguments.NOT_NEGATIVE,
+    "warmup": arguments.SHARE,
+    "norm_bias_lr": arguments.ABOVE_ZERO,
+    "label_smoothing": arguments.BELOW_ONE,
+    "head_scale": arguments.ABOVE_ZERO,
 }
+_INTEGERS = {"batch_size": 1, "crop_padding": 0, "cutout": 0}  # and the least value
 
 _ADAM = Recipe()
 _SGD = replace(

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from test_classifier import Collect, small, trainer
 from torch import nn
@@ -266,6 +266,43 @@ def test_the_time_between_checkpoints(data_dir: Path, tmp_path: Path, every_seco
     assert torch.load(newest, weights_only=True)["global_step"] == 30
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_checkpoint_that_is_due_in_the_last_step_of_an_epoch(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best epoch is known only after it."""
+
+    def scores(training: Training) -> list[float]:
+        saved = torch.load(training.last.newest(), weights_only=True)["callbacks"]
+        (best,) = (state for name, state in saved.items() if name.startswith("ModelCheckpoint"))
+        return sorted(score.item() for score in best["best_k_models"].values())
+
+    options = {
+        "limit_val_batches": 1,
+        "callbacks": lambda: [ModelCheckpoint(monitor="val_loss", save_top_k=-1)],
+    }
+    alone = Training(tmp_path / "alone", data_dir, **options)
+    alone.run()
+    clock = [0.0]
+    monkeypatch.setattr("cifar_resnet.checkpoints.time.monotonic", lambda: clock[0])
+
+    class Fail(pl.Callback):
+        def on_train_batch_start(self, t: pl.Trainer, *_: Any) -> None:
+            if t.global_step == 9:
+                clock[0] += 2000
+            if t.global_step == 14:
+                raise LookupError
+
+    stopped = Training(tmp_path / "stopped", data_dir, **options)
+    with pytest.raises(LookupError):
+        stopped.run(Fail())
+    stopped.run()
+    assert stopped.losses == alone.losses[:14] + alone.losses[10:]
+    assert same(stopped.left(), alone.left())
+    assert scores(stopped) == scores(alone)
+    assert len(scores(alone)) == 3
+
+
 def killed(folder: Path, step: int) -> None:
     """Leaves the folder of a training as a kill in that step would: run in a process of its own."""
 
@@ -463,22 +500,6 @@ def test_a_checkpoint_file_is_whole_or_as_before(
     assert seen == [before]  # until the new one was on the disk
     assert torch.load(path, weights_only=True)["value"].shape == (9,)
     assert [item.name for item in path.parent.iterdir()] == ["a.ckpt"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "error", "message"),
-    [
-        ("30", TypeError, "every_seconds must be a number, but got '30'"),
-        (True, TypeError, "every_seconds must be a number, but got True"),
-        (-1, ValueError, "every_seconds must be at least 0, but got -1"),
-        (float("nan"), ValueError, "every_seconds must be at least 0, but got nan"),
-    ],
-)
-def test_wrong_arguments(
-    tmp_path: Path, seconds: Any, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        LastCheckpoint(tmp_path, every_seconds=seconds)
 
 
 # --- several processes ----------------------------------------------------------------------------

@@ -418,37 +418,6 @@ for name, data in (
 # --- bad input -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, but got 0"),
-        ({"batch_size": 2.0}, TypeError, r"batch_size must be an integer, but got 2\.0"),
-        (
-            {"val_split": 50_000},
-            ValueError,
-            r"val_split must be a count in \[0, 50000\) .* got 50000",
-        ),
-        ({"val_split": 1.0}, ValueError, r"val_split must be .* but got 1\.0"),
-        ({"val_split": -1}, ValueError, "val_split must be .* but got -1"),
-        ({"val_split": float("nan")}, ValueError, "val_split must be .* but got nan"),
-        ({"val_split": "0.1"}, TypeError, "val_split must be .* but got '0.1'"),
-        ({"num_workers": -1}, ValueError, "num_workers must be at least 0, but got -1"),
-        ({"seed": -1}, ValueError, "seed must be at least 0, but got -1"),
-        ({"flip": "vertical"}, ValueError, "flip must be one of .* but got 'vertical'"),
-        ({"cutout": 33}, ValueError, "cutout must be at most 32 pixels .* but got 33"),
-        (
-            {"crop_padding": 32},
-            ValueError,
-            r"crop_padding must be less than 32 pixels .* but got 32",
-        ),
-        ({"train_transforms": "flip"}, TypeError, "train_transforms must be a callable .* 'flip'"),
-    ],
-)
-def test_wrong_arguments(options: dict, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        CIFAR10DataModule("data", **options)
-
-
 def test_loaders_before_setup(data_dir: Path) -> None:
     with pytest.raises(RuntimeError, match=r"call prepare_data\(\) and setup\(\) first"):
         CIFAR10DataModule(data_dir).train_dataloader()

@@ -2,9 +2,14 @@
 output shown below a block is what it prints; the messages on the troubleshooting page are exact.
 """
 
+import io
+import logging
 import re
+import runpy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +173,61 @@ def _other_batch_size(data_dir: Path) -> None:
     data.train_dataloader().load_state_dict({"epoch": 0, "batch": 7})
 
 
+def _other_rate(folder: Path) -> None:
+    from cifar_resnet import ImageClassifier, Recipe
+
+    _fit(folder).save_checkpoint(folder / "run.ckpt")
+    model = ImageClassifier(_network(), replace(Recipe.preset("adam"), learning_rate=0.1))
+    _trainer(folder).fit(model, _batches(), ckpt_path=folder / "run.ckpt")
+
+
+def _saved(**more: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save({"global_step": 1, **more}, file)
+    return file.getvalue()
+
+
+class _Raise(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise RuntimeError(record.getMessage())
+
+
+def _warned(function: Callable[[], Any]) -> None:
+    """Raises what is logged as a warning, and what a script ends with."""
+    log, handler = logging.getLogger("cifar_resnet"), _Raise(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        function()
+    except SystemExit as ended:
+        raise RuntimeError(ended.code) from ended
+    finally:
+        log.removeHandler(handler)
+
+
+def _going_on(folder: Path, **files: bytes) -> None:
+    from cifar_resnet import LastCheckpoint
+
+    for name, content in files.items():
+        (folder / f"{name}.ckpt").write_bytes(content)
+    script = runpy.run_path(str(ROOT / "examples" / "train_24.py"))
+    _warned(lambda: script["newest_checkpoint"](LastCheckpoint(folder)))
+
+
+def _unwritable_checkpoint(folder: Path) -> None:
+    from pytorch_lightning import Callback
+
+    from cifar_resnet import LastCheckpoint
+
+    last = LastCheckpoint(folder / "checkpoints", every_seconds=0)
+
+    class Replace(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            last.dirpath.rmdir()
+            last.dirpath.touch()
+
+    _warned(lambda: _fit(folder, callbacks=[last, Replace()], enable_checkpointing=True))
+
+
 def _pictures() -> list[Any]:
     from PIL import Image
 
@@ -234,6 +294,7 @@ PROVOKED: list[Callable[[Path, Path], Any]] = [
     lambda empty, data: _foreign_weights(empty),
     lambda empty, data: _fit(empty, float("nan")),
     lambda empty, data: _other_width(empty),
+    lambda empty, data: _other_rate(empty),
     lambda empty, data: _other_batch_size(data),
     lambda empty, data: _classifier(FLAT),
     lambda empty, data: _recipe("adamw"),
@@ -247,6 +308,10 @@ PROVOKED: list[Callable[[Path, Path], Any]] = [
     lambda empty, data: _fields((3, 32, 32), nn.Conv2d(3, 4, 3)),
     lambda empty, data: _fields((1, 3, 32, 32))["residual2"],
     lambda empty, data: _fields((1, 3, 32, 32), ignore="residual2"),
+    lambda empty, data: _going_on(empty, last=b"PK", previous=_saved()),
+    lambda empty, data: _going_on(empty, last=b"PK", previous=b""),
+    lambda empty, data: _going_on(empty, last=_saved(more=Fraction(1))),
+    lambda empty, data: _unwritable_checkpoint(empty),
 ]
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -53,6 +54,10 @@ def test_the_gradient_is_averaged_over_images_in_absolute_value() -> None:
     images = torch.ones(2, 1, 5) * torch.tensor([1.0, -1.0]).view(2, 1, 1)
     field = effective_receptive_field(Signed(), images)
     assert field.map.tolist() == [0, 0, 1, 0, 0]
+    weak = box(1)
+    nn.init.constant_(weak.weight, 1e-6)
+    field = effective_receptive_field(weak, images)
+    assert field.map.tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0])
 
 
 def test_batches_channels_units_and_layers() -> None:
@@ -92,34 +97,9 @@ def test_an_in_place_activation_after_the_layer_changes_nothing() -> None:
     assert field.map.tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, TypeError, "got torch.uint8"),
-        ({"images": [1.0]}, TypeError, "but got list"),
-        ({"images": torch.zeros(0, 3, 32, 32)}, ValueError, "at least one image"),
-        ({"images": torch.zeros(3, 32)}, ValueError, r"but got \(3, 32\)"),
-        ({"layer": "residual2"}, KeyError, "no submodule 'residual2'. Close ones: residual"),
-        ({"layer": "unused"}, KeyError, "does not call 'unused'"),
-        ({"layer": "layer1", "unit": (16, 0)}, IndexError, r"units of shape \(16, 16\).*\(16, 0\)"),
-        ({"layer": "layer1", "unit": (1,)}, IndexError, "got the unit"),
-        ({"channel": 10}, IndexError, "10 channels, but got channel 10"),
-        ({"batch_size": 0}, ValueError, "at least 1, but got 0"),
-        ({"images": torch.full((1, 3, 32, 32), math.nan)}, ValueError, "zero or not finite"),
-    ],
-)
-def test_bad_arguments(arguments, error, message: str) -> None:
-    model = CustomResNet(width=4)
-    model.unused = nn.Identity()
-    with pytest.raises(error, match=message):
-        effective_receptive_field(model, **{"images": torch.randn(1, 3, 32, 32)} | arguments)
-
-
-@pytest.mark.parametrize("mass", [0, -1, 1.5])
-def test_a_mass_is_a_share(mass: float) -> None:
-    field = effective_receptive_field(box(), torch.randn(1, 1, 5, 5))
-    with pytest.raises(ValueError, match="share in"):
-        field.side(mass)
+def test_a_gradient_that_is_no_number_has_no_field() -> None:
+    with pytest.raises(ValueError, match="zero or not finite"):
+        effective_receptive_field(CustomResNet(width=4), torch.full((1, 3, 32, 32), math.nan))
 
 
 # -- figures ------------------------------------------------------------------------------------
@@ -150,6 +130,28 @@ def test_fields_are_drawn_where_they_are(fields) -> None:
     assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]  # rows go down
 
 
+def test_a_plot_of_fields_says_what_it_shows(fields) -> None:
+    axes = fields.plot(np.zeros((32, 32)), "residual1", [(3, 0), (8, 8)]).axes[0]
+    assert axes.get_title() == "residual1: field of 14 x 14 pixels, input 32 x 32"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("column (pixels)", "row (pixels)")
+    assert axes.get_aspect() == 1
+    centres = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines]
+    assert centres == [(0.5, 6.5), (16.5, 16.5)]  # column and row of the centres
+    assert [text.get_text() for text in axes.get_legend().texts] == ["unit (3, 0)", "unit (8, 8)"]
+    assert [line.get_color() for line in axes.lines] == ["#D55E00", "#0072B2"]
+    whole, clipped, other_whole, other, frame = axes.patches
+    assert [p.get_linestyle() for p in (whole, clipped)] == ["--", "solid"]
+    assert whole.get_edgecolor() == clipped.get_edgecolor() != other.get_edgecolor()
+    assert other.get_edgecolor() == other_whole.get_edgecolor()
+    for filled in (clipped, other):
+        assert filled.get_facecolor() == (*filled.get_edgecolor()[:3], 0.15)
+    assert [p.get_facecolor()[3] for p in (whole, other_whole, frame)] == [0, 0, 0]
+    assert axes.images[0].get_clim() == (0, 1)  # black is black, whatever the image holds
+    margin = 0.04 * (6 + 32)  # of the columns -6 to 31
+    assert axes.get_xlim() == pytest.approx((-6.5 - margin, 31.5 + margin))
+    assert axes.get_ylim() == pytest.approx((31.5 + 0.04 * 32, -0.5 - 0.04 * 32))
+
+
 def test_images_of_all_kinds_look_alike(fields) -> None:
     pixels = torch.arange(32 * 32).view(1, 32, 32) % 256
     colour = pixels.repeat(3, 1, 1)
@@ -172,17 +174,17 @@ def test_the_default_plot_shows_the_last_layer_with_several_units(fields) -> Non
     assert "residual3" in figure.axes[0].get_title()
     assert not figure.axes[0].images
     assert len(boxes(figure)) == 2 * 3 + 1
+    last = receptive_field(nn.Conv2d(1, 1, 3), (1, 1, 9, 9)).plot()
+    assert last.axes[0].get_title().startswith("output: ")
+    # no layer has a map of several units
+    single = receptive_field(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), (1, 1, 3, 3)).plot()
+    assert single.axes[0].get_title().startswith("output: ")
 
 
 def test_plots_refuse_what_they_cannot_draw(fields) -> None:
-    with pytest.raises(ValueError, match=r"image must be \(C, 32, 32\).*got \(3, 28, 28\)"):
-        fields.plot(torch.zeros(3, 28, 28))
-    with pytest.raises(ValueError, match="Undo the normalisation first"):
-        fields.plot(torch.randn(3, 32, 32))
-    with pytest.raises(KeyError, match="No layer"):
-        fields.plot(layer="residual2")
-    with pytest.raises(IndexError, match="units of shape"):
-        fields.plot(layer="pool", units=[(1, 0)])
+    for value in (-0.5, 1.5):
+        with pytest.raises(ValueError, match=f"go from {value}0.*Undo the normalisation first"):
+            fields.plot(torch.full((3, 32, 32), value))
     line = receptive_field(nn.Conv1d(1, 1, 3), (1, 1, 9))
     with pytest.raises(ValueError, match="images with two axes, but this input has 1"):
         line.plot()
@@ -197,6 +199,24 @@ def test_growth_names_the_first_layer_that_sees_it_all(fields) -> None:
     assert "input: 32" in texts
     (line,) = [line for line in figure.axes[0].lines if "field" in str(line.get_label())]
     assert line.get_ydata().tolist() == [record.size[0] for record in fields.values()]
+    assert line.get_xdata().tolist() == list(range(1, len(fields) + 1))
+    assert line.get_drawstyle() == "steps-post"
+    axes = figure.axes[0]
+    first = list(fields).index("residual3.block1.0")
+    marked = [(*other.get_xdata(), *other.get_ydata()) for other in axes.lines[1:]]
+    assert marked == [(0, 1, 32, 32), (first + 1, 48)]  # the input from side to side, the layer
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("layer calls, in order", "size (pixels)")
+    assert axes.get_xlim() == (1, len(fields))
+    assert axes.get_ylim()[0] == 0
+    assert [text.get_text() for text in axes.get_legend().texts] == ["receptive field"]
+    early = nn.Sequential(nn.Conv2d(1, 1, 9), nn.ReLU(), nn.ReLU(), nn.ReLU())
+    for found, side in (
+        (figure, "right"),
+        (receptive_field(early, (1, 1, 9, 9)).plot_growth(), "left"),
+    ):
+        (named,) = [text for text in found.axes[0].texts if "to see it all" in text.get_text()]
+        assert named.get_horizontalalignment() == side  # towards the middle of the figure
+        assert named.xy == ((first + 1, 48) if found is figure else (1, 9))
     uneven = receptive_field(nn.Sequential(nn.Conv2d(1, 1, (1, 3)), nn.ReLU()), (1, 1, 8, 9))
     labels = [str(line.get_label()) for line in uneven.plot_growth().axes[0].lines]
     assert {"receptive field, height", "receptive field, width"} <= set(labels)
@@ -210,7 +230,37 @@ def test_the_heat_map_shows_the_map_itself_and_the_square_of_the_mass(log: bool)
     shown = np.asarray(figure.axes[0].images[0].get_array())
     np.testing.assert_allclose(shown, field.map.numpy())
     assert boxes(figure) == [(2.5, 2.5, 3, 3)]
-    assert "sigma 0.8, 0.8" in figure.axes[1].get_title()
+    left, right, bar = figure.axes
+    assert left.get_title() == "unit (4, 4): 95 % of the mass in 3 x 3"
+    assert (left.get_xlabel(), left.get_ylabel()) == ("column (pixels)", "row (pixels)")
+    assert bar.get_ylabel() == "share of the gradient"
+    assert right.get_title() == "sigma 0.8, 0.8 pixels (1 images)"
+    assert right.get_xlabel() == "distance from the centroid (pixels)"
+    assert right.get_ylabel() == "gradient per pixel, relative"
+    assert right.get_ylim()[0] == 0
+    assert right.lines[0].get_xdata()[:3].tolist() == [0, 1, 2]
+    assert right.lines[0].get_ydata()[:3] == pytest.approx([1, 1, 0])  # 2 is outside the square
+    triangle = effective_receptive_field(nn.Sequential(box(), box()), torch.randn(1, 1, 9, 9))
+    figure = triangle.plot(log=log)
+    assert boxes(figure) == [(1.5, 1.5, 5, 5)]
+    norm = figure.axes[0].images[0].norm
+    assert isinstance(norm, LogNorm) == log
+    # of 1, 2, 3, 2, 1 in each direction; what is zero has no logarithm
+    assert (norm.vmin, norm.vmax) == pytest.approx(((1 if log else 0) / 81, 9 / 81))
+
+
+def test_the_square_of_the_mass_ends_at_the_border() -> None:
+    field = effective_receptive_field(box(), torch.randn(1, 1, 9, 9), unit=(0, 8))
+    # rows 0 and 1, columns 7 and 8: the centroid (0.5, 7.5) lies in pixel (0, 8)
+    assert field.centroid == pytest.approx((0.5, 7.5))
+    assert boxes(field.plot()) == [(6.5, -0.5, 2, 2)]
+    assert (
+        effective_receptive_field(nn.Sequential(box()), torch.randn(1, 1, 9, 9), layer="0")
+        .plot()
+        .axes[0]
+        .get_title()
+        .startswith("0, unit (4, 4): ")
+    )
 
 
 def test_figures_can_be_drawn_into_and_need_no_pyplot(fields) -> None:

@@ -217,31 +217,6 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n": 0}, "n must be an integer of at least 1, but got 0"),
-        ({"n": None}, "n must be an integer of at least 1, but got None"),
-        ({"cam": "all"}, "cam must be 'both', .* but got 'all'"),
-        ({"method": "cam"}, "method must be one of gradcam"),
-        ({"alpha": 1.5}, r"alpha must be an opacity in \[0, 1\], but got 1.5"),
-        ({"alpha": -0.1}, "alpha must be an opacity"),
-        ({"alpha": "half"}, "alpha must be an opacity"),
-        ({"cmap": "rainbows"}, "cmap must be the name of a Matplotlib colour map.*'rainbows'"),
-        ({"top_k": -1}, "top_k must be an integer of at least 0"),
-        ({"columns": 0}, "columns must be an integer of at least 1"),
-        ({"figsize": (3,)}, "figsize must be a width and a height"),
-        ({"figsize": (3, 3), "fig": Figure()}, "Give fig or figsize"),
-        ({"dpi": 0}, "dpi must be positive, but got 0"),
-        ({"sort_by": "size"}, "sort_by must be one of"),
-        ({"save_path": "errors.docx"}, "save_path must end with a picture format"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        show_misclassified(Brightest(), data(3), **arguments)
-
-
 def test_a_path_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
     class Costly(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -275,8 +250,6 @@ def test_the_confusion_matrix_shows_the_counts(tmp_path: Path) -> None:
     rows = np.array([float(text.get_text()) for text in shares]).reshape(3, 3).sum(1)
     assert rows == pytest.approx([100] * 3, abs=0.2)
     assert (tmp_path / "matrix.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(ValueError, match="cmap must be"):
-        show_confusion_matrix(found, cmap="none")
 
 
 def test_many_classes_and_classes_without_images() -> None:
@@ -298,12 +271,6 @@ def test_the_reliability_diagram() -> None:
     assert heights == pytest.approx(found.calibration.accuracy.nan_to_num(0).tolist())
     assert sum(bar.get_height() for bar in lower.patches) == found.total
     assert f"{100 * found.calibration.expected_error:.2f} %" in upper.get_title()
-
-
-@pytest.mark.parametrize("show", [show_confusion_matrix, show_calibration])
-def test_diagrams_want_a_result(show) -> None:
-    with pytest.raises(TypeError, match=r"draws what find_misclassified\(model, data\) gives"):
-        show([1, 2])
 
 
 # -- the callback -----------------------------------------------------------------------------
@@ -361,15 +328,6 @@ def test_the_callback_with_a_loader_of_the_user(tmp_path: Path) -> None:
     loaders = [DataLoader(samples), DataLoader(samples)]
     with pytest.raises(ValueError, match="errors of one test loader, but there are 2"):
         run_test(LogMisclassified(), tmp_path, loaders, logger=False)
-
-
-def test_wrong_options_of_the_callback_are_told_at_once() -> None:
-    with pytest.raises(ValueError, match="alpha must be"):
-        LogMisclassified(alpha=2)
-    with pytest.raises(TypeError, match="There is no option 'layers'; there are n, sort_by"):
-        LogMisclassified(layers="residual3")
-    with pytest.raises(TypeError, match="There is no option 'device'"):
-        LogMisclassified(device="cpu")
 
 
 def test_the_callback_looks_in_the_precision_of_the_trainer() -> None:

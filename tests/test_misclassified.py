@@ -431,34 +431,8 @@ def test_the_model_and_the_random_state_stay_as_they_were(fail: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n": 0}, "n must be an integer of at least 1, or None for all, but got 0"),
-        ({"n": 2.5}, "n must be an integer of at least 1, or None for all, but got 2.5"),
-        ({"n": True}, "n must be an integer of at least 1, or None for all, but got True"),
-        ({"sort_by": "size"}, "sort_by must be one of loss, confidence, .* but got 'size'"),
-        ({"batch_size": 0}, "batch_size must be an integer of at least 1, but got 0"),
-        ({"true_class": 10}, "true_class must be a number from 0 to 9 .* but got 10"),
-        ({"pred_class": "cow"}, "pred_class must be a number from 0 to 9 .* but got 'cow'"),
-        ({"true_class": 3, "pred_class": 3}, "true_class and pred_class are both '3'"),
-        ({"class_names": "ab"}, "10 classes, but there are 2 class names: a, b"),
-        ({"mean": 0.5}, "Give both mean and std"),
-        ({"mean": 0.5, "std": 0.0}, "std must be positive numbers"),
-        ({"mean": (0.5, 0.5), "std": 1.0}, "have 3 channels, but mean and std have 2 and 1"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        find_misclassified(Reader(), samples(), **arguments)
-
-
-@pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (3, TypeError, "data must be a Dataset, a DataLoader, .* but got int"),
-        ((written(SEEN), torch.tensor(LABELS)), TypeError, r"TensorDataset\(images, labels\)"),
-        (TensorDataset(written(SEEN)), ValueError, "without labels"),
-        (TensorDataset(torch.rand(2, 12), torch.arange(2)), ValueError, r"\(N, C, H, W\)"),
         (TensorDataset(written(SEEN), torch.rand(8)), ValueError, "class numbers .*float32"),
         (TensorDataset(written(SEEN), torch.tensor([99] * 8)), ValueError, "has label 99, but"),
         (TensorDataset(torch.rand(0, 3, 4, 4), torch.arange(0)), ValueError, "no sample"),

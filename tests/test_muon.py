@@ -91,29 +91,9 @@ def test_the_recipe_gives_muon_the_convolutions(data_dir: Path, tmp_path: Path) 
     assert len(rest["params"]) + len(kernels["params"]) == len(list(network.parameters()))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lr": -1}, "lr must be at least 0, but got -1"),
-        ({"lr": 0.1, "momentum": 1}, r"momentum must be in \[0, 1\), but got 1"),
-        ({"lr": float("nan")}, "lr must be at least 0, but got nan"),
-        ({"lr": 0.1, "weight_decay": -1}, "weight_decay must be at least 0, but got -1"),
-    ],
-)
-def test_wrong_values(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Muon([nn.Parameter(torch.zeros(2, 2))], **options)
-
-
-def test_a_vector_has_no_orthogonal_step() -> None:
-    group = {"params": [nn.Parameter(torch.zeros(3))], "orthogonal": True}
-    with pytest.raises(ValueError, match=r"one of shape \(3,\)\. Put it into a group with"):
-        Muon([group], lr=0.1)
-
-
 def test_a_wrong_group_is_refused_and_leaves_no_trace() -> None:
     optimizer = Muon([nn.Parameter(torch.zeros(2, 2))], lr=0.1)
-    with pytest.raises(ValueError, match="lr must be at least 0, but got -1"):
+    with pytest.raises(ValueError, match="lr must be a finite number of at least 0, but"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, 2))], "lr": -1})
     with pytest.raises(ValueError, match=r"one of shape \(3,\)"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))], "orthogonal": True})

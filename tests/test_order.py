@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cifar_resnet.data.order import BatchOrder, stratified_split
@@ -53,6 +53,32 @@ def test_the_ranks_share_the_epoch(
     together = [np.concatenate(step) for step in zip(*batches, strict=True)]
     for step, whole in zip(together[:-1], one.batches(epoch), strict=False):
         assert (step == whole).all()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    samples=st.integers(1, 300),
+    batch_size=st.integers(1, 40),
+    world_size=st.integers(1, 5),
+    epoch=st.integers(0, 3),
+)
+def test_without_the_incomplete_batch_all_are_full(
+    samples: int, batch_size: int, world_size: int, epoch: int
+) -> None:
+    step = batch_size * world_size
+    assume(samples >= step)
+    ranks = [
+        BatchOrder(
+            samples, batch_size, shuffle=True, drop_last=True, seed=5, rank=r, world_size=world_size
+        )
+        for r in range(world_size)
+    ]
+    batches = [rank.batches(epoch) for rank in ranks]
+    assert {len(rows) for b in batches for rows in b} == {batch_size}
+    assert {len(b) for b in batches} == {len(ranks[0])} == {samples // step}
+    seen = np.concatenate([rows for b in batches for rows in b])
+    assert len(set(seen)) == len(seen) == samples - samples % step
+    assert set(seen) <= set(range(samples))
 
 
 def test_batches_on_one_process() -> None:

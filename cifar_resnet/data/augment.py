@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifar_resnet import arguments
+
 __all__ = ["Augmentation", "ImageBank", "Parameters"]
 
 Integers = NDArray[np.intp] | Tensor
@@ -68,17 +70,11 @@ class Augmentation:
     padding_mode: str = "reflect"
 
     def __post_init__(self) -> None:
-        for name, value in (("crop_padding", self.crop_padding), ("cutout", self.cutout)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an integer number of pixels, but got {value!r}.")
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0 pixels, but got {value}.")
-        if self.flip not in _FLIPS:
-            raise ValueError(f"flip must be one of {_FLIPS}, but got {self.flip!r}.")
-        if self.padding_mode not in _PADDING_MODES:
-            raise ValueError(
-                f"padding_mode must be one of {_PADDING_MODES}, but got {self.padding_mode!r}."
-            )
+        for name in ("crop_padding", "cutout"):
+            pixels = arguments.integer(name, getattr(self, name), least=0)
+            object.__setattr__(self, name, pixels)
+        arguments.choice("flip", self.flip, _FLIPS)
+        arguments.choice("padding_mode", self.padding_mode, _PADDING_MODES)
 
     def check_side(self, side: int) -> None:
         """Raise a ValueError if this does not fit images of `side` x `side` pixels."""

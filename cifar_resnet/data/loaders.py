@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,7 +124,7 @@ class ResidentLoader:
         if parameters is not None:
             parameters = parameters.take(self._samples[order])
         rows, parameters = self._bank.place(order, parameters)
-        labels = self._labels[torch.as_tensor(rows)]
+        labels = self._labels[torch.as_tensor(rows, device=self._bank.device)]
         stops = np.cumsum([len(batch) for batch in batches]).tolist()
         for start, stop in itertools.pairwise([0, *stops]):
             part = slice(start, stop)
@@ -143,9 +144,16 @@ class ResidentLoader:
             yield samples, self._bank.batch(rows), self._labels[start : start + size].clone()
 
     @property
+    def dataset(self) -> NDArray[np.intp]:
+        """The positions of the images in the whole dataset: what loops, and Lightning's search for
+        a batch size, ask for the number of images.
+        """
+        return self._samples
+
+    @property
     def batch_sampler(self) -> Any:
         # Lightning calls `loader.batch_sampler.sampler.set_epoch`, and nothing on the loader
-        # itself. A `sampler` or `dataset` attribute would make it treat this as a DataLoader.
+        # itself. A `sampler` attribute would make it treat this as a DataLoader.
         return SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
@@ -198,13 +206,14 @@ class PerSampleImages(Dataset[Any]):
 
     def _batch(self, keys: list[SampleKey]) -> Any:
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        try:
-            items = [self._seeded_item(epoch, position) for epoch, position in keys]
-        finally:
-            torch.set_rng_state(states[0])
-            random.setstate(states[1])
-            np.random.set_state(states[2])
-        return torch.utils.data.default_collate(items)
+        with _on_cpu():
+            try:
+                items = [self._seeded_item(epoch, position) for epoch, position in keys]
+            finally:
+                torch.set_rng_state(states[0])
+                random.setstate(states[1])
+                np.random.set_state(states[2])
+            return torch.utils.data.default_collate(items)
 
     def _seeded_item(self, epoch: int, position: int) -> tuple[Any, int]:
         key = [self._seed, _TRANSFORM_STREAM, epoch, int(self._samples[position])]
@@ -246,11 +255,19 @@ class PerSampleLoader(DataLoader[Any]):
         # Lightning makes some loaders again from their public attributes.
         self.order = order
         self._position = EpochPosition(len(order))
-        options |= {"batch_size": None, "sampler": _KeySampler(order, self._position)}
+        options |= {
+            "batch_size": None,
+            "sampler": _KeySampler(order, self._position),
+            # else each epoch would draw from the global one, and a resumed training drop out
+            # other units than one that was not interrupted
+            "generator": torch.Generator(),
+        }
         super().__init__(dataset, **options)
 
     def __iter__(self) -> Any:
-        for batch in super().__iter__():
+        with _on_cpu():
+            batches = super().__iter__()
+        for batch in batches:
             self._position.advance()
             yield batch
 
@@ -259,3 +276,9 @@ class PerSampleLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._position.load_state_dict(state)
+
+
+def _on_cpu() -> AbstractContextManager[Any]:
+    """Tensors and random numbers of the CPU, whatever default device the user has set."""
+    # Only where it is needed: it slows every call of torch.
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")

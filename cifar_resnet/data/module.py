@@ -5,6 +5,7 @@ any network.
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cifar_resnet import arguments
 from cifar_resnet.data import cifar10, sources
 from cifar_resnet.data.augment import Augmentation, ImageBank
 from cifar_resnet.data.formats import Arrays
@@ -105,33 +107,35 @@ class CIFAR10DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.data_dir = (
-            Path(data_dir).expanduser() if data_dir is not None else sources.default_data_dir()
+            arguments.path("data_dir", data_dir).expanduser()
+            if data_dir is not None
+            else sources.default_data_dir()
         )
-        self.batch_size = _integer("batch_size", batch_size, at_least=1)
+        self.batch_size = arguments.integer("batch_size", batch_size, least=1)
         self.val_split = val_split
         self._held_out = _held_out(val_split)
-        self.num_workers = _integer("num_workers", num_workers, at_least=0)
-        self.seed = _integer("seed", seed, at_least=0)
-        self.shuffle = shuffle
-        self.pin_memory = pin_memory
-        self.drop_last = drop_last
+        self.num_workers = arguments.integer("num_workers", num_workers, least=0)
+        self.seed = arguments.integer("seed", seed, least=0)
+        self.shuffle = arguments.flag("shuffle", shuffle)
+        self.pin_memory = arguments.flag("pin_memory", pin_memory)
+        self.drop_last = arguments.flag("drop_last", drop_last)
         self.augmentation = Augmentation(crop_padding, flip, cutout, padding_mode)
         self.augmentation.check_side(self.dims[1])
+        expected = (
+            "a callable from a PIL image to a tensor, such as "
+            "torchvision.transforms.v2.Compose([...])"
+        )
         for name, transform in (
             ("train_transforms", train_transforms),
             ("val_transforms", val_transforms),
             ("test_transforms", test_transforms),
         ):
-            if transform is not None and not callable(transform):
-                raise TypeError(
-                    f"{name} must be a callable from a PIL image to a tensor, such as "
-                    f"torchvision.transforms.v2.Compose([...]), but got {transform!r}."
-                )
+            arguments.function(name, transform, expected)
         self.train_transforms = train_transforms
         self.val_transforms = val_transforms
         self.test_transforms = test_transforms
-        self.device = torch.device(device)
-        self.download = download
+        self.device = arguments.device("device", device)
+        self.download = arguments.flag("download", download)
         self._arrays: Arrays | None = None
         self._split: dict[str, NDArray[np.intp]] = {}
         self._banks: dict[tuple[str, torch.device, Augmentation | None], ImageBank] = {}
@@ -144,7 +148,8 @@ class CIFAR10DataModule(LightningDataModule):
         Raises:
             DatasetError: If no source worked, a file is damaged, or the folder cannot be written.
         """
-        sources.prepare(self.data_dir, allow_download=self.download)
+        if self._arrays is None:  # a Trainer asks again before each stage
+            sources.prepare(self.data_dir, allow_download=self.download)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the images and split them; the same for every stage, and done only once.
@@ -189,7 +194,15 @@ class CIFAR10DataModule(LightningDataModule):
 
     @classmethod
     def denormalize(cls, images: Tensor) -> Tensor:
-        """Undo the normalisation: float (..., 3, H, W) back to values in [0, 1]."""
+        """Undo the normalisation: float (..., 3, H, W) back to values in [0, 1].
+
+        Raises:
+            TypeError: If `images` is no floating-point tensor.
+            ValueError: If it has another shape.
+        """
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            got = images.dtype if isinstance(images, Tensor) else repr(images)
+            raise TypeError(f"denormalize expects a floating-point tensor, but got {got}.")
         if images.dim() < 3 or images.shape[-3] != 3:
             raise ValueError(
                 "denormalize expects images of shape (..., 3, H, W), "
@@ -200,6 +213,10 @@ class CIFAR10DataModule(LightningDataModule):
             for values in (cls.mean, cls.std)
         )
         return (images.float() * std + mean).clamp(0, 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the data, but no trainer, and makes its batches anew."""
+        return self.__dict__ | {"trainer": None, "_banks": {}}
 
     def __str__(self) -> str:
         feeding = "resident" if self.train_transforms is None else "DataLoader"
@@ -228,7 +245,7 @@ class CIFAR10DataModule(LightningDataModule):
         ]
         order = BatchOrder(
             len(samples),
-            _integer("batch_size", self.batch_size, at_least=1),
+            arguments.integer("batch_size", self.batch_size, least=1),
             # overfitting is about the same few batches again and again
             shuffle=self.shuffle and training and not overfit,
             drop_last=self.drop_last and training,
@@ -283,26 +300,22 @@ class CIFAR10DataModule(LightningDataModule):
         return cifar10.TEST_SIZE if subset == "test" else cifar10.TRAIN_SIZE
 
 
-def _integer(name: str, value: object, *, at_least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, but got {value!r}.")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, but got {value}.")
-    return value
-
-
-def _held_out(val_split: object) -> int:
+def _held_out(val_split: Any) -> int:
     """The number of validation images that `val_split` means."""
     size = cifar10.TRAIN_SIZE
     expected = (
         f"val_split must be a count in [0, {size}) or a share in [0, 1) of the {size} training "
         f"images, but got {val_split!r}."
     )
-    if isinstance(val_split, bool) or not isinstance(val_split, int | float):
+    if arguments.is_integer(val_split):
+        count = int(val_split)
+    elif isinstance(val_split, Real) and not isinstance(val_split, bool):
+        share = float(val_split)
+        if not 0 <= share < 1:
+            raise ValueError(expected)
+        count = round(share * size)
+    else:
         raise TypeError(expected)
-    if isinstance(val_split, float) and not val_split < 1:
-        raise ValueError(expected)
-    count = val_split if isinstance(val_split, int) else round(val_split * size)
     if not 0 <= count < size:
         raise ValueError(expected)
     return count

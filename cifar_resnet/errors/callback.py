@@ -12,6 +12,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
+from cifar_resnet import arguments
 from cifar_resnet.errors.batches import Source, as_source, with_facts_of
 from cifar_resnet.errors.diagrams import show_calibration, show_confusion_matrix
 from cifar_resnet.errors.figures import check_options, show_misclassified
@@ -43,9 +44,10 @@ class LogMisclassified(Callback):
         found: What `find_misclassified` gave at the last test; None before.
 
     Raises:
-        TypeError: If an option is no argument of `show_misclassified`, or one that the trainer
-            gives (`data`, `device`, `fig`, `save_path`).
+        TypeError: If an option is no argument of `show_misclassified`, one that the trainer gives
+            (`data`, `device`, `fig`, `save_path`), or of the wrong type.
         ValueError: If an option is out of its range.
+        NotADirectoryError: If `save_dir` is a file.
 
     Examples:
         >>> from pytorch_lightning import Trainer
@@ -57,7 +59,9 @@ class LogMisclassified(Callback):
     def __init__(self, n: int = 25, *, save_dir: str | Path | None = None, **options: Any) -> None:
         check_options({"n": n, **options})
         self.n = n
-        self.save_dir = Path(save_dir) if save_dir is not None else None
+        self.save_dir = arguments.path("save_dir", save_dir) if save_dir is not None else None
+        if self.save_dir is not None and self.save_dir.exists() and not self.save_dir.is_dir():
+            raise NotADirectoryError(f"save_dir {str(save_dir)!r} is a file; give a folder.")
         self.options = options
         self.found: MisclassifiedSamples | None = None
 

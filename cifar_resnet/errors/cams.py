@@ -7,11 +7,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_resnet.errors.layers import Reshape, TargetLayer, find_target_layers, recorded
+from cifar_resnet import arguments
+from cifar_resnet.errors.layers import (
+    Reshape,
+    TargetLayer,
+    check_target_layers,
+    find_target_layers,
+    recorded,
+)
 from cifar_resnet.errors.placing import placed
 from cifar_resnet.errors.scores import class_scores
 from cifar_resnet.untouched import uncompiled, untouched
@@ -73,9 +81,10 @@ def compute_cams(
         largest; all 0 where there is none. With `raw` (N, height, width) of the layer.
 
     Raises:
-        TypeError: If `model` is no module or `images` no tensor.
+        TypeError: If `model` is no module, `images` no tensor, or another argument has the wrong
+            type.
         ValueError: If an argument is out of its range, a layer is not there or has no places, or
-            the model fails on the images or returns anything but (N, classes).
+            the model fails on the images or returns anything but finite (N, classes).
 
     Examples:
         >>> import torch
@@ -124,8 +133,12 @@ def explain(
             f"images must be float (N, C, H, W) as the model gets them, but got {images.dtype} of "
             f"shape {tuple(images.shape)}."
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1, but got {batch_size!r}.")
+    check_target_layers(target_layers)
+    check_reshape(reshape_transform)
+    arguments.flag("raw", raw)
+    batch_size = arguments.integer("batch_size", batch_size, least=1)
+    if device is not None:
+        device = arguments.device("device", device)
     if len(images) == 0:
         return torch.zeros(0, *images.shape[2:]), []
     number = len(images)
@@ -148,7 +161,7 @@ def explain(
             rows = slice(start, start + batch_size)
             batch = place(images[rows].detach().clone()).requires_grad_()
             chosen = wanted and wanted[rows], other and other[rows]
-            maps.append(_batch_maps(run, batch, layers, chosen, method_image, raw))
+            maps.append(_batch_maps(run, batch, start, layers, chosen, method_image, raw))
     return torch.cat(maps), layers
 
 
@@ -159,6 +172,7 @@ Chosen = tuple[list[int] | None, list[int] | None]
 def _batch_maps(
     run: nn.Module,
     batch: Tensor,
+    start: int,
     layers: Sequence[TargetLayer],
     chosen: Chosen,
     method_image: MethodImage,
@@ -166,6 +180,13 @@ def _batch_maps(
 ) -> Tensor:
     with recorded(layers) as outputs:
         scores = class_scores(run, batch)
+    finite = scores.isfinite().all(1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"The scores of image {start + row} are not finite: {scores[row].tolist()[:10]}. "
+            "Check the model's weights and the images' range."
+        )
     score = _chosen_scores(scores, *chosen).sum()
     tensors = [outputs[layer.name] for layer in layers]
     grads = torch.autograd.grad(score, tensors, allow_unused=True)
@@ -226,21 +247,26 @@ class _Shell(nn.Module):
 
 
 def check_method(method: object) -> None:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, but got {method!r}.")
+    arguments.choice("method", method, (*METHODS,))
+
+
+def check_reshape(reshape_transform: object) -> None:
+    arguments.function(
+        "reshape_transform", reshape_transform, "a function from a layer's output to its maps"
+    )
 
 
 def _classes(given: Any, number: int, name: str) -> list[int] | None:
     if given is None:
         return None
-    if isinstance(given, int) and not isinstance(given, bool):
-        return [given] * number
-    values = given.tolist() if isinstance(given, Tensor) else list(given)
-    if len(values) != number or not all(
-        isinstance(value, int) and not isinstance(value, bool) for value in values
-    ):
-        raise ValueError(
-            f"{name} must be a class number, or one for each of the {number} images, but got "
-            f"{given!r}."
-        )
-    return values
+    expected = f"a class number, or one for each of the {number} images"
+    values = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    if arguments.is_integer(values):
+        return [int(values)] * number
+    values = arguments.sequence(name, values, expected)
+    told = f"{name} must be {expected}, but got {given!r}."
+    if not all(map(arguments.is_integer, values)):
+        raise TypeError(told)
+    if len(values) != number:
+        raise ValueError(told)
+    return [int(value) for value in values]

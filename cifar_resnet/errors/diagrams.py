@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cifar_resnet import arguments
+from cifar_resnet.errors.figures import check_figure
 from cifar_resnet.errors.records import MisclassifiedSamples
-from cifar_resnet.errors.saving import check_save_path, save_figure
+from cifar_resnet.errors.saving import save_figure
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 __all__ = ["show_calibration", "show_confusion_matrix"]
@@ -24,7 +27,7 @@ def show_confusion_matrix(
     found: MisclassifiedSamples,
     *,
     normalize: bool = False,
-    cmap: str = "cividis",
+    cmap: str | Colormap = "cividis",
     fig: Figure | None = None,
     save_path: str | Path | None = None,
     dpi: float = 150,
@@ -45,8 +48,9 @@ def show_confusion_matrix(
         The figure.
 
     Raises:
-        TypeError: If `found` is something else.
-        ValueError: If there is no such colour map, or `save_path` has no picture's ending.
+        TypeError: If `found` is something else, or another argument has the wrong type.
+        ValueError: If there is no such colour map, `dpi` is out of its range, or `save_path` has no
+            picture's ending.
         OSError: If `save_path` cannot be written.
 
     Examples:
@@ -58,14 +62,11 @@ def show_confusion_matrix(
         >>> show_confusion_matrix(found).axes[0].get_ylabel()
         'label'
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     _check(found, "show_confusion_matrix")
-    if cmap not in colormaps:
-        raise ValueError(f"cmap must be the name of a Matplotlib colour map, but got {cmap!r}.")
-    if save_path is not None:
-        check_save_path(save_path)
+    arguments.flag("normalize", normalize)
+    check_figure(fig, None, save_path, cmap=cmap, dpi=dpi)
     classes = len(found.class_names)
     counts = found.confusion.double().numpy()
     labels = counts.sum(1, keepdims=True)
@@ -77,7 +78,7 @@ def show_confusion_matrix(
     side = max(4.0, 1.8 + 0.5 * classes) if numbers else 9.0
     fig = fig or Figure(figsize=(side + 1.8, side), layout="constrained", dpi=dpi)
     axes = fig.subplots()
-    colours = colormaps[cmap].with_extremes(bad="#DDDDDD")
+    colours = arguments.colour_map("cmap", cmap).with_extremes(bad="#DDDDDD")
     largest = float(np.nanmax(errors)) if classes > 1 else 0.0
     picture = axes.imshow(errors, cmap=colours, vmin=0, vmax=max(largest, 1e-9))
     if numbers:
@@ -132,8 +133,8 @@ def show_calibration(
         The figure.
 
     Raises:
-        TypeError: If `found` is something else.
-        ValueError: If `save_path` has no picture's ending.
+        TypeError: If `found` is something else, or another argument has the wrong type.
+        ValueError: If `dpi` is out of its range, or `save_path` has no picture's ending.
         OSError: If `save_path` cannot be written.
 
     Examples:
@@ -148,8 +149,7 @@ def show_calibration(
     from matplotlib.figure import Figure
 
     _check(found, "show_calibration")
-    if save_path is not None:
-        check_save_path(save_path)
+    check_figure(fig, None, save_path, dpi=dpi)
     calibration = found.calibration
     bins = len(calibration.counts)
     width = 1 / bins

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifar_resnet.errors.cams import METHODS, check_method, explain
+from cifar_resnet import arguments
+from cifar_resnet.errors.cams import METHODS, check_method, check_reshape, explain
 from cifar_resnet.errors.cells import GAP, LEAST_WIDTH, LINE, PANEL, bars_of, draw_cell
-from cifar_resnet.errors.layers import Reshape
+from cifar_resnet.errors.layers import Reshape, check_target_layers
 from cifar_resnet.errors.records import MisclassifiedSamples
 from cifar_resnet.errors.saving import check_save_path, save_figure
-from cifar_resnet.errors.scan import SORTS, find_misclassified
+from cifar_resnet.errors.scan import (
+    SORTS,
+    check_class,
+    find_misclassified,
+    given_names,
+    given_statistics,
+)
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -27,11 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["show_misclassified"]
 
-_OPTIONS = (
-    "n", "sort_by", "true_class", "pred_class", "cam", "method", "target_layers",
-    "reshape_transform", "alpha", "cmap", "top_k", "columns", "figsize", "dpi", "batch_size",
-    "class_names", "mean", "std", "seed",
-)  # fmt: skip
 CAMS = ("both", "predicted", "true", "contrast", None)
 _FIRST = {
     "loss": "highest loss first",
@@ -110,7 +114,8 @@ def show_misclassified(
         The figure. With fewer errors than `n` it shows those; without any it says so.
 
     Raises:
-        TypeError: If `model` or `data` is nothing that `find_misclassified` takes.
+        TypeError: If `model` or `data` is nothing that `find_misclassified` takes, or another
+            argument has the wrong type.
         ValueError: If an argument is out of its range, or as `find_misclassified` and
             `compute_cams` raise.
         OSError: If `save_path` cannot be written; before anything is computed.
@@ -125,9 +130,13 @@ def show_misclassified(
         5
     """
     check_figure(
-        fig, figsize, save_path, n=n, sort_by=sort_by, cam=cam, method=method, alpha=alpha,
-        cmap=cmap, top_k=top_k, columns=columns, dpi=dpi,
+        fig, figsize, save_path, n=n, sort_by=sort_by, true_class=true_class,
+        pred_class=pred_class, cam=cam, method=method, target_layers=target_layers,
+        reshape_transform=reshape_transform, alpha=alpha, cmap=cmap, top_k=top_k, columns=columns,
+        dpi=dpi, batch_size=batch_size, class_names=class_names, mean=mean, std=std, seed=seed,
     )  # fmt: skip
+    if device is not None:
+        device = arguments.device("device", device)
     if isinstance(data, MisclassifiedSamples):
         found = data[:n]
     else:
@@ -178,6 +187,7 @@ def check_figure(
 ) -> None:
     """Raise for an argument that is wrong by itself, before anything is read."""
     check_options({"figsize": figsize, **options})
+    arguments.figure("fig", fig)
     if fig is not None and figsize is not None:
         raise ValueError("Give fig or figsize, not both: a figure has its size already.")
     if save_path is not None:
@@ -186,37 +196,49 @@ def check_figure(
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise for an argument of `show_misclassified` that is wrong by itself."""
-    from matplotlib import colormaps
-    from matplotlib.colors import Colormap
-
     for name, value in options.items():
-        if name not in _OPTIONS:
-            raise TypeError(f"There is no option {name!r}; there are {', '.join(_OPTIONS)}.")
-        least = {"n": 1, "top_k": 0, "columns": 1}.get(name)
-        if least is not None and not (name == "columns" and value is None):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"{name} must be an integer of at least {least}, but got {value!r}."
-                )
-        elif name == "sort_by" and value not in SORTS:
-            raise ValueError(f"sort_by must be one of {', '.join(SORTS)}, but got {value!r}.")
-        elif name == "cam" and value not in CAMS:
-            raise ValueError(
-                f"cam must be 'both', 'predicted', 'true', 'contrast' or None, but got {value!r}."
-            )
-        elif name == "method":
-            check_method(value)
-        elif name == "alpha" and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise ValueError(f"alpha must be an opacity in [0, 1], but got {value!r}.")
-        elif name == "dpi" and not (isinstance(value, int | float) and value > 0):
-            raise ValueError(f"dpi must be positive, but got {value!r}.")
-        elif name == "figsize" and value is not None and (len(value) != 2 or min(value) <= 0):
-            raise ValueError(f"figsize must be a width and a height in inches, but got {value!r}.")
-        elif name == "cmap" and not isinstance(value, Colormap) and value not in colormaps:
-            raise ValueError(
-                "cmap must be the name of a Matplotlib colour map, such as 'viridis', 'cividis' "
-                f"or 'inferno', but got {value!r}."
-            )
+        if name not in _CHECKS and name not in ("mean", "std"):
+            there_are = ", ".join((*_CHECKS, "mean", "std"))
+            raise TypeError(f"There is no option {name!r}; there are {there_are}.")
+        if name in _CHECKS and not (value is None and name in _OPTIONAL):
+            _CHECKS[name](value)
+    given_statistics(options.get("mean"), options.get("std"))
+
+
+def _check_figsize(figsize: Any) -> None:
+    expected = "a width and a height in inches"
+    sides = arguments.sequence("figsize", figsize, expected)
+    told = f"figsize must be {expected}, but got {figsize!r}."
+    if not all(isinstance(side, Real) and not isinstance(side, bool) for side in sides):
+        raise TypeError(told)
+    if len(sides) != 2 or not all(0 < side < math.inf for side in sides):
+        raise ValueError(told)
+
+
+# The arguments that can be told before the work, each with its check.
+_CHECKS: dict[str, Callable[[Any], object]] = {
+    "n": partial(arguments.integer, "n", least=1),
+    "sort_by": partial(arguments.choice, "sort_by", choices=SORTS),
+    "true_class": partial(check_class, "true_class"),
+    "pred_class": partial(check_class, "pred_class"),
+    "cam": partial(arguments.choice, "cam", choices=CAMS),
+    "method": check_method,
+    "target_layers": check_target_layers,
+    "reshape_transform": check_reshape,
+    "alpha": partial(arguments.number, "alpha", within=arguments.SHARE),
+    "cmap": partial(arguments.colour_map, "cmap"),
+    "top_k": partial(arguments.integer, "top_k", least=0),
+    "columns": partial(arguments.integer, "columns", least=1),
+    "figsize": _check_figsize,
+    "dpi": partial(arguments.number, "dpi", within=arguments.ABOVE_ZERO),
+    "batch_size": partial(arguments.integer, "batch_size", least=1),
+    "class_names": given_names,
+    "seed": partial(arguments.integer, "seed", least=0),
+}
+_OPTIONAL = {
+    "true_class", "pred_class", "target_layers", "reshape_transform", "columns", "figsize",
+    "class_names",
+}  # fmt: skip
 
 
 def _draw(
@@ -231,10 +253,9 @@ def _draw(
     figsize: tuple[float, float] | None,
     dpi: float,
 ) -> Figure | SubFigure:
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    colours = colormaps[cmap] if isinstance(cmap, str) else cmap
+    colours = arguments.colour_map("cmap", cmap)
     if not found:
         fig = fig or Figure(figsize=figsize or (6, 2), dpi=dpi)
         fig.text(0.5, 0.5, _no_errors(found), ha="center", va="center", fontsize=11)

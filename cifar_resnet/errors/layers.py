@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_resnet import arguments
 from cifar_resnet.errors.scores import class_scores
 
 Reshape = Callable[[Tensor], Tensor]
@@ -92,8 +93,6 @@ def find_target_layers(
         _name(each, modules, lambda: _candidates(_outputs(model, run, image, reshape)))
         for each in ([wanted] if isinstance(wanted, str | nn.Module) else list(wanted))
     ]
-    if not names:
-        raise ValueError("target_layers is empty; give a name, several, or None for the last one.")
     seen = _outputs(model, run, image, reshape)
     last = {each.name: each for each in seen}
     layers = []
@@ -111,6 +110,18 @@ def find_target_layers(
             )
         layers.append(found.layer)
     return layers
+
+
+def check_target_layers(wanted: Any) -> None:
+    """Raise for what names no layer of any model."""
+    if wanted is None or isinstance(wanted, str | nn.Module):
+        return
+    told = "the name of a submodule or the submodule, or several of them"
+    layers = arguments.sequence("target_layers", wanted, told)
+    if not all(isinstance(each, str | nn.Module) for each in layers):
+        raise TypeError(f"target_layers must be {told}, but got {wanted!r}.")
+    if not layers:
+        raise ValueError("target_layers is empty; give a name, several, or None for the last one.")
 
 
 def _name(wanted: Any, modules: Mapping[str, nn.Module], candidates: Callable[[], str]) -> str:
@@ -174,7 +185,13 @@ def _outputs(
         if reshape is not None or output.dim() in (3, 4):
             to_map = reshape or _to_map(output, grid)
             if to_map is not None:
-                shape = tuple(to_map(output.detach()).shape)
+                maps = to_map(output.detach())
+                if not isinstance(maps, Tensor):
+                    raise ValueError(
+                        "reshape_transform must return a tensor (N, C, height, width), but returns "
+                        f"{type(maps).__name__} for the output of layer {name!r}."
+                    )
+                shape = tuple(maps.shape)
                 if len(shape) == 4 and shape[2] * shape[3] > 1:
                     layer = TargetLayer(name, module, (shape[2], shape[3]), to_map)
         if output.dim() == 4 and layer is not None:

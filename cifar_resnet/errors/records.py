@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, overload
 
 from torch import Tensor
 
+from cifar_resnet import arguments
+
 __all__ = ["Calibration", "MisclassifiedSample", "MisclassifiedSamples"]
 
 
@@ -155,9 +157,12 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
 
         Args:
             n: Most pairs to give.
+
+        Raises:
+            TypeError: If `n` is no integer.
+            ValueError: If it is smaller than 1.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, but got {n}.")
+        n = arguments.integer("n", n, least=1)
         wrong = self.confusion.clone().fill_diagonal_(0)
         classes = len(self.class_names)
         order = wrong.flatten().argsort(descending=True, stable=True)[:n].tolist()

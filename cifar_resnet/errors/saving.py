@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cifar_resnet import arguments
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
@@ -14,7 +16,7 @@ def check_save_path(path: str | Path) -> None:
     """Raise if a figure cannot be written there: before the work, not after it."""
     from matplotlib.backend_bases import FigureCanvasBase
 
-    path = Path(path)
+    path = arguments.path("save_path", path)
     known = FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in known:
         raise ValueError(

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar_resnet import arguments
 from cifar_resnet.errors.batches import Source, Statistics, as_source
 from cifar_resnet.errors.placing import placed
 from cifar_resnet.errors.records import Calibration, MisclassifiedSample, MisclassifiedSamples
@@ -67,7 +70,8 @@ def find_misclassified(
         An immutable sequence of the errors, with totals, confusion matrix and calibration.
 
     Raises:
-        TypeError: If `model` or `data` is none of the above.
+        TypeError: If `model` or `data` is none of the above, or another argument has the wrong
+            type.
         ValueError: If an argument is out of its range, a score is not finite, the model does not
             return (N, classes), the data have no labels, or the images cannot be shown because
             their normalisation is unknown.
@@ -82,13 +86,17 @@ def find_misclassified(
         (3, 20, torch.Size([3, 32, 32]))
     """
     model = uncompiled(model)
-    if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
-        raise ValueError(f"n must be an integer of at least 1, or None for all, but got {n!r}.")
-    if sort_by not in SORTS:
-        raise ValueError(f"sort_by must be one of {', '.join(SORTS)}, but got {sort_by!r}.")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1, but got {batch_size!r}.")
+    if n is not None:
+        n = arguments.integer("n", n, least=1, instead=", or None for all")
+    sort_by = arguments.choice("sort_by", sort_by, SORTS)
+    check_class("true_class", true_class)
+    check_class("pred_class", pred_class)
+    batch_size = arguments.integer("batch_size", batch_size, least=1)
+    if device is not None:
+        device = arguments.device("device", device)
+    names = given_names(class_names)
     given = given_statistics(mean, std)
+    seed = arguments.integer("seed", seed, least=0)
     source = as_source(data, batch_size)
     with (
         untouched(model),
@@ -96,7 +104,7 @@ def find_misclassified(
         torch.no_grad(),
         placed(model, device) as (run, place),
     ):
-        keep = _Keeper(n, sort_by, true_class, pred_class, seed, class_names, source)
+        keep = _Keeper(n, sort_by, true_class, pred_class, seed, names, source)
         for indices, inputs, labels in source.batches():
             scores = class_scores(run, place(inputs)).float()
             keep.add(indices, inputs, labels.to(scores.device), scores)
@@ -111,12 +119,12 @@ class _Keeper:
         true_class: int | str | None,
         pred_class: int | str | None,
         seed: int,
-        class_names: Sequence[str] | None,
+        names: tuple[str, ...] | None,
         source: Source,
     ) -> None:
         self.n, self.sort_by, self.seed = n, sort_by, seed
         self.wanted = true_class, pred_class
-        self.names = tuple(map(str, class_names)) if class_names is not None else source.class_names
+        self.names = names if names is not None else source.class_names
         self.numbers: tuple[int | None, int | None] = None, None
         self.source = source
         self.kept: list[tuple[float, int, dict[str, Any]]] = []
@@ -245,34 +253,61 @@ class _Keeper:
 
 def class_number(wanted: int | str | None, names: Sequence[str], argument: str) -> int | None:
     """A class given by name or number, as a number."""
+    check_class(argument, wanted)
     if wanted is None:
         return None
     if isinstance(wanted, str) and wanted in names:
         return list(names).index(wanted)
-    if isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < len(names):
-        return wanted
+    if not isinstance(wanted, str) and 0 <= wanted < len(names):
+        return int(wanted)
     raise ValueError(
         f"{argument} must be a number from 0 to {len(names) - 1} or one of {', '.join(names[:20])}"
         f"{', ...' if len(names) > 20 else ''}, but got {wanted!r}."
     )
 
 
+def check_class(argument: str, wanted: Any) -> None:
+    """Raise for what cannot be a class, whatever classes there are."""
+    if wanted is None or isinstance(wanted, str):
+        return
+    told = f"{argument} must be the number or the name of a class, but got {wanted!r}."
+    if not arguments.is_integer(wanted):
+        raise TypeError(told)
+    if wanted < 0:
+        raise ValueError(told)
+
+
+def given_names(class_names: Any) -> tuple[str, ...] | None:
+    if class_names is None:
+        return None
+    return tuple(map(str, arguments.sequence("class_names", class_names, "a sequence of names")))
+
+
 def given_statistics(mean: Any, std: Any) -> Statistics | None:
     if mean is None and std is None:
         return None
     if mean is None or std is None:
-        raise ValueError("Give both mean and std, or neither.")
-    both = []
-    for name, values in (("mean", mean), ("std", std)):
-        numbers = tuple(values) if isinstance(values, Sequence | Tensor) else (values,)
-        numbers = tuple(map(float, numbers))
-        if not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
-            kind = "positive numbers" if name == "std" else "finite numbers"
-            raise ValueError(
-                f"{name} must be {kind}, one or one for each channel, but got {values}."
-            )
-        both.append(numbers)
-    return both[0], both[1]
+        raise ValueError(f"Give both mean and std, or neither, but got {mean!r} and {std!r}.")
+    return (
+        _of_channels("mean", mean, "finite numbers", math.isfinite),
+        _of_channels("std", std, "positive numbers", lambda value: 0 < value < math.inf),
+    )
+
+
+def _of_channels(
+    name: str, given: Any, kind: str, fits: Callable[[float], bool]
+) -> tuple[float, ...]:
+    told = f"{name} must be {kind}, one or one for each channel, but got {given!r}."
+    values = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    values = [values] if isinstance(values, Real) else values
+    if not isinstance(values, Sequence) or not all(
+        isinstance(value, Real) and not isinstance(value, bool) for value in values
+    ):
+        raise TypeError(told)
+    numbers = tuple(map(float, values))
+    if not numbers or not all(map(fits, numbers)):
+        raise ValueError(told)
+    return numbers
 
 
 def shown(inputs: Tensor, statistics: Statistics | None, *, index: int, told: bool) -> Tensor:

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from cifar_resnet.arguments import choice
 from cifar_resnet.fields.arguments import (
     as_inputs,
     check_batch,
+    check_rules,
     checked_dims,
     ignored_names,
     rejection,
@@ -67,7 +69,7 @@ def receptive_field(
         A mapping from layer names to records; printed, it is a table.
 
     Raises:
-        TypeError: If `model` is no module.
+        TypeError: If `model` is no module, or another argument has the wrong type.
         ValueError: If the model fails on this input, has parameters without a shape yet, or an
             argument is not valid.
         NotImplementedError: If an operation has no rule, or values leave the tensors.
@@ -86,22 +88,23 @@ def receptive_field(
     """
     model = uncompiled(model)
     arguments = as_inputs(model, input_size, inputs, source)
-    if unknown not in ("raise", "skip"):
-        raise ValueError(f"unknown must be 'raise' or 'skip', but got {unknown!r}.")
+    choice("unknown", unknown, ("raise", "skip"))
+    check_rules(rules)
     shape = tuple(arguments[source].shape)
     dims = checked_dims(shape, spatial_dims)
     own = {name: as_rule(rule) for name, rule in (rules or {}).items()}
-    patterns = [ignore] if isinstance(ignore, str) else list(ignore)
-    ignored = ignored_names(model, patterns)
-    for on_values in (None, True):
+    ignored = ignored_names(model, ignore)
+
+    def analysed(on_values: bool | None) -> ReceptiveFields:
+        run = trace(model, arguments, on_values=on_values)
+        if spatial_dims is None:
+            check_batch(run, source)
+        return Analysis(run, source, dims, ignored, unknown, own).result()
+
+    try:
         try:
-            run = trace(model, arguments, on_values=on_values)
-            if spatial_dims is None:
-                check_batch(run, source)
-            return Analysis(run, source, dims, ignored, unknown, own).result()
+            return analysed(None)
         except ValuesNeededError:
-            if on_values:
-                raise
-        except TraceError as error:
-            raise ValueError(rejection(error, shape, inputs)) from error.__cause__
-    raise AssertionError("unreachable")
+            return analysed(True)
+    except TraceError as error:
+        raise ValueError(rejection(error, shape, inputs)) from error.__cause__

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cifar_resnet.arguments import is_integer, sequence
 from cifar_resnet.fields.steps import Call, Trace, refs_in
 from cifar_resnet.fields.trace import TraceError
 
@@ -25,24 +26,39 @@ def as_inputs(
             "Give either input_size, such as (1, 3, 32, 32), or inputs, a tuple of tensors."
         )
     if inputs is not None:
-        arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        arguments = (
+            (inputs,)
+            if isinstance(inputs, Tensor)
+            else tuple(sequence("inputs", inputs, "the arguments that the model is called with"))
+        )
+        told = (
+            f"source must be the place of a tensor among the {len(arguments)} inputs, "
+            f"but got {source!r}."
+        )
+        if not is_integer(source):
+            raise TypeError(told)
         if not 0 <= source < len(arguments) or not isinstance(arguments[source], Tensor):
-            raise ValueError(
-                f"source must be the place of a tensor among the {len(arguments)} inputs, "
-                f"but got {source}."
-            )
+            raise ValueError(told)
         return arguments
     assert input_size is not None
-    if isinstance(input_size, int) or not all(
-        isinstance(size, int) and size > 0 for size in input_size
-    ):
-        raise ValueError(
-            f"input_size must be the shape of the input with the batch, positive integers such as "
-            f"(1, 3, 32, 32), but got {input_size!r}. Several inputs go into inputs=(a, b), with "
-            "source= the place of the one to follow."
+    if not is_integer(source) or source != 0:
+        raise (ValueError if is_integer(source) else TypeError)(
+            f"source must be 0 with input_size, which is that of one input, but got {source!r}."
         )
+    told = (
+        f"input_size must be the shape of the input with the batch, positive integers such as "
+        f"(1, 3, 32, 32), but got {input_size!r}. Several inputs go into inputs=(a, b), with "
+        "source= the place of the one to follow."
+    )
+    if isinstance(input_size, str) or not isinstance(input_size, Iterable):
+        raise TypeError(told)
+    sizes = list(input_size)
+    if not all(map(is_integer, sizes)):
+        raise TypeError(told)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(told)
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    image = torch.zeros(tuple(input_size))
+    image = torch.zeros([int(size) for size in sizes])
     return (image if first is None else image.to(first),)
 
 
@@ -56,9 +72,15 @@ def checked_dims(shape: Sequence[int], dims: Sequence[int] | None) -> tuple[int,
                 "another order name the dimensions to follow with spatial_dims."
             )
         return tuple(range(2, len(shape)))
-    if not dims or not all(-len(shape) <= dim < len(shape) for dim in dims):
-        raise ValueError(f"spatial_dims must be dimensions of {tuple(shape)}, but got {dims!r}.")
-    return tuple(dim % len(shape) for dim in dims)
+    expected = f"dimensions of {tuple(shape)}, each once"
+    told = f"spatial_dims must be {expected}, but got {dims!r}."
+    given = sequence("spatial_dims", dims, expected)
+    if not all(map(is_integer, given)):
+        raise TypeError(told)
+    followed = {int(dim) % len(shape) for dim in given if -len(shape) <= dim < len(shape)}
+    if not given or len(followed) < len(given):
+        raise ValueError(told)
+    return tuple(int(dim) % len(shape) for dim in given)
 
 
 def check_batch(run: Trace, source: int) -> None:
@@ -76,8 +98,13 @@ def check_batch(run: Trace, source: int) -> None:
             )
 
 
-def ignored_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def ignored_names(model: nn.Module, ignore: str | Iterable[str]) -> list[str]:
     """The submodules whose name or class a pattern fits."""
+    expected = "names or classes of submodules, or patterns of them, as texts"
+    given = list(ignore) if isinstance(ignore, Iterator) else ignore
+    patterns = [given] if isinstance(given, str) else sequence("ignore", given, expected)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"ignore must be {expected}, but got {ignore!r}.")
     modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
     found = []
     for pattern in patterns:
@@ -93,6 +120,15 @@ def ignored_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             )
         found += matches
     return found
+
+
+def check_rules(rules: Any) -> None:
+    if rules is None:
+        return
+    if not isinstance(rules, Mapping) or not all(isinstance(name, str) for name in rules):
+        raise TypeError(
+            f"rules must be a mapping from the names of operations to rules, but got {rules!r}."
+        )
 
 
 def rejection(error: TraceError, shape: Sequence[int], inputs: Any) -> str:

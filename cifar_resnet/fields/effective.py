@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from cifar_resnet import arguments
 from cifar_resnet.untouched import uncompiled, untouched
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ class EffectiveReceptiveField:
             mass: Share in (0, 1].
 
         Raises:
-            ValueError: If `mass` is outside (0, 1].
+            TypeError: If `mass` is no number.
+            ValueError: If it is outside (0, 1].
         """
-        if not 0 < mass <= 1:
-            raise ValueError(f"mass must be a share in (0, 1], but got {mass}.")
+        mass = arguments.number("mass", mass, (lambda m: 0 < m <= 1, "a share in (0, 1]"))
         held = self._within().cumsum(0)
         enough = held >= mass * held[-1] * (1 - 1e-12)
         return 2 * int(enough.nonzero()[0]) + 1
@@ -95,6 +96,7 @@ class EffectiveReceptiveField:
             fig: Figure to draw into; None for a new one, made without pyplot.
 
         Raises:
+            TypeError: If `log` is neither True nor False, or `fig` no figure.
             ValueError: If the input has not two axes.
         """
         from cifar_resnet.fields.figures import plot_effective
@@ -150,10 +152,11 @@ def effective_receptive_field(
         The map and its measures.
 
     Raises:
-        TypeError: If `images` is no floating-point tensor.
+        TypeError: If `images` is no floating-point tensor, or another argument has the wrong type.
         KeyError: If there is no such layer, or the model does not call it.
         IndexError: If there is no such unit or channel.
-        ValueError: If the gradient is zero everywhere, or there is no image.
+        ValueError: If the model fails on the images, the gradient is zero everywhere, there is no
+            image, or `batch_size` is smaller than 1.
 
     Examples:
         >>> import torch
@@ -172,8 +175,14 @@ def effective_receptive_field(
             f"images must have the shape (N, C, *spatial) with at least one image, "
             f"but got {tuple(images.shape)}."
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, but got {batch_size}.")
+    batch_size = arguments.integer("batch_size", batch_size, least=1)
+    if unit is not None:
+        given = arguments.sequence("unit", unit, "an index for each direction")
+        if not all(map(arguments.is_integer, given)):
+            raise TypeError(f"unit must be integers, one for each direction, but got {unit!r}.")
+        unit = [int(index) for index in given]
+    if channel is not None and not arguments.is_integer(channel):
+        raise TypeError(f"channel must be an integer, or None for all, but got {channel!r}.")
     module = _submodule(model, layer)
     total = torch.zeros(images.shape[2:], dtype=torch.float64)
     place: tuple[int, ...] = ()
@@ -198,6 +207,8 @@ def effective_receptive_field(
 def _submodule(model: nn.Module, layer: str | None) -> nn.Module:
     if layer is None:
         return model
+    if not isinstance(layer, str):
+        raise TypeError(f"layer must be the name of a submodule, or None, but got {layer!r}.")
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if layer not in modules:
         close = difflib.get_close_matches(layer, modules, n=5, cutoff=0.5)
@@ -208,16 +219,18 @@ def _submodule(model: nn.Module, layer: str | None) -> nn.Module:
 
 def _output(model: nn.Module, module: nn.Module, batch: Tensor, layer: str | None) -> Tensor:
     kept: list[Any] = []
-    if module is model:
-        kept.append(model(batch))
-    else:
-        handle = module.register_forward_hook(
-            lambda _, args, out: kept.append(out.clone() if isinstance(out, Tensor) else out)
-        )
-        try:
-            model(batch)
-        finally:
-            handle.remove()
+    handle = module.register_forward_hook(
+        lambda _, args, out: kept.append(out.clone() if isinstance(out, Tensor) else out)
+    )
+    try:
+        model(batch)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"The model fails on images of shape {tuple(batch.shape)}, {batch.dtype}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        handle.remove()
     if not kept:
         raise KeyError(f"The model does not call {layer!r} for these images.")
     if not isinstance(kept[0], Tensor) or kept[0].dim() < 2:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from cifar_resnet import arguments
 from cifar_resnet.fields.effective import EffectiveReceptiveField
 from cifar_resnet.fields.records import LayerField
 from cifar_resnet.fields.result import ReceptiveFields
@@ -30,6 +31,7 @@ def plot_fields(
 ) -> Figure:
     from matplotlib.figure import Figure
 
+    arguments.figure("fig", fig)
     if len(fields.input_lengths) != 2:
         raise ValueError(
             f"Fields are drawn on images with two axes, but this input has "
@@ -39,6 +41,9 @@ def plot_fields(
     if units is None:
         corners = {tuple(0 for _ in record.unit_shape), tuple(n - 1 for n in record.unit_shape)}
         units = [record.middle, *sorted(corners - {record.middle})]
+    units = arguments.sequence("units", units, "a sequence of units, such as [(0, 0), (1, 2)]")
+    if not units:
+        raise ValueError(f"units must be at least one unit, or None, but got {units!r}.")
     height, width = fields.input_lengths
     boxes = [(record.region(unit), record.region(unit, clip=False)) for unit in units]
     shown = None if image is None else _as_picture(image, height, width)
@@ -84,6 +89,7 @@ def plot_fields(
 def plot_growth(fields: ReceptiveFields, fig: Figure | None) -> Figure:
     from matplotlib.figure import Figure
 
+    arguments.figure("fig", fig)
     fig = Figure(figsize=(7.5, 3.8), layout="constrained") if fig is None else fig
     axes = fig.subplots()
     records = list(fields.values())
@@ -132,6 +138,8 @@ def plot_effective(field: EffectiveReceptiveField, log: bool, fig: Figure | None
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
+    arguments.flag("log", log)
+    arguments.figure("fig", fig)
     if field.map.dim() != 2:
         raise ValueError(
             f"A heat map needs an input with two axes, but this one has {field.map.dim()}. "

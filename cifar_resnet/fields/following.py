@@ -328,6 +328,6 @@ _FUNCTION_NAMES = {
 
 # Operations that change neither values nor fields.
 _UNRECORDED = {
-    "view", "_unsafe_view", "_reshape_alias", "reshape", "permute", "transpose", "t", "squeeze",
-    "unsqueeze", "expand", "alias", "detach", "clone", "_to_copy", "lift_fresh", "copy",
+    "view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "squeeze", "unsqueeze",
+    "expand", "alias", "detach", "clone", "_to_copy", "lift_fresh", "copy",
 }  # fmt: skip

@@ -169,7 +169,7 @@ def _channel_shuffle(op: Operation) -> Support:
 
 
 MOVEMENT: dict[str, Rule] = {
-    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape", "flatten"), _reshape),
+    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias"), _reshape),
     "as_strided": _as_strided,
     **dict.fromkeys(("permute", "transpose", "t"), _permute),
     "squeeze": _squeeze,
@@ -189,5 +189,5 @@ MOVEMENT: dict[str, Rule] = {
     "repeat": _repeat,
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
-    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), _channel_shuffle),
+    "channel_shuffle": _channel_shuffle,
 }

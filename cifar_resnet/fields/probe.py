@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
 
+from cifar_resnet.arguments import integer
 from cifar_resnet.fields.analysis import receptive_field
 from cifar_resnet.fields.arguments import as_inputs, checked_dims
 from cifar_resnet.fields.records import LayerField
@@ -98,13 +100,18 @@ def check_receptive_field(
     Raises:
         ReceptiveFieldMismatchError: If a layer's answers differ, with the first such layer, a unit
             and both answers.
-        ValueError: If the model fails on this input, or gives NaN without the probe.
+        TypeError: If `model` is no module, or another argument has the wrong type.
+        ValueError: If an argument is out of its range, or the model fails on this input or gives
+            NaN without the probe.
 
     Examples:
         >>> from cifar_resnet import CustomResNet, check_receptive_field
         >>> print(check_receptive_field(CustomResNet(width=4), (1, 3, 32, 32)))
         40 outputs agree in every unit; rows probed: 32 of 32 x 32 of 32
     """
+    if positions is not None:
+        positions = integer("positions", positions, least=1, instead=", or None for all")
+    batch_size = integer("batch_size", batch_size, least=1)
     fields = receptive_field(
         model, input_size, inputs=inputs, source=source, spatial_dims=spatial_dims, rules=rules
     )
@@ -151,8 +158,6 @@ def check_receptive_field(
 def _spread(length: int, number: int | None) -> Tensor:
     if number is None or number >= length:
         return torch.arange(length)
-    if number < 1:
-        raise ValueError(f"positions must be at least 1 or None, but got {number}.")
     rows: Tensor = torch.linspace(0, length - 1, number).round().long().unique()
     return rows
 
@@ -160,7 +165,7 @@ def _spread(length: int, number: int | None) -> Tensor:
 @contextlib.contextmanager
 def _plain_algorithms() -> Iterator[None]:
     """Without Winograd and Fourier convolutions, which mix a tile's elements, and fused attention,
-    which may skip some."""
+    which skips some: a query that is NaN leaves no trace there."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -171,6 +176,7 @@ def _plain_algorithms() -> Iterator[None]:
                 torch.backends.mkldnn.flags(enabled=False),
                 torch.backends.nnpack.flags(enabled=False),
                 torch.backends.cudnn.flags(enabled=False),
+                sdpa_kernel(SDPBackend.MATH),
             ):
                 yield
     finally:

@@ -5,7 +5,7 @@ found, and draws nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cifar_resnet import arguments
 from cifar_resnet.fields.operation import Geometry
 from cifar_resnet.fields.support import Support
 from cifar_resnet.fields.terms import NOTHING
@@ -181,9 +182,11 @@ class LayerField:
                 as if the input went on beyond its borders, which may begin below 0.
 
         Raises:
+            TypeError: If `clip` is neither True nor False.
             IndexError: If there is no such unit.
             ValueError: If the unit sees nothing.
         """
+        arguments.flag("clip", clip)
         place = self._place(unit)
         regions = []
         for support in self._supports:
@@ -193,9 +196,10 @@ class LayerField:
                 low, high = _at(support, place, "bounds").tolist()
                 first, last = -low, high
             if last == NOTHING:
+                given = tuple(self.middle if unit is None else unit)
                 raise ValueError(
-                    f"Unit {tuple(unit or self.middle)} of {self.name!r} depends on no pixel: "
-                    "it is made of padding only."
+                    f"Unit {given} of {self.name!r} depends on no pixel: it is made of padding "
+                    "only."
                 )
             regions.append((first, last))
         return tuple(regions)
@@ -220,7 +224,17 @@ class LayerField:
         return tuple(found)
 
     def seen(self, axis: int) -> Tensor:
-        """All units at once: bool (length of the axis, *unit_shape), True where a pixel is read."""
+        """All units at once: bool (length of the axis, *unit_shape), True where a pixel is read.
+
+        Raises:
+            TypeError: If `axis` is no integer.
+            IndexError: If there is no such axis.
+        """
+        told = f"axis must be an integer from 0 to {len(self._supports) - 1}, but got {axis!r}."
+        if not arguments.is_integer(axis):
+            raise TypeError(told)
+        if not 0 <= axis < len(self._supports):
+            raise IndexError(told)
         term = self._supports[axis].collapsed(self.unit_dims)
         shape = [size if dim in self.unit_dims else 1 for dim, size in enumerate(self.shape)]
         seen = term.seen.expand(-1, *shape).reshape(-1, *self.unit_shape)
@@ -230,17 +244,19 @@ class LayerField:
         return (positions >= -seen[0]) & (positions <= seen[1])
 
     def _place(self, unit: Sequence[int] | None) -> dict[int, int]:
-        unit = self.middle if unit is None else tuple(unit)
-        if len(unit) != len(self.unit_dims) or not all(
-            isinstance(index, int) and 0 <= index < size
-            for index, size in zip(unit, self.unit_shape, strict=False)
+        if unit is None:
+            return dict(zip(self.unit_dims, self.middle, strict=True))
+        indices = tuple(unit) if isinstance(unit, Iterable) else (None,)
+        if len(indices) != len(self.unit_dims) or not all(
+            arguments.is_integer(index) and 0 <= index < size
+            for index, size in zip(indices, self.unit_shape, strict=False)
         ):
             raise IndexError(
                 f"Layer {self.name!r} has units of shape {self.unit_shape}, so a unit has "
                 f"{len(self.unit_dims)} indices, each from 0 and below that size, "
                 f"but got {unit!r}."
             )
-        return dict(zip(self.unit_dims, unit, strict=True))
+        return dict(zip(self.unit_dims, map(int, indices), strict=True))
 
     def _axis(self, axis: int) -> AxisField:
         support = self._supports[axis]

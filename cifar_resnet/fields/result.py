@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from cifar_resnet.arguments import flag
 from cifar_resnet.fields.records import LayerField
 
 if TYPE_CHECKING:
@@ -57,10 +58,11 @@ class ReceptiveFields(Mapping[str, LayerField]):
         return next(iter(self.outputs.values()))
 
     def __getitem__(self, name: str) -> LayerField:
-        if name in self._layers:
-            return self._layers[name]
-        if name in self.blocks:
-            return self.blocks[name]
+        if isinstance(name, str):  # whatever else is asked for need not have a hash
+            if name in self._layers:
+                return self._layers[name]
+            if name in self.blocks:
+                return self.blocks[name]
         names = [*self._layers, *self.blocks]
         close = difflib.get_close_matches(str(name), names, n=5, cutoff=0.5)
         hint = f"Close ones: {', '.join(close)}." if close else f"There are: {', '.join(names)}."
@@ -83,16 +85,19 @@ class ReceptiveFields(Mapping[str, LayerField]):
         Args:
             every_layer: Also the layers that change neither the field, nor its stride, nor the
                 number of units, such as ReLU.
+
+        Raises:
+            TypeError: If `every_layer` is neither True nor False.
         """
         from cifar_resnet.fields.tables import text_table
 
-        return text_table(self, every_layer)
+        return text_table(self, flag("every_layer", every_layer))
 
     def to_markdown(self, *, every_layer: bool = False) -> str:
         """The same table in Markdown."""
         from cifar_resnet.fields.tables import markdown_table
 
-        return markdown_table(self, every_layer)
+        return markdown_table(self, flag("every_layer", every_layer))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """All records as plain numbers, strings and lists, ready for `json.dumps`."""
@@ -123,10 +128,11 @@ class ReceptiveFields(Mapping[str, LayerField]):
             The figure.
 
         Raises:
+            TypeError: If `units` is no sequence, or `fig` no figure.
             KeyError: If there is no such layer.
             IndexError: If there is no such unit.
-            ValueError: If the network's input is not an image with two axes, or the image given
-                has another size.
+            ValueError: If the network's input is not an image with two axes, the image given has
+                another size, or `units` is empty.
         """
         from cifar_resnet.fields.figures import plot_fields
 
@@ -138,6 +144,9 @@ class ReceptiveFields(Mapping[str, LayerField]):
 
         Args:
             fig: Figure to draw into; None for a new one, made without pyplot.
+
+        Raises:
+            TypeError: If `fig` is no figure.
         """
         from cifar_resnet.fields.figures import plot_growth
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cifar_resnet.arguments import is_integer
 from cifar_resnet.fields.indexing import INDEXING
 from cifar_resnet.fields.merging import union
 from cifar_resnet.fields.movement import MOVEMENT
@@ -114,7 +115,7 @@ def _product(op: Operation) -> Support:
         parts.append(rows if len(b.shape) == 1 else rows.insert(len(rows.shape)))
     if right is not None:  # (..., m, k) gives every element of column k
         columns = right.reduce([len(b.shape) - 2 if len(b.shape) > 1 else 0], keepdim=False)
-        parts.append(columns.insert(len(columns.shape) - 1) if len(b.shape) > 1 else columns)
+        parts.append(columns.insert(len(columns.shape) - 2) if len(b.shape) > 1 else columns)
     return union(op.shape, parts, compare=False)
 
 
@@ -170,7 +171,7 @@ def window(
 
 # What PyTorch itself marks as pointwise needs no entry; these it does not.
 _POINTWISE = (
-    "_conj", "_prelu_kernel", "_to_copy", "alias", "conj", "detach", "hardswish", "lift_fresh",
+    "_conj", "_prelu_kernel", "_to_copy", "alias", "detach", "hardswish", "lift_fresh",
     "lift_fresh_copy", "log_sigmoid_forward", "native_dropout", "rrelu_with_noise",
 )  # fmt: skip
 _NEW = (
@@ -184,8 +185,7 @@ _REDUCTIONS = (
     "nansum", "norm", "prod", "std", "std_mean", "sum", "var", "var_mean",
 )  # fmt: skip
 _ALONG = (
-    "_fft_c2c", "_fft_c2r", "_fft_r2c", "_log_softmax", "_safe_softmax", "_softmax", "argsort",
-    "sort", "topk",
+    "_fft_c2c", "_fft_c2r", "_fft_r2c", "_log_softmax", "_safe_softmax", "_softmax", "sort", "topk",
 )  # fmt: skip
 _BATCH_NORMS = (
     "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
@@ -208,10 +208,10 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, _reduction),
     **dict.fromkeys(_ALONG, _along),
     **dict.fromkeys(("cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"), _cumulative),
-    **dict.fromkeys(("_fused_rms_norm", "native_layer_norm"), _layer_norm),
     **dict.fromkeys(_BATCH_NORMS, _batch_norm),
     **dict.fromkeys(_PRODUCTS, _product),
     **dict.fromkeys(_ATTENTION, _attention),
+    "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
     "glu": _glu,
 }
@@ -237,11 +237,24 @@ def as_rule(given: Any) -> Rule:
         return pointwise
     if given == "global":
         return everywhere
-    if isinstance(given, Mapping) and "kernel_size" in given:
+    if isinstance(given, Mapping) and "kernel_size" in given and _is_window(given):
         return window(**given)
     if callable(given):
         return given  # type: ignore[no-any-return]
-    raise ValueError(
+    raise (ValueError if isinstance(given, str | Mapping) else TypeError)(
         f"A rule must be 'pointwise', 'global', a mapping with kernel_size (and stride, padding, "
         f"dilation), or a function of the operation, but got {given!r}."
+    )
+
+
+def _is_window(sizes: Mapping[Any, Any]) -> bool:
+    """Whether all are sizes that a window can have."""
+    least = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    return all(
+        name in least
+        and all(
+            is_integer(each) and each >= least[name]
+            for each in (size if isinstance(size, tuple | list) else (size,))
+        )
+        for name, size in sizes.items()
     )

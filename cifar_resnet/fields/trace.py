@@ -260,9 +260,7 @@ _HERE = str(Path(__file__).parent)
 def _source() -> str:
     """The innermost line that belongs neither to PyTorch nor to this package: `file:line`."""
     frame = sys._getframe(2)
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        if not filename.startswith((_TORCH, _HERE, "<frozen")):
-            return f"{filename}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return "unknown line"
+    inside = (_TORCH, _HERE, "<frozen")
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

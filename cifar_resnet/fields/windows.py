@@ -106,7 +106,7 @@ def _interpolate(op: Operation) -> Support:
         if part in name
     )
     number = len(ref.shape) - 2
-    scales = op["scale_factors"] or [
+    scales = [
         op[f"scales_{axis}"] if op.call.declares(f"scales_{axis}") else op["scales"]
         for axis in "dhw"[3 - number :]
     ]

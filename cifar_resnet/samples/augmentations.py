@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from cifar_resnet import arguments
 from cifar_resnet.data import cifar10
 from cifar_resnet.data.augment import ImageBank
 from cifar_resnet.data.loaders import PerSampleImages, ResidentLoader
@@ -18,7 +19,6 @@ from cifar_resnet.data.order import BatchOrder
 from cifar_resnet.errors.batches import Statistics, as_source
 from cifar_resnet.errors.figures import check_figure
 from cifar_resnet.samples.collection import Sample, as_collection
-from cifar_resnet.samples.figures import checked_count
 from cifar_resnet.samples.grid import Panel, draw_grid
 from cifar_resnet.samples.pixels import Pixels, as_pixels
 
@@ -65,7 +65,7 @@ def show_augmentations(
         The figure: a row for each image, the original first.
 
     Raises:
-        TypeError: If `data` is no `CIFAR10DataModule`.
+        TypeError: If `data` is no `CIFAR10DataModule`, or another argument has the wrong type.
         IndexError: If an index is that of no training image.
         ValueError: If an argument is out of its range.
         OSError: If `save_path` cannot be written; before anything is read.
@@ -79,9 +79,9 @@ def show_augmentations(
     """
     from cifar_resnet.data.module import CIFAR10DataModule
 
-    check_figure(fig, figsize, save_path, n=n, dpi=dpi)
-    checked_count("epochs", epochs)
-    checked_count("seed", seed, least=0)
+    check_figure(fig, figsize, save_path, n=n, dpi=dpi, seed=seed)
+    epochs = arguments.integer("epochs", epochs, least=1)
+    wanted = None if indices is None else _indices(indices)
     data = CIFAR10DataModule() if data is None else data
     if not isinstance(data, CIFAR10DataModule):
         raise TypeError(
@@ -89,12 +89,10 @@ def show_augmentations(
             f"{type(data).__name__}. show_samples draws what other data give."
         )
     collection = as_collection(data, "train")
-    if indices is None:
+    if wanted is None:
         originals = collection.at_random(seed, n, None).groups[0]
-    elif not len(indices):
-        raise ValueError("indices are empty: give at least one, or None for n random images.")
     else:
-        originals = collection.at([int(index) for index in indices])
+        originals = collection.at(wanted)
     rows = [[Panel(sample.pixels)] for sample in originals]
     for images in _epochs(data, originals, epochs):
         for row, pixels in zip(rows, images, strict=True):
@@ -111,6 +109,16 @@ def show_augmentations(
         dpi=dpi,
         save_path=save_path,
     )
+
+
+def _indices(indices: Any) -> list[int]:
+    values = indices.tolist() if isinstance(indices, Tensor) else indices
+    wanted = arguments.sequence("indices", values, "a sequence of integers")
+    if not all(map(arguments.is_integer, wanted)):
+        raise TypeError(f"indices must be a sequence of integers, but got {indices!r}.")
+    if not wanted:
+        raise ValueError("indices are empty: give at least one, or None for n random images.")
+    return [int(index) for index in wanted]
 
 
 def _epochs(

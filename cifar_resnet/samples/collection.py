@@ -22,8 +22,10 @@ from torch.utils.data import (
     default_collate,
 )
 
+from cifar_resnet import arguments
 from cifar_resnet.data.augment import Augmentation
 from cifar_resnet.errors.batches import Source, Statistics, as_source
+from cifar_resnet.errors.scan import given_names
 from cifar_resnet.samples.pixels import Pixels, as_pixels, pictures_as_tensors
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ class Collection:
         with torch.random.fork_rng(devices=[]):
             for key, (index, image, label) in self._keyed(seed):
                 seen += 1
+                if classes is not None:
+                    self._name(index, label)
                 group = kept.setdefault(0, []) if classes is None else kept.get(label)
                 if group is None or (len(group) == each and key >= group[-1][0]):
                     continue
@@ -138,14 +142,19 @@ class Collection:
 
     def _sample(self, found: Found) -> Sample:
         index, image, label = found
+        name = self._name(index, label)
+        return Sample(index, label, name, as_pixels(image, self.statistics, name=f"Image {index}"))
+
+    def _name(self, index: int, label: int) -> str:
         names = self.class_names
-        if names is not None and not 0 <= label < len(names):
+        if names is None:
+            return str(label)
+        if not 0 <= label < len(names):
             raise ValueError(
                 f"Sample {index} has label {label}, but there are {len(names)} class names: "
                 f"{', '.join(names[:12])}. Pass class_names with one name for each class."
             )
-        pixels = as_pixels(image, self.statistics, name=f"Image {index}")
-        return Sample(index, label, names[label] if names is not None else str(label), pixels)
+        return names[label]
 
 
 @dataclass(frozen=True)
@@ -163,8 +172,8 @@ def as_collection(
     statistics: Statistics | None = None,
 ) -> Collection:
     """Take a dataset, a loader, a data module, or None for CIFAR-10; `split` is a module's."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, but got {split!r}.")
+    arguments.choice("split", split, (*SPLITS,))
+    names = given_names(class_names)
     if data is None:
         from cifar_resnet.data.module import CIFAR10DataModule
 
@@ -175,7 +184,7 @@ def as_collection(
         collection = _of_data(data)
     return replace(
         collection,
-        class_names=tuple(map(str, class_names)) if class_names else collection.class_names,
+        class_names=names if names is not None else collection.class_names,
         statistics=statistics or collection.statistics,
     )
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cifar_resnet import arguments
 from cifar_resnet.errors.figures import check_figure
-from cifar_resnet.errors.scan import class_number, given_statistics
-from cifar_resnet.samples.collection import as_collection
+from cifar_resnet.errors.scan import check_class, class_number, given_statistics
+from cifar_resnet.samples.collection import SPLITS, as_collection
 from cifar_resnet.samples.grid import Panel, draw_grid, shortened
 from cifar_resnet.samples.pixels import as_pixels, as_tensor
 
@@ -70,7 +71,7 @@ def show_samples(
         The figure. With fewer images than `n` it shows those.
 
     Raises:
-        TypeError: If `data` is none of the above.
+        TypeError: If `data` is none of the above, or another argument has the wrong type.
         ValueError: If an argument is out of its range, there is no image, or the images cannot be
             shown because their normalisation is unknown.
         OSError: If `save_path` cannot be written; before anything is read.
@@ -83,9 +84,9 @@ def show_samples(
         >>> len(show_samples(data, n=4).axes)
         4
     """
-    check_figure(fig, figsize, save_path, n=n, columns=columns, dpi=dpi)
+    check_figure(fig, figsize, save_path, n=n, columns=columns, dpi=dpi, seed=seed)
     collection = as_collection(data, split, class_names, given_statistics(mean, std))
-    draw = collection.at_random(checked_count("seed", seed, least=0), n, None)
+    draw = collection.at_random(seed, n, None)
     samples = draw.groups.get(0)
     if not samples:
         raise ValueError("There is no image in the data.")
@@ -140,7 +141,8 @@ def show_class_samples(
         The figure. A class with fewer images than `per_class` has a shorter row.
 
     Raises:
-        TypeError: If `data` is nothing that `show_samples` takes.
+        TypeError: If `data` is nothing that `show_samples` takes, or another argument has the
+            wrong type.
         ValueError: If there is no such class, or as `show_samples` raises.
         OSError: If `save_path` cannot be written; before anything is read.
 
@@ -153,21 +155,15 @@ def show_class_samples(
         >>> len(fig.axes)
         6
     """
-    check_figure(fig, figsize, save_path, dpi=dpi)
-    checked_count("per_class", per_class)
-    checked_count("seed", seed, least=0)
+    check_figure(fig, figsize, save_path, dpi=dpi, seed=seed)
+    per_class = arguments.integer("per_class", per_class, least=1)
+    wanted = None if classes is None else _wanted(classes)
     collection = as_collection(data, split, class_names, given_statistics(mean, std))
     numbers = collection.labels()
     names = collection.class_names or tuple(map(str, numbers))
-    wanted = (
-        numbers
-        if classes is None
-        else [
-            _class(each, numbers, names)
-            for each in ([classes] if isinstance(classes, str | int) else classes)
-        ]
+    chosen = dict.fromkeys(
+        numbers if wanted is None else [_class(each, numbers, names) for each in wanted]
     )
-    chosen = dict.fromkeys(wanted)
     if not chosen:
         raise ValueError("There is no class to draw: the data or `classes` are empty.")
     draw = collection.at_random(seed, per_class, list(chosen))
@@ -221,7 +217,8 @@ def show_rgb_channels(
         The figure.
 
     Raises:
-        TypeError: If `image` or `data` is none of the above.
+        TypeError: If `image` or `data` is none of the above, or another argument has the wrong
+            type.
         IndexError: If there is no image of that index.
         ValueError: If the image has not three channels, or as `show_samples` raises.
         OSError: If `save_path` cannot be written; before anything is read.
@@ -233,9 +230,10 @@ def show_rgb_channels(
         >>> [axes.images[0].get_array().shape for axes in fig.axes][-1]  # the blue values
         (32, 32)
     """
-    check_figure(fig, figsize, save_path, dpi=dpi)
+    check_figure(fig, figsize, save_path, dpi=dpi, class_names=class_names)
+    arguments.choice("split", split, (*SPLITS,))
     given = given_statistics(mean, std)
-    if isinstance(image, int | np.integer) and not isinstance(image, bool):
+    if arguments.is_integer(image):
         sample = as_collection(data, split, class_names, given).at([int(image)])[0]
         pixels, title = sample.pixels, f"{sample.name}, #{sample.index}"
     else:
@@ -263,16 +261,19 @@ def show_rgb_channels(
     )
 
 
-def checked_count(name: str, value: Any, *, least: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, but got {value!r}.")
-    return value
+def _wanted(classes: Any) -> list[Any]:
+    if isinstance(classes, str) or arguments.is_integer(classes):
+        return [classes]
+    wanted = arguments.sequence("classes", classes, "names or numbers of classes")
+    for each in wanted:
+        check_class("classes", each)
+    return wanted
 
 
 def _class(wanted: int | str, numbers: Sequence[int], names: Sequence[str]) -> int:
     """A class by name, or by the number that its labels have."""
-    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted in numbers:
-        return wanted
+    if not isinstance(wanted, str) and wanted in numbers:
+        return int(wanted)
     if list(numbers) == list(range(len(names))) or wanted in names:
         place = class_number(wanted, names, "classes")
         assert place is not None

@@ -1,0 +1,157 @@
+"""Arguments checked where a piece begins: the value in its plain Python form, or an error that says
+what was given and what was expected. It knows single values; it must not know what they are for.
+
+NumPy's numbers count as the numbers that they are. A value of another kind is a TypeError, one out
+of its range a ValueError.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence, Set
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure, SubFigure
+
+__all__ = [
+    "ABOVE_ZERO",
+    "BELOW_ONE",
+    "NOT_NEGATIVE",
+    "SHARE",
+    "choice",
+    "colour_map",
+    "device",
+    "figure",
+    "flag",
+    "function",
+    "integer",
+    "is_integer",
+    "number",
+    "path",
+    "sequence",
+]
+
+Range = tuple[Callable[[float], bool], str]  # whether a number lies in it, and its description
+
+ABOVE_ZERO: Range = (lambda value: 0 < value < math.inf, "a finite number greater than 0")
+NOT_NEGATIVE: Range = (lambda value: 0 <= value < math.inf, "a finite number of at least 0")
+SHARE: Range = (lambda value: 0 <= value <= 1, "a number in [0, 1]")
+BELOW_ONE: Range = (lambda value: 0 <= value < 1, "a number in [0, 1)")
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether it is an integer of Python's or NumPy's; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def integer(name: str, value: Any, *, least: int, instead: str = "") -> int:
+    """An integer of at least `least`. `instead` tells what else the caller takes."""
+    told = f"{name} must be an integer of at least {least}{instead}, but got {value!r}."
+    if not is_integer(value):
+        raise TypeError(told)
+    if value < least:
+        raise ValueError(told)
+    return int(value)
+
+
+def number(name: str, value: Any, within: Range) -> float:
+    """A number that lies in a range; an integer stays one."""
+    fits, expected = within
+    told = f"{name} must be {expected}, but got {value!r}."
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(told)
+    plain = int(value) if isinstance(value, Integral) else float(value)
+    if not fits(plain):
+        raise ValueError(told)
+    return plain
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, but got {value!r}.")
+    return value
+
+
+def choice(name: str, value: Any, choices: Sequence[str | None]) -> Any:
+    """One of several names, of which None may be one."""
+    told = f"{name} must be one of {', '.join(map(repr, choices))}, but got {value!r}."
+    if not isinstance(value, str) and not (value is None and None in choices):
+        raise TypeError(told)
+    if value not in choices:
+        raise ValueError(told)
+    return choices[choices.index(value)]
+
+
+def path(name: str, value: Any, expected: str = "a path") -> Path:
+    told = f"{name} must be {expected}, but got {value!r}."
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise TypeError(told)
+    if not text or "\0" in text:
+        raise ValueError(told)
+    return Path(text)
+
+
+def sequence(name: str, value: Any, expected: str) -> list[Any]:
+    """What has an order and may be read again: no set, mapping, iterator or single value."""
+    told = f"{name} must be {expected}, but got {value!r}."
+    is_set = isinstance(value, Set) and not isinstance(value, KeysView)
+    if is_set or isinstance(value, Mapping | Iterator | bytes):
+        raise TypeError(told)
+    try:
+        return list(value)
+    except TypeError as error:
+        raise TypeError(told) from error
+
+
+def function(name: str, value: Any, expected: str) -> Any:
+    """Something that can be called, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be {expected}, but got {value!r}.")
+    return value
+
+
+def device(name: str, value: Any) -> torch.device:
+    import torch
+
+    told = f"{name} must be a device or its name, such as 'cpu' or 'cuda:0', but got {value!r}."
+    if not isinstance(value, torch.device | str) and not is_integer(value):
+        raise TypeError(told)
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(told) from error
+
+
+def figure(name: str, value: Any) -> Figure | SubFigure | None:
+    from matplotlib.figure import Figure, SubFigure
+
+    if value is not None and not isinstance(value, Figure | SubFigure):
+        raise TypeError(
+            f"{name} must be a Matplotlib figure or subfigure, or None for a new one, but got "
+            f"{value!r}."
+        )
+    return value
+
+
+def colour_map(name: str, value: Any) -> Colormap:
+    from matplotlib import colormaps
+    from matplotlib.colors import Colormap
+
+    if isinstance(value, Colormap):
+        return value
+    told = (
+        f"{name} must be the name of a Matplotlib colour map, such as 'viridis', 'cividis' or "
+        f"'inferno', but got {value!r}."
+    )
+    if not isinstance(value, str):
+        raise TypeError(told)
+    if value not in colormaps:
+        raise ValueError(told)
+    return colormaps[value]
