@@ -116,6 +116,12 @@ def _damaged(folder: Path) -> None:
     _data(folder).setup()
 
 
+def _in_the_way(folder: Path) -> None:
+    (folder / "cifar-10-batches-bin").mkdir()
+    (folder / "cifar-10-batches-bin" / "notes.txt").touch()
+    _data(folder).prepare_data()
+
+
 def _unwritable(folder: Path) -> None:
     (folder / "file").touch()
     _data(folder / "file").prepare_data()
@@ -284,6 +290,7 @@ PROVOKED: list[Callable[[Path, Path], Any]] = [
     lambda empty, data: _data(empty).prepare_data(),
     lambda empty, data: _damaged(empty),
     lambda empty, data: _truncated(empty),
+    lambda empty, data: _in_the_way(empty),
     lambda empty, data: _unwritable(empty),
     lambda empty, data: _data(data).train_dataloader(),
     lambda empty, data: _data(data, val_split=1.0),

