@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -99,6 +100,27 @@ class ImageClassifier(LightningModule):
         self._total_steps: float = 0
         self._tally = Tally()
         self._last_batch: Batch | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate of the recipe. Lightning's `LearningRateFinder` sets it; the
+        convolutions of `"muon"` keep theirs.
+        """
+        return self.recipe.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        share = value / self.recipe.learning_rate
+        self.recipe = replace(self.recipe, learning_rate=value)
+        self.hparams["recipe"] = self.recipe.to_dict()
+        for config in self.trainer.lr_scheduler_configs if self._trainer is not None else []:
+            scheduler: Any = config.scheduler
+            scheduler.base_lrs = [
+                rate if group.get("orthogonal") else rate * share
+                for rate, group in zip(
+                    scheduler.base_lrs, scheduler.optimizer.param_groups, strict=True
+                )
+            ]
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.network(images)

@@ -33,7 +33,8 @@ class Tally:
         self.reset()
 
     def reset(self) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64)  # loss, right answers, images
+        # of losses, right answers and images
+        self._sums = torch.zeros(3, dtype=torch.float64, device="cpu")
         self._unseen: list[Batch] = []
 
     def add(
@@ -54,7 +55,7 @@ class Tally:
         batches, self._unseen = self._unseen, []
         loss = torch.stack([batch.loss for batch in batches]).cpu().double()
         correct = torch.stack([batch.correct for batch in batches]).cpu().double()
-        sizes = torch.tensor([batch.size for batch in batches], dtype=torch.float64)
+        sizes = torch.tensor([batch.size for batch in batches], dtype=torch.float64, device="cpu")
         self._sums += torch.stack([(loss * sizes).sum(), correct.sum(), sizes.sum()])
         return list(zip(loss.tolist(), batches, strict=True))
 

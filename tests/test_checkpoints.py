@@ -496,6 +496,7 @@ def test_a_checkpoint_file_is_whole_or_as_before(
     with pytest.raises((AttributeError, pickle.PicklingError)):
         writer.save_checkpoint({"value": torch.arange(9), "bad": lambda: None}, path)
     assert path.read_bytes() == before
+    assert [item.name for item in path.parent.iterdir()] == ["a.ckpt"]
     writer.save_checkpoint({"value": torch.arange(9)}, path)
     assert seen == [before]  # until the new one was on the disk
     assert torch.load(path, weights_only=True)["value"].shape == (9,)

@@ -237,7 +237,7 @@ class ImageBank:
 def _stacked(rows: Integers, parameters: Parameters | None) -> Tensor:
     """Rows and parameters as one int64 tensor (1 or 6, B)."""
     arrays = [rows] if parameters is None else [rows, *parameters.arrays()]
-    return torch.stack([torch.as_tensor(array).long() for array in arrays])
+    return torch.stack([torch.as_tensor(array, device="cpu").long() for array in arrays])
 
 
 def _unstacked(stacked: Tensor) -> tuple[Tensor, Parameters | None]:
