@@ -138,9 +138,6 @@ class LastCheckpoint(Checkpoint):
             self._generators = None
         self._listen()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._commit(trainer)
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:

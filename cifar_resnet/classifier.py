@@ -78,8 +78,9 @@ class ImageClassifier(LightningModule):
             num_classes = arguments.integer("num_classes", num_classes, least=2)
             if arguments.is_integer(classes) and classes != num_classes:
                 raise ValueError(
-                    f"num_classes is {num_classes}, but {type(network).__name__} has {classes} "
-                    "classes. Leave num_classes out, or build the network with it."
+                    f"num_classes is {num_classes} (given, or from the checkpoint that is loaded), "
+                    f"but {type(network).__name__} has {classes} classes. Build the network with "
+                    f"num_classes={num_classes}, or leave it out here."
                 )
             classes = num_classes
         if not arguments.is_integer(classes) or classes < 2:

@@ -530,7 +530,7 @@ TABLE: dict[str, dict[str, list[Row]]] = {
         "num_classes": [
             *integers("num_classes", 2, optional=True),
             row(None, ValueError, "must be an integer of at least 2, but got None"),
-            row(3, ValueError, "num_classes is 3, but CustomResNet has 10", network=network()),
+            row(3, ValueError, "but CustomResNet has 10 classes. Build", network=network()),
         ],
     },
     "LastCheckpoint": {
