@@ -71,6 +71,9 @@ def test_arguments_that_travel_together_make_the_same_batches_in_slices() -> Non
     rows = np.random.default_rng(1).permutation(20)
     parameters = augmentation.draw(20, 8, seed=1, epoch=0).take(rows)
     whole = bank.batch(rows, parameters)
+    assert all(
+        a is b for a, b in zip(bank.place(rows, parameters), (rows, parameters), strict=True)
+    )
     for placed_rows, placed in (
         bank.place(rows, parameters),
         _unstacked(_stacked(rows, parameters)),
@@ -160,11 +163,47 @@ def test_alternating_flip_shows_each_image_both_ways_in_turn() -> None:
     assert not Augmentation(0, "none").draw(1000, 32, seed=0, epoch=1).flip.any()
 
 
+def test_by_default_images_are_cropped_and_flipped() -> None:
+    assert Augmentation() == Augmentation(4, "random", 0, "reflect")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("crop_padding", -1, ValueError),
+        ("crop_padding", True, TypeError),
+        ("cutout", -1, ValueError),
+        ("cutout", 1.5, TypeError),
+        ("flip", "often", ValueError),
+        ("padding_mode", "wrap", ValueError),
+    ],
+)
+def test_an_error_names_the_argument(name: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"^{name} must be .*, but got {value!r}"):
+        Augmentation(**{name: value})
+
+
+def test_mirror_images_are_kept_only_where_they_are_used() -> None:
+    images = np.zeros((5, 8, 8, 3), np.uint8)
+    for flip, copies in (("random", 2), ("alternating", 2), ("none", 1)):
+        bank = ImageBank(images, MEAN, STD, augmentation=Augmentation(0, flip))
+        assert len(bank) == 5
+        assert bank._runs.untyped_storage().nbytes() == copies * images.nbytes
+
+
+def test_augmentation_as_large_as_an_image_may_be() -> None:
+    largest = Augmentation(7, cutout=8)  # padding of 7 reflects all 8 pixels of a side
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    bank = ImageBank(images, MEAN, STD, augmentation=largest)
+    parameters = largest.draw(2, 8, seed=0, epoch=0)
+    assert not bank.batch(np.arange(2), parameters).any()  # all is cut out
+
+
 @pytest.mark.parametrize(
     ("augmentation", "message"),
     [
-        (Augmentation(0, cutout=9), "cutout must be at most"),
-        (Augmentation(8), "crop_padding must be less"),
+        (Augmentation(0, cutout=9), r"cutout must be at most 8 pixels .*, but got 9"),
+        (Augmentation(8), "crop_padding must be less than 8 pixels .*, but got 8"),
     ],
 )
 def test_augmentation_larger_than_the_image(augmentation: Augmentation, message: str) -> None:

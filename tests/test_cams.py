@@ -227,6 +227,20 @@ def test_a_network_without_named_maps_gets_the_remedy() -> None:
         compute_cams(Functional(named=False), torch.randn(1, 3, 16, 16))
 
 
+def test_a_layer_that_the_scores_do_not_depend_on() -> None:
+    class Aside(TwoChannels):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aside = nn.Conv2d(1, 2, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.aside(images)
+            return super().forward(images)
+
+    with pytest.raises(ValueError, match="do not depend on the output of layer 'aside'"):
+        compute_cams(Aside(), IMAGE, target_layers=["aside"])
+
+
 def test_an_operation_in_place_does_not_write_over_the_map() -> None:
     class InPlace(TwoChannels):
         def forward(self, images: Tensor) -> Tensor:

@@ -98,6 +98,16 @@ def test_an_epoch_that_has_not_ended(tmp_path: Path) -> None:
     assert line.get_xdata() == pytest.approx([4.5])
 
 
+def test_a_first_epoch_that_has_not_ended(tmp_path: Path) -> None:
+    with SummaryWriter(tmp_path) as writer:
+        for step in (4, 9):
+            writer.add_scalar("train_loss_step", 0.5, step)
+            writer.add_scalar("epoch", 0, step)
+    line = show_training_curves(tmp_path).axes[0].lines[0]
+    assert line.get_ydata() == pytest.approx([0.5, 0.5])
+    assert line.get_xdata() == pytest.approx([0, 0])  # all there is to know: still epoch 0
+
+
 def test_a_log_without_epochs(tmp_path: Path) -> None:
     with SummaryWriter(tmp_path) as writer:
         writer.add_scalar("reward", 1, 0)

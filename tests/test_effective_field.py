@@ -270,6 +270,8 @@ def test_figures_can_be_drawn_into_and_need_no_pyplot(fields) -> None:
     mine = Figure()
     assert fields.plot(fig=mine) is mine
     assert fields.plot_growth(fig=Figure()).axes
+    field = effective_receptive_field(box(), torch.randn(1, 1, 9, 9))
+    assert field.plot(fig=(given := Figure())) is given
     code = (
         "from cifar_resnet import *\nimport sys\n"
         "f = receptive_field(CustomResNet(width=4), (1, 3, 32, 32))\n"

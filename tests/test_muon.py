@@ -27,6 +27,20 @@ def test_singular_vectors_stay_and_singular_values_become_about_one(shape: tuple
     assert result.dtype == torch.float32
 
 
+def test_parameters_without_a_gradient_stay() -> None:
+    kernel, scale = nn.Parameter(torch.randn(6, 3, 3, 3)), nn.Parameter(torch.randn(6))
+    before = kernel.detach().clone(), scale.detach().clone()
+    groups = [{"params": [kernel], "orthogonal": True}, {"params": [scale], "orthogonal": False}]
+    optimizer = Muon(groups, lr=0.01)
+    optimizer.step()
+    assert torch.equal(kernel, before[0])
+    assert torch.equal(scale, before[1])
+    scale.grad = torch.ones(6)
+    optimizer.step()  # of one group alone
+    assert torch.equal(kernel, before[0])
+    assert not torch.equal(scale, before[1])
+
+
 def test_a_step_turns_a_kernel_against_its_gradient_and_keeps_its_norm() -> None:
     kernel = nn.Parameter(torch.randn(6, 3, 3, 3))
     before = kernel.detach() * (6**0.5 / kernel.detach().norm())

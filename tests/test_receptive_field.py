@@ -291,6 +291,8 @@ def test_a_gate_is_global_and_can_be_left_out_by_name() -> None:
     assert fields.ignored == ("se",)
     assert receptive_field(network, (1, 2, 16), ignore=["Squeeze*"]).output.size == (5,)
     assert "left out on request: se" in fields.table()
+    many = receptive_field(nn.Sequential(*(nn.ReLU() for _ in range(6))), (1, 2, 16), ignore="ReLU")
+    assert many.table().endswith("left out on request: 0, 1, 2, 3, 4 and 1 more")
 
 
 @pytest.mark.parametrize(
@@ -639,7 +641,8 @@ def test_the_full_table_markdown_and_dictionary() -> None:
     assert {line.count("|") for line in markdown} == {10}
     record = json.loads(json.dumps(fields.to_dict()))["layer1.1"]
     assert record["size"] == [6, 6]
-    assert record["kernel_size"] == [2, 2]
+    assert record["kernel_size"] == record["kernel_stride"] == [2, 2]
+    assert (record["kernel_padding"], record["kernel_dilation"]) == ([0, 0], [1, 1])
     assert record["stride"] == [2, 2]
     up = receptive_field(nn.Upsample(scale_factor=2), (1, 1, 4)).output
     assert up.stride == (HALF,)
@@ -756,8 +759,10 @@ def test_own_rules(blur) -> None:
             rule = {"kernel_size": 2, "padding": 1}
         fields = receptive_field(network, (1, 2, 16), rules={"fieldtest::blur": rule})
         assert fields.output.size == (size,)
-    rules = {"fieldtest::blur": {"kernel_size": 3, "stride": 1, "padding": 2, "dilation": 2}}
-    assert receptive_field(network, (1, 2, 16), rules=rules).output.size == (3 + 4,)
+    for d in (1, 2):
+        window = {"kernel_size": 3, "stride": 1, "padding": d, "dilation": d}
+        rules = {"fieldtest::blur": window}
+        assert receptive_field(network, (1, 2, 16), rules=rules).output.size == (3 + 2 * d,)
     halving = Net(lambda m, x: torch.ops.fieldtest.halve(x))
     rules = {"fieldtest::halve": {"kernel_size": 1, "stride": 2}}
     output = receptive_field(halving, (1, 2, 16), rules=rules).output

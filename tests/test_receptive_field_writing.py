@@ -177,7 +177,7 @@ def test_values_taken_out_are_refused_or_reported(by: str, take) -> None:
 
 def test_a_branch_chosen_by_values_and_values_of_weights_are_no_way_out() -> None:
     def run(self, x: Tensor) -> Tensor:
-        return self.conv(x) * self.conv.bias.sum().item() if x.sum() > 0 else self.conv(x)
+        return self.conv(x) * self.conv.bias.sum().item() if x.sum() >= 0 else self.conv(x)
 
     assert receptive_field(Net(run, conv=conv()), SIZE).output.size == (3, 3)
 
@@ -212,6 +212,8 @@ def test_dataclasses_are_looked_into_and_other_objects_refused() -> None:
     network = Net(lambda self, x: Prediction(self.conv(x), 0.5), conv=conv())
     assert list(receptive_field(network, SIZE).outputs) == ["features"]
     assert agrees(network) == (3, 3)
+    outer = Net(lambda self, x: self.inner(x).features, inner=network)
+    assert "inner" in check_receptive_field(outer, SIZE).compared
     with pytest.raises(ValueError, match="no tensor in what the model returns"):
         receptive_field(Net(lambda self, x: object()), SIZE)
 

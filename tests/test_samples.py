@@ -146,6 +146,16 @@ def test_transforms_and_augmentation_are_left_out(module: CIFAR10DataModule) -> 
         assert np.array_equal(pixels(one), pixels(other))
 
 
+class Single(Module):
+    def train_dataloader(self) -> Any:
+        return super().train_dataloader()[0]
+
+
+def collated_by_hand(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
 def loader_with_other_sampler() -> DataLoader[Any]:
     return DataLoader(Numbered(), batch_size=7, sampler=SubsetRandomSampler(range(30)))
 
@@ -159,9 +169,15 @@ def loader_with_other_sampler() -> DataLoader[Any]:
         loader_with_other_sampler(),
         Streamed(),
         DataLoader(Streamed(), batch_size=7),
+        DataLoader(Numbered(), batch_size=7, collate_fn=collated_by_hand),
         Module(),
+        Single(),
+        [dict(zip(("image", "label"), Numbered(picture=True)[n], strict=True)) for n in range(30)],
     ],
-    ids=["pictures", "subset", "loader", "sampler", "stream", "stream loader", "module"],
+    ids=[
+        *("pictures", "subset", "loader", "sampler", "stream", "stream loader", "own batches"),
+        *("module", "module with one loader", "dictionaries"),
+    ],
 )
 def test_the_choice_depends_on_seed_and_order_alone(data: Any) -> None:
     expected = indices(show_samples(Numbered(), n=5))

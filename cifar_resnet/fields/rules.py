@@ -115,7 +115,7 @@ def _product(op: Operation) -> Support:
         parts.append(rows if len(b.shape) == 1 else rows.insert(len(rows.shape)))
     if right is not None:  # (..., m, k) gives every element of column k
         columns = right.reduce([len(b.shape) - 2 if len(b.shape) > 1 else 0], keepdim=False)
-        parts.append(columns.insert(len(columns.shape) - 2) if len(b.shape) > 1 else columns)
+        parts.append(columns.insert(len(columns.shape) - 1) if len(b.shape) > 1 else columns)
     return union(op.shape, parts, compare=False)
 
 

@@ -1,0 +1,591 @@
+"""Every operation that has a receptive-field rule, in a network of its own.
+
+The oracle is the NaN probe where NaN goes all the ways that a value may go; elsewhere the rows that
+a unit sees are written down.
+"""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifar_resnet import check_receptive_field, receptive_field
+from cifar_resnet.fields.probe import ReceptiveFieldMismatchError
+from cifar_resnet.fields.rules import RULES
+from cifar_resnet.fields.steps import Call
+from cifar_resnet.fields.trace import trace
+
+aten = torch.ops.aten
+SIZE = (1, 4, 8, 6)
+
+
+class Function(nn.Module):
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+WINDOWS = {
+    "convolution": lambda x: F.conv2d(x, torch.ones(2, 4, 2, 3), padding=(1, 0)),
+    "_convolution": lambda x: aten._convolution(
+        x, torch.ones(4, 4, 3, 1), None, [1, 2], [1, 0], [1, 1], False, [0, 0], 1,
+        False, False, False, False,
+    ),
+    "max_pool2d_with_indices": lambda x: F.max_pool2d(x, (3, 2), 1, (1, 0), return_indices=True)[0],
+    "max_pool3d_with_indices": lambda x: F.max_pool3d(x[:, None], (2, 3, 1), 2),
+    "avg_pool2d": lambda x: F.avg_pool2d(x, (3, 2), (1, 2)),
+    "avg_pool3d": lambda x: F.avg_pool3d(x[:, None], (2, 3, 1), 2),
+    "_adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, (3, 4)),
+    "_adaptive_avg_pool3d": lambda x: F.adaptive_avg_pool3d(x[:, None], (2, 3, 4)),
+    "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, (3, 4)),
+    "adaptive_max_pool3d": lambda x: F.adaptive_max_pool3d(x[:, None], (2, 3, 4)),
+    "upsample_nearest1d": lambda x: F.interpolate(x.flatten(1, 2), 9),
+    "upsample_nearest2d": lambda x: F.interpolate(x, (5, 9)),
+    "upsample_nearest3d": lambda x: F.interpolate(x[:, None], (4, 5, 9)),
+    "_upsample_nearest_exact1d": lambda x: F.interpolate(x.flatten(1, 2), 9, mode="nearest-exact"),
+    "_upsample_nearest_exact2d": lambda x: F.interpolate(x, (5, 9), mode="nearest-exact"),
+    "_upsample_nearest_exact3d": lambda x: F.interpolate(
+        x[:, None], (4, 5, 9), mode="nearest-exact"
+    ),
+    "upsample_linear1d": lambda x: F.interpolate(x.flatten(1, 2), 9, mode="linear"),
+    "upsample_bilinear2d": lambda x: F.interpolate(x, (5, 9), mode="bilinear"),
+    "upsample_trilinear3d": lambda x: F.interpolate(x[:, None], (4, 5, 9), mode="trilinear"),
+    "upsample_bicubic2d": lambda x: F.interpolate(x, (5, 9), mode="bicubic"),
+    "_upsample_bilinear2d_aa": lambda x: F.interpolate(x, (3, 4), mode="bilinear", antialias=True),
+    "_upsample_bicubic2d_aa": lambda x: F.interpolate(x, (3, 4), mode="bicubic", antialias=True),
+    "constant_pad_nd": lambda x: F.pad(x, (1, 0, -2, 3)),
+    "reflection_pad1d": lambda x: F.pad(x.flatten(1, 2), (1, 2), mode="reflect"),
+    "reflection_pad2d": lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"),
+    "reflection_pad3d": lambda x: F.pad(x[:, None], (1, 2, 3, 0, 1, 1), mode="reflect"),
+    "replication_pad1d": lambda x: F.pad(x.flatten(1, 2), (1, 2), mode="replicate"),
+    "replication_pad2d": lambda x: F.pad(x, (1, 2, 3, 0), mode="replicate"),
+    "replication_pad3d": lambda x: F.pad(x[:, None], (1, 2, 3, 0, 1, 1), mode="replicate"),
+    "_pad_circular": lambda x: F.pad(x, (1, 2, 3, 0), mode="circular"),
+    "unfold": lambda x: x.unfold(-2, 3, 2).amax(-1),
+    "im2col": lambda x: F.unfold(x, (3, 2), (1, 2), (0, 1), (2, 1)),
+}  # fmt: skip
+MOVEMENT = {
+    "view": lambda x: x.view(-1, 32, 6).amax(1),
+    "_unsafe_view": lambda x: aten._unsafe_view(x, [len(x), 32, 6]).amax(1),
+    "_reshape_alias": lambda x: aten._reshape_alias(x, [len(x), 32, 6], [192, 6, 1]).amax(1),
+    "as_strided": lambda x: x.as_strided(x.shape, x.stride()),
+    "permute": lambda x: x.permute(0, 3, 1, 2),
+    "transpose": lambda x: x.transpose(3, 1),
+    "t": lambda x: x.flatten(1).t().t(),
+    "squeeze": lambda x: x[:, :1].squeeze(-3),
+    "unsqueeze": lambda x: x.unsqueeze(-2),
+    "expand": lambda x: x[:, :, :1].expand(-1, 4, 8, 6),
+    "copy": lambda x: torch.zeros(len(x), 4, 8, 6).copy_(x[:, :, :1]),
+    "slice": lambda x: x[:, :, 1:7:3],
+    "select": lambda x: x.select(2, -2),
+    "split": lambda x: x.split(3, 2)[2],
+    "split_with_sizes": lambda x: x.split([3, 5], 2)[1],
+    "unsafe_split": lambda x: torch.unsafe_split(x, 3, 2)[2],
+    "unsafe_split_with_sizes": lambda x: torch.unsafe_split_with_sizes(x, [3, 5], 2)[1],
+    "unbind": lambda x: x.unbind(2)[3],
+    "cat": lambda x: torch.cat([x[:, :, 1:3], x[:, :, :1], torch.ones(len(x), 4, 2, 6)], 2),
+    "stack": lambda x: torch.stack([x[:, :, 1], x[:, :, 6]], -2),
+    "flip": lambda x: x.flip(2, -1),
+    "roll": lambda x: x.roll((1, -2), (2, -1)),
+    "repeat": lambda x: x.repeat(1, 2, 1, 2),
+    "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "channel_shuffle": lambda x: F.channel_shuffle(x.transpose(1, 2), 2),
+}
+INDEXING = {
+    "index": lambda x: x[:, :, [3, 0]],
+    "_unsafe_index": lambda x: aten._unsafe_index(x, [None, None, torch.tensor([3, 0])]),
+    "index_select": lambda x: x.index_select(2, torch.tensor([7, 1])),
+    "gather": lambda x: x.gather(2, torch.tensor([7, 1]).view(1, 1, 2, 1).expand(len(x), 4, 2, 5)),
+    "index_put": lambda x: x.index_put(
+        (torch.arange(len(x))[:, None], torch.tensor([2, 0])), x[:, :2]
+    ),
+    "index_copy": lambda x: x.index_copy(2, torch.tensor([5, 1]), x[:, :, :2]),
+    "index_fill": lambda x: x.index_fill(-2, torch.tensor([5, -1]), 0.0),
+    "embedding": lambda x: F.embedding(torch.arange(len(x)), x.flatten(1)),
+}
+POINTWISE = {
+    "_conj": lambda x: x.to(torch.complex64).conj().abs(),
+    "_prelu_kernel": lambda x: F.prelu(x, torch.tensor([0.2])),
+    "_to_copy": lambda x: x.double(),
+    "alias": lambda x: aten.alias(x),
+    "detach": lambda x: x.detach(),
+    "hardswish": lambda x: F.hardswish(x),
+    "lift_fresh": lambda x: aten.lift_fresh(x),
+    "lift_fresh_copy": lambda x: aten.lift_fresh_copy(x),
+    "log_sigmoid_forward": lambda x: F.logsigmoid(x),
+    "native_dropout": lambda x: torch.native_dropout(x, 0.5, False)[0],
+    "rrelu_with_noise": lambda x: F.rrelu(x),
+}
+# What is new or written over does not depend on what was there: the row before.
+NEW = {
+    "empty_like": lambda x: torch.empty_like(x).fill_(1),
+    "full_like": lambda x: torch.full_like(x, 2),
+    "ones_like": lambda x: torch.ones_like(x),
+    "zeros_like": lambda x: torch.zeros_like(x),
+    "rand_like": lambda x: torch.rand_like(x),
+    "randn_like": lambda x: torch.randn_like(x),
+    "randint_like": lambda x: torch.randint_like(x, 3),
+    "new_empty": lambda x: x.new_empty(x.shape).fill_(1),
+    "new_empty_strided": lambda x: x.new_empty_strided(x.shape, x.stride()).fill_(1),
+    "new_full": lambda x: x.new_full(x.shape, 2),
+    "new_ones": lambda x: x.new_ones(x.shape),
+    "new_zeros": lambda x: x.new_zeros(x.shape),
+    "zero": lambda x: x.zero_(),
+    "bernoulli": lambda x: x.bernoulli_(),
+    "cauchy": lambda x: x.cauchy_(),
+    "exponential": lambda x: x.exponential_(),
+    "fill": lambda x: x.fill_(2),
+    "log_normal": lambda x: x.log_normal_(),
+    "normal": lambda x: x.normal_(),
+    "uniform": lambda x: x.uniform_(),
+}
+MATRICES = {
+    "addmm": lambda x: torch.addmm(torch.ones(5), x.flatten(1), torch.ones(192, 5)),
+    "addmv": lambda x: torch.addmv(x[:, 0, 0, 0], x[:, 0, :, 1], torch.ones(8)),
+    "baddbmm": lambda x: torch.baddbmm(x[:, 2, :, :1], x[:, 0], torch.ones(len(x), 6, 3)),
+    "bmm": lambda x: x[:, 0] @ x[:, 1].transpose(1, 2),
+    "mm": lambda x: x[:, 0, :, 2] @ torch.ones(8, 3),
+    "mv": lambda x: x[:, 0, :, 2] @ torch.ones(8),
+    "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(
+        x[:, :, :2], x[:, :, 2:5], x[:, :, 5:]
+    ),
+}
+NORMALISATION = {
+    "glu": lambda x: F.glu(x.transpose(1, 2), 1),
+    "native_group_norm": lambda x: F.group_norm(x, 2),
+    "native_layer_norm": lambda x: F.layer_norm(x, (6,)),
+    "native_batch_norm": lambda x: aten.native_batch_norm(
+        x, None, None, torch.zeros(4), torch.ones(4), False, 0.1, 1e-5
+    )[0],
+    "_native_batch_norm_legit_no_training": lambda x: aten._native_batch_norm_legit_no_training(
+        x, None, None, torch.zeros(4), torch.ones(4), 0.1, 1e-5
+    )[0],
+}
+PROBED = (
+    WINDOWS | MOVEMENT | INDEXING | POINTWISE | MATRICES | NORMALISATION
+    | {name: lambda x, run=run: x + run(x.roll(1, 2)) for name, run in NEW.items()}
+)  # fmt: skip
+
+OVER_ROWS = {
+    name: lambda x, name=name: getattr(x, name)(2)
+    for name in (
+        "all", "amax", "amin", "any", "argmax", "argmin", "logsumexp", "max", "mean", "median",
+        "min", "mode", "nanmedian", "nansum", "prod", "sort", "std", "sum", "var",
+    )
+} | {
+    "aminmax": lambda x: x.aminmax(dim=2)[1],
+    "count_nonzero": lambda x: x.count_nonzero(2),
+    "kthvalue": lambda x: x.kthvalue(3, 2)[0],
+    "linalg_vector_norm": lambda x: torch.linalg.vector_norm(x, dim=2),
+    "norm": lambda x: aten.norm.ScalarOpt_dim(x, 2, [2]),
+    "std_mean": lambda x: torch.std_mean(x, 2)[0],
+    "var_mean": lambda x: torch.var_mean(x, 2)[1],
+    "_fft_c2c": lambda x: torch.fft.fft(x.to(torch.complex64), dim=2).abs(),
+    "_fft_c2r": lambda x: torch.fft.irfft(x.to(torch.complex64), dim=2),
+    "_fft_r2c": lambda x: torch.fft.rfft(x, dim=2).abs(),
+    "_log_softmax": lambda x: x.log_softmax(2),
+    "_softmax": lambda x: x.softmax(2),
+    "_safe_softmax": lambda x: aten._safe_softmax(x, 2),
+    "topk": lambda x: x.topk(3, 2)[1],
+}  # fmt: skip
+UP_TO_ROW = {
+    name: lambda x, name=name: getattr(torch, name)(x, 2)
+    for name in ("cummax", "cummin", "cumprod", "cumsum", "logcumsumexp")
+}
+EVERYWHERE = (
+    {
+        name: lambda x, name=name, more=more: getattr(aten, name)(x, x, x, *more)[0]
+        for name, more in {
+            "_scaled_dot_product_flash_attention_for_cpu": (),
+            # operations of other devices, which need none to be analysed
+            "_scaled_dot_product_cudnn_attention": (None, False),
+            "_scaled_dot_product_efficient_attention": (None, False),
+            "_scaled_dot_product_flash_attention": (),
+            "_scaled_dot_product_fused_attention_overrideable": (),
+        }.items()
+    }
+    | {
+        name: lambda x, name=name: getattr(aten, name)(
+            x, torch.ones(4), torch.ones(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5
+        )[0]
+        for name in ("_native_batch_norm_legit", "cudnn_batch_norm", "miopen_batch_norm")
+    }
+    | {"dot": lambda x: torch.dot(x.flatten(), torch.ones(192))}
+)
+
+
+def network_of(name: str, run: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A network that PyTorch runs with the operation of this name."""
+    network = Function(run)
+    steps = trace(network, (torch.zeros(SIZE),)).steps
+    assert name in [step.name for step in steps if isinstance(step, Call)]
+    return network
+
+
+@pytest.mark.parametrize("name", PROBED)
+def test_a_rule_agrees_with_the_probe(name: str) -> None:
+    check_receptive_field(network_of(name, PROBED[name]), SIZE)
+
+
+@pytest.mark.parametrize("name", OVER_ROWS)
+def test_an_operation_over_the_rows_sees_all_rows_of_its_column(name: str) -> None:
+    output = receptive_field(network_of(name, OVER_ROWS[name]), SIZE).output
+    unit = (3,) if len(output.unit_shape) == 1 else (0, 3)
+    assert output.region(unit) == ((0, 7), (3, 3))
+
+
+@pytest.mark.parametrize("name", UP_TO_ROW)
+def test_an_accumulation_sees_the_rows_up_to_its_own(name: str) -> None:
+    output = receptive_field(network_of(name, UP_TO_ROW[name]), SIZE).output
+    assert output.region((2, 3)) == ((0, 2), (3, 3))
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_an_operation_over_the_map_sees_it_all(name: str) -> None:
+    output = receptive_field(network_of(name, EVERYWHERE[name]), SIZE).output
+    for unit in {tuple(0 for _ in output.unit_shape), output.middle}:
+        assert output.region(unit) == ((0, 7), (0, 5))
+
+
+def test_every_rule_is_tried() -> None:
+    assert set(RULES) == {*PROBED, *OVER_ROWS, *UP_TO_ROW, *EVERYWHERE}
+
+
+# -- forms of one operation ---------------------------------------------------------------------
+
+
+def each(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of one sample (4, 8, 6) for each of a batch."""
+    return lambda x: torch.stack([run(sample) for sample in x])
+
+
+def written(view: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Add the row before to what a view of a tensor shows."""
+
+    def run(x: Tensor) -> Tensor:
+        y = x * 2
+        view(y).add_(view(x.roll(1, 2)))
+        return y
+
+    return run
+
+
+def written_with_constants(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:, :, 1] = 1.0
+    y[:, :, 2:5] = x[:, :, 3:6]
+    y[:, :, 3] = 1.0
+    return y
+
+
+def read_from_a_view_of_what_was_cleared(x: Tensor) -> Tensor:
+    y = x * 2
+    rows = y[:, :, 1:]
+    y.zero_()
+    return torch.cat([rows, x[:, :, :1]], 2)
+
+
+FIXED = torch.ones(1, 4, 5, 6)
+FORMS = {
+    "roll of the flattened tensor": each(lambda x: x.roll(7)),
+    "squeeze of all dimensions": each(lambda x: x[:, :1].squeeze()),
+    "squeeze of several": lambda x: x[:, :1, 2:3].squeeze((1, 2, 3)),
+    "t of a vector": each(lambda x: x[0, :, 0].t()),
+    "select from behind": lambda x: x.select(-1, -2),
+    "slice with a step": lambda x: x[:, :, -7:-1:2],
+    "stack in front": each(lambda x: torch.stack([x[0, 2], x[1, 5]])),
+    "cat with nothing": lambda x: torch.cat([torch.ones(0), x[:, :, 3:]], 2),
+    "cat around constants": lambda x: torch.cat(
+        [x[:, :, :2], torch.ones(len(x), 4, 2, 6), x[:, :, 5:]], 2
+    ),
+    "a boolean mask": lambda x: x[:, :, torch.tensor([True, False, False, True] * 2)],
+    "a mask of two dimensions": lambda x: x[:, :, torch.arange(48).view(8, 6) % 5 == 0],
+    "indices from behind": lambda x: x[:, :, torch.tensor([-1, 2]), torch.tensor([0, -2])],
+    "indices apart": each(lambda x: x[torch.tensor([0, 2]), :, torch.tensor([3, 1])]),
+    "index_copy over all": lambda x: torch.ones_like(x).index_copy(2, torch.arange(8), x),
+    "align_corners": lambda x: F.interpolate(x, (5, 9), mode="bilinear", align_corners=True),
+    "align_corners to one": lambda x: F.interpolate(x, (1, 9), mode="bicubic", align_corners=True),
+    "nearest with a scale": lambda x: F.interpolate(x, scale_factor=(0.7, 1.3)),
+    "circular by name": lambda x: F.pad(input=x, pad=(1, 0, 0, 2), mode="circular"),
+    "reflection of one row": lambda x: F.pad(x[:, :, :1], (1, 2, 0, 0), mode="reflect"),
+    "queries alone": lambda x: F.scaled_dot_product_attention(
+        x, *[FIXED.expand(len(x), -1, -1, -1)] * 2
+    ),
+    "values alone": lambda x: F.scaled_dot_product_attention(
+        *[FIXED.expand(len(x), -1, -1, -1)] * 2, x[:, :, :5]
+    ),
+    "heads that share keys": lambda x: F.scaled_dot_product_attention(
+        x, x[:, :2], x[:, :2], enable_gqa=True
+    ),
+    "a mask from the input": lambda x: F.scaled_dot_product_attention(
+        *[torch.ones(len(x), 4, 8, 3)] * 2, torch.ones(len(x), 4, 8, 3), attn_mask=x[..., :1]
+    ),
+    "vector times matrix": lambda x: x[:, 0, :, :2].transpose(1, 2) @ torch.ones(8, 3),
+    "a product of two": lambda x: x[:, 0].transpose(1, 2) @ x[:, 1],
+    "products of heads that differ": lambda x: (
+        torch.cat([x[:, :1], x[:, 1:].roll(2, 2)], 1)
+        @ torch.cat([x[:, :2].roll(1, 2), x[:, 2:]], 1).transpose(2, 3)
+    ),
+    # marked as pointwise by PyTorch in another form only
+    "masked_fill": lambda x: x.masked_fill(torch.zeros(6, dtype=torch.bool), 0.0),
+    "abs in place": lambda x: (x * 2).abs_(),
+    "mish in place": lambda x: F.mish(x * 2, inplace=True),
+    "view written to": written(lambda y: y.view(len(y), -1)),
+    "transpose written to": written(lambda y: y.transpose(1, 3)),
+    "permute written to": written(lambda y: y.permute(0, 2, 3, 1)),
+    "t written to": written(lambda y: y.view(len(y), -1).t()),
+    "unsqueeze written to": written(lambda y: y.unsqueeze(2)),
+    "squeeze written to": written(lambda y: y[:, :, 2:3].squeeze(2)),
+    "detach written to": written(lambda y: y.detach()),
+    "slice written to": written(lambda y: y[:, :, 2:7:2]),
+    "slice from behind written to": written(lambda y: y[..., -3:-1]),
+    "select written to": written(lambda y: y.select(-2, -3)),
+    "split written to": written(lambda y: y.split(3, 2)[1]),
+    "split_with_sizes written to": written(lambda y: y.split([1, 5, 2], 2)[1]),
+    "unbind written to": written(lambda y: y.unbind(2)[5]),
+    "view of a view written to": written(lambda y: y[:, :, 1:][:, 1:3, 2].unsqueeze(1)),
+    "constants written": written_with_constants,
+    "cleared behind a view": read_from_a_view_of_what_was_cleared,
+    "unfolded twice": lambda x: x.unfold(2, 3, 2).unfold(3, 2, 1).amax((-1, -2)),
+    "split and merged": lambda x: (x.unflatten(2, (4, 2)) * 2).flatten(2, 3),
+    "alike rows merged with channels": lambda x: (
+        x.mean(2, keepdim=True).expand(-1, -1, 8, -1)[..., 0].flatten(1)
+    ),
+    "merged and split": lambda x: (x.flatten(2) * 2).unflatten(2, (8, 6)),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_agrees_with_the_probe(name: str) -> None:
+    check_receptive_field(Function(FORMS[name]), SIZE)
+
+
+def test_a_dimension_split_and_merged_again_keeps_its_stride() -> None:
+    network = Function(lambda x: F.avg_pool1d((x.unflatten(2, (4, 2)) * 2).flatten(2, 3), 3))
+    output = receptive_field(network, (1, 2, 8)).output
+    assert (output.size, output.stride, output.start) == ((3,), (3,), (1.0,))
+
+
+def test_branches_of_one_stride_and_different_periods_have_that_stride() -> None:
+    def run(x: Tensor) -> Tensor:
+        half = F.interpolate(x, scale_factor=2)  # a pattern of 2 units
+        same = F.interpolate(half[..., ::3], scale_factor=3)  # 3 / 2 / 3, a pattern of 6
+        return half + same[..., :32]
+
+    network = Function(run)
+    check_receptive_field(network, (1, 2, 16))
+    fields = receptive_field(network, (1, 2, 16))
+    assert fields.output.stride == (Fraction(1, 2),)
+    # unit 2 is pixel 1 of one branch, and unit 0 of the other, which is pixel 0
+    assert fields.output.region((2,)) == ((0, 1),)
+    assert fields.output.axes[0].merged_at == ("add",)
+
+
+def test_centres_are_compared_unit_by_unit() -> None:
+    def run(x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2) + F.interpolate(x, scale_factor=2, mode="linear")
+
+    output = receptive_field(Function(run), (1, 2, 16)).output
+    # unit 2 is pixel 1 in the first, between pixels 0 and 1 in the second; unit 3 likewise above
+    assert output.axes[0].merged_at == ("add",)
+    assert output.stride == (Fraction(1, 2),)
+
+
+def test_one_pixel_twice_has_no_stride() -> None:
+    network = Function(lambda x: torch.cat([x, x], 2))
+    check_receptive_field(network, (1, 2, 1))
+    output = receptive_field(network, (1, 2, 1)).output
+    assert (output.size, output.stride, output.unit_shape) == ((1,), (None,), (2,))
+
+
+def test_a_concatenation_with_what_sees_all_rows_sees_them() -> None:
+    network = Function(lambda x: torch.cat([x, x.mean(2, keepdim=True).expand(-1, 4, 8, 6)], 1))
+    output = receptive_field(network, SIZE).output
+    assert output.is_global == (True, False)
+    assert output.region((3, 3)) == ((0, 7), (3, 3))
+
+
+def test_a_layer_of_padding_only_sees_nothing() -> None:
+    # unit u is element (u + padding) / stride, where that is a whole number
+    network = nn.ConvTranspose1d(1, 1, 1, stride=3, padding=1)
+    check_receptive_field(network, (1, 1, 2))
+    fields = receptive_field(network, (1, 1, 2))
+    output = fields.output
+    assert output.unit_shape == (2,)
+    assert (output.size, output.padding, output.coverage) == ((0,), (0,), (None,))
+    assert math.isnan(output.start[0])
+    assert not output.uniform
+    assert not output.sees_all
+    assert fields.to_dict()["conv"]["start"] == [None]
+    with pytest.raises(ValueError, match=r"Unit \(1,\) of 'output' depends on no pixel"):
+        output.center((1,))
+
+
+def test_a_single_unit_has_no_stride() -> None:
+    to_one = Function(lambda x: F.interpolate(x, (1, 3), mode="bilinear", align_corners=True))
+    output = receptive_field(to_one, SIZE).output
+    assert output.stride == (None, Fraction(6 - 1, 3 - 1))  # from corner to corner
+
+
+# rows and columns of x (1, 4, 8, 6) that are seen when places or weights come from x itself
+FROM_THE_INPUT = {
+    "index of its shape": (lambda x: x[:, :, x[0, 0, :, 0].long()], (8, 6)),
+    "index": (lambda x: x[:, :, x[0, 0, :3, 0].long()], (8, 6)),
+    "index_select": (lambda x: x.index_select(2, x[0, 0, :3, 0].long()), (8, 6)),
+    "index_fill": (lambda x: x.index_fill(2, x[0, 0, :3, 0].long(), 0.0), (8, 6)),
+    "index_put": (
+        lambda x: torch.zeros(5).index_put((x[0, 0, :, 0].long(),), x[0, 0, :, 1]),
+        (8, 2),
+    ),
+    "index_put of a constant": (
+        lambda x: torch.zeros(5).index_put((x[0, 0, :, 0].long(),), torch.ones(8)),
+        (8, 1),
+    ),
+    "embedding": (lambda x: F.embedding(x[0, 0, :3, 0].long(), x[0, 1]), (8, 6)),
+    "gather": (lambda x: x.gather(2, x[:, :, :3].long()), (8, 6)),
+    "gather of a constant": (
+        lambda x: torch.ones(8, 3).gather(0, x[0, 0, :, :3].long()),
+        (8, 3),
+    ),
+    "boolean mask": (lambda x: x[x > -1], (8, 6)),
+}
+
+
+@pytest.mark.parametrize("name", FROM_THE_INPUT)
+def test_a_place_that_the_input_chooses_may_be_any(name: str) -> None:
+    run, (rows, columns) = FROM_THE_INPUT[name]
+    output = receptive_field(Function(run), SIZE).output
+    assert output.region(tuple(0 for _ in output.unit_shape)) == ((0, rows - 1), (0, columns - 1))
+
+
+def test_of_a_place_written_twice_either_may_be_the_last() -> None:
+    network = Function(lambda x: x.index_copy(2, torch.tensor([3, 3]), x[:, :, 5:7]))
+    output = receptive_field(network, SIZE).output
+    assert output.pixels((3, 0))[0].tolist() == [5, 6]
+    assert output.pixels((4, 0))[0].tolist() == [4]
+
+
+def test_a_weight_from_the_input_is_seen_by_every_unit() -> None:
+    output = receptive_field(Function(lambda x: F.conv2d(x, x[:, :, :3, :2])), SIZE).output
+    rows, columns = output.pixels((5, 3))
+    assert rows.tolist() == [0, 1, 2, 5, 6, 7]  # of the weight, and of the window
+    assert columns.tolist() == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x, own: F.batch_norm(x, torch.zeros(4), torch.ones(4), own),
+        lambda x, own: F.batch_norm(x, torch.zeros(4), torch.ones(4), None, own),
+        lambda x, own: F.batch_norm(x, own, torch.ones(4)),
+        lambda x, own: F.batch_norm(x, torch.zeros(4), own),
+        lambda x, own: F.conv2d(x, torch.ones(4, 4, 1, 1), own),
+    ],
+)
+def test_each_channel_sees_its_own_weight(run: Callable[[Tensor, Tensor], Tensor]) -> None:
+    network = Function(lambda x: run(x, x[0, 0, :4, 0]))  # channel c has row c, column 0
+    output = receptive_field(network, SIZE).output
+    assert [seen.tolist() for seen in output.pixels((2, 5, 3))] == [[2, 5], [0, 3]]
+
+
+def test_each_column_sees_its_own_weight() -> None:
+    network = Function(lambda x: F.layer_norm(x, (6,), x[0, 0, :6, 0]))  # column c has row c
+    output = receptive_field(network, SIZE).output
+    assert [seen.tolist() for seen in output.pixels((7, 3))] == [[3, 7], [0, 1, 2, 3, 4, 5]]
+
+
+def test_writing_into_windows_and_reading_by_address_are_refused() -> None:
+    def write(x: Tensor) -> Tensor:
+        y = x.clone()
+        y.unfold(2, 2, 2).add_(1)
+        return y
+
+    with pytest.raises(NotImplementedError, match=r"into a view made by aten\.unfold.*rules\.py:"):
+        receptive_field(Function(write), SIZE)
+    for stride, offset in (((192, 48, 1, 6), 0), ((192, 48, 6, 1), 6)):
+        network = Function(lambda x, s=stride, o=offset: x.as_strided((1, 4, 6, 6), s, o))
+        with pytest.raises(NotImplementedError, match="reads memory by its address"):
+            receptive_field(network, SIZE)
+
+
+def test_a_tensor_too_large_for_its_sets_is_refused_before_it_is_made() -> None:
+    network = Function(lambda x: x.repeat(1, 1, 200))
+    gigabytes = 4096 * 4096 * 200 / 2**30  # a byte for each position and element
+    with pytest.raises(MemoryError, match=f"would take {gigabytes:.0f} GB. Analyse a smaller"):
+        receptive_field(network, (1, 1, 4096))
+
+
+def test_a_question_for_the_device_needs_no_values() -> None:
+    run = trace(nn.BatchNorm2d(4), (torch.zeros(SIZE),))  # PyTorch asks there
+    assert not run.on_values
+    assert {step.op.namespace for step in run.steps if isinstance(step, Call)} == {"aten"}
+
+
+def test_a_rule_may_be_a_function() -> None:
+    rules = {"aten::relu": lambda op: op.first[1].blend([2])}
+    output = receptive_field(nn.ReLU(), SIZE, rules=rules).output
+    assert output.size == (8, 1)
+
+
+def test_the_probe_says_when_a_unit_depends_on_nothing() -> None:
+    network = Function(lambda x: x.nan_to_num(0.0))
+    with pytest.raises(ReceptiveFieldMismatchError, match="by the experiment on nothing"):
+        check_receptive_field(network, SIZE)
+
+
+def test_the_probe_compares_every_output_of_several() -> None:
+    network = Function(lambda x: (x.amax(2), F.avg_pool2d(x, 3)))
+    assert check_receptive_field(network, SIZE).compared[-2:] == ("0", "1")
+
+
+def test_all_rows_of_a_long_axis_can_be_probed() -> None:
+    report = check_receptive_field(nn.AvgPool1d(128, 64), (1, 1, 4097), batch_size=512)
+    assert report.positions == report.lengths == (4097,)
+
+
+# -- names --------------------------------------------------------------------------------------
+
+CALLED = {
+    "conv": lambda x: F.conv2d(x, torch.ones(2, 4, 3, 3)),
+    "max_pool2d": lambda x: F.max_pool2d(x, 2),
+    "max_pool3d": lambda x: F.max_pool3d(x, 2),
+    "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2),
+    "adaptive_avg_pool3d": lambda x: F.adaptive_avg_pool3d(x, 2),
+    "softmax": lambda x: x.softmax(1),
+    "log_softmax": lambda x: x.log_softmax(1),
+    "linear": lambda x: F.linear(x[:, :, 0, 0], torch.ones(3, 4), torch.ones(3)),
+    "linear#2": lambda x: x[:, :, 0, 0] @ torch.ones(4, 3) @ torch.ones(3, 3),
+    "matmul": lambda x: x[:, 0] @ x[:, 1].transpose(1, 2),
+    "matmul#2": lambda x: (x[:, 0] @ x[:, 1].mT).baddbmm(x[:, 1], x[:, 2].mT),
+    "pad": lambda x: F.pad(x, (1, 1)),
+    "layer_norm": lambda x: F.layer_norm(x, (6,)),
+    "group_norm": lambda x: F.group_norm(x, 2),
+    "batch_norm": lambda x: F.batch_norm(x, torch.zeros(4), torch.ones(4)),
+    "add": lambda x: x + 1,
+    "relu": lambda x: F.relu_(x.clone()),
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_a_function_is_listed_by_the_name_that_it_is_called_by(name: str) -> None:
+    assert list(receptive_field(Function(CALLED[name]), SIZE))[-1] == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "squeeze"),
+        *("unsqueeze", "expand", "alias", "detach", "_to_copy", "lift_fresh", "copy"),
+    ],
+)
+def test_what_changes_neither_values_nor_fields_is_not_listed(name: str) -> None:
+    network = network_of(name, PROBED[name])
+    assert name not in [record.kind for record in receptive_field(network, SIZE).values()]
