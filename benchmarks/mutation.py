@@ -54,7 +54,11 @@ TESTS = {
         "cifar_resnet/fields",
     ),
     "cifar_resnet/data/augment.py": ("tests/test_augment.py",),
-    "cifar_resnet/data/": ("tests/test_sources.py", "tests/test_download.py"),
+    "cifar_resnet/data/": (
+        "tests/test_sources.py",
+        "tests/test_download.py",
+        "tests/test_data_faults.py",
+    ),
 }
 MEMORY = 6 * 2**30  # bytes that a mutant may take beyond the process it is forked from
 NOT_A_RESULT = 70  # exit code of a mutant that could not be tried
@@ -177,7 +181,7 @@ _ALIVE = ("survived", "not reached")
 def copied(root: Path) -> None:
     """What the tests need of the repository, without compiled files."""
     ignore = shutil.ignore_patterns("__pycache__", ".*")
-    for name in ("cifar_resnet", "tests"):
+    for name in ("benchmarks", "cifar_resnet", "examples", "tests"):
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", root)
 
