@@ -90,6 +90,7 @@ class LastCheckpoint(Checkpoint):
         self._temporary = self.dirpath / ".last.ckpt.writing"
         self._is_written = False  # under its temporary name
         self._is_ending = False  # at the next commit
+        self._is_last_damaged = False
         self._saved_at = 0.0
         self._step = 0
         self._handlers: dict[signal.Signals, Any] = {}
@@ -134,8 +135,16 @@ class LastCheckpoint(Checkpoint):
         self._step = trainer.global_step
         self._is_alone = trainer.world_size == 1
         self.stopped_by = None
-        if trainer.ckpt_path is None:  # not of this training
-            self._generators = None
+        goes_on_from = Path(trainer.ckpt_path) if trainer.ckpt_path is not None else None
+        self._is_last_damaged = goes_on_from == self._previous
+        if goes_on_from is None:
+            self._generators = None  # not of this training
+            if trainer.is_global_zero and self._last.exists():
+                _log.warning(
+                    "%s is of another training, and will be replaced. To go on with that one, pass "
+                    "ckpt_path=last.newest() to trainer.fit; to keep it, choose another dirpath.",
+                    self._last,
+                )
         self._listen()
 
     def on_train_batch_start(
@@ -209,9 +218,10 @@ class LastCheckpoint(Checkpoint):
                     logger.save()
                 try:
                     _sync(self._temporary)
-                    if self._last.exists():
+                    if self._last.exists() and not self._is_last_damaged:
                         self._last.replace(self._previous)
                     self._temporary.replace(self._last)
+                    self._is_last_damaged = False
                     _sync(self.dirpath)
                 except OSError as error:
                     self._say_unsaved(trainer, error)

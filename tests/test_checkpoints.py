@@ -426,6 +426,46 @@ def test_300_damaged_checkpoints(
     assert refused > 250
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    first = Training(tmp_path, data_dir, limit_val_batches=0, every_seconds=0)
+    with pytest.raises(SystemExit):
+        first.run(Send(signal.SIGTERM, 5))
+    (tmp_path / "last.ckpt").write_bytes(b"PK")
+    steps = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            saved = torch.load(tmp_path / "previous.ckpt", weights_only=True)
+            steps.append(saved["global_step"])
+
+    second = Training(tmp_path, data_dir, limit_val_batches=0, every_seconds=0, max_epochs=1)
+    second.run(Look())
+    assert steps == [5, 5, 6, 7, 8]
+
+
+def test_another_training_in_the_same_folder_is_announced(
+    pair: tuple[bytes, bytes], data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "last.ckpt").write_bytes(pair[0])
+    t = trainer(
+        tmp_path, callbacks=[LastCheckpoint(tmp_path)], enable_checkpointing=True,
+        limit_val_batches=0, limit_train_batches=1,
+    )  # fmt: skip
+    t.fit(ImageClassifier(CustomResNet(width=1), "muon"), small(data_dir))
+    assert "last.ckpt is of another training, and will be replaced. To go on" in caplog.text
+    caplog.clear()
+    last = LastCheckpoint(tmp_path)
+    t = trainer(
+        tmp_path, callbacks=[last], enable_checkpointing=True, max_epochs=2,
+        limit_val_batches=0, limit_train_batches=1,
+    )  # fmt: skip
+    model = ImageClassifier(CustomResNet(width=1), "muon")
+    t.fit(model, small(data_dir), ckpt_path=last.newest(), weights_only=True)
+    assert "another training" not in caplog.text
+
+
 def test_two_damaged_checkpoints_are_no_reason_to_start_again(
     pair: tuple[bytes, bytes], tmp_path: Path
 ) -> None:
