@@ -343,12 +343,8 @@ class ImageClassifier(LightningModule):
         ]
         differences += [f"{key} is missing from the checkpoint" for key in own if key not in saved]
         differences += [f"{key} is only in the checkpoint" for key in saved if key not in own]
-        options = _options(self.network)
-        differences += [
-            f"{name} is {value!r} in the checkpoint and {options[name]!r} here"
-            for name, value in checkpoint.get(_OPTIONS, {}).items()
-            if name in options and options[name] != value
-        ]
+        options = checkpoint.get(_OPTIONS, {})
+        differences += _differences(options, _options(self.network), options)
         if differences:
             more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise ValueError(
@@ -363,12 +359,7 @@ class ImageClassifier(LightningModule):
 
     def _check_recipe(self, saved: Mapping[str, Any]) -> None:
         """Refuse to go on with a recipe whose values the saved optimiser would override."""
-        own = self.recipe.to_dict()
-        differences = [
-            f"{name} is {saved[name]!r} in the checkpoint and {own[name]!r} here"
-            for name in _IN_THE_OPTIMIZER
-            if name in saved and saved[name] != own[name]
-        ]
+        differences = _differences(saved, self.recipe.to_dict(), _IN_THE_OPTIMIZER)
         if differences:
             raise ValueError(
                 f"The checkpoint belongs to a training with another recipe: "
@@ -398,6 +389,17 @@ def _options(network: nn.Module) -> dict[str, Any]:
         for name, value in found.items()
         if isinstance(value, bool | int | float | str)
     }
+
+
+def _differences(
+    saved: Mapping[str, Any], own: Mapping[str, Any], names: Iterable[str]
+) -> list[str]:
+    """Which values of a checkpoint are others here; one that a side does not know is none."""
+    return [
+        f"{name} is {saved[name]!r} in the checkpoint and {own[name]!r} here"
+        for name in names
+        if name in saved and name in own and saved[name] != own[name]
+    ]
 
 
 def _ids(parameters: Iterable[Tensor | None]) -> set[int]:
