@@ -97,16 +97,18 @@ class Muon(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
+            first = [p for p in parameters if not self.state[p]]
             directions = self._directions(parameters, group)
             if group["orthogonal"]:
-                for parameter, direction in zip(parameters, directions, strict=True):
-                    matrix = direction.flatten(1)
-                    rows, columns = matrix.shape
+                _set_norms(first)  # the others got theirs at the end of their last step
+                matrices = [direction.flatten(1) for direction in directions]
+                for parameter, turned in zip(
+                    parameters, _all_orthogonalised(matrices), strict=True
+                ):
+                    rows, columns = turned.shape
                     scale = max(1, rows / columns) ** 0.5
-                    turned = orthogonalised(matrix).view_as(direction)
-                    _set_norm(parameter, rows**0.5)
-                    parameter.add_(turned, alpha=-scale * group["lr"])
-                    _set_norm(parameter, rows**0.5)
+                    parameter.add_(turned.view(parameter.shape), alpha=-scale * group["lr"])
+                _set_norms(parameters)
             else:
                 torch._foreach_add_(parameters, directions, alpha=-group["lr"])
         return loss
@@ -128,8 +130,31 @@ class Muon(torch.optim.Optimizer):
         return list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))
 
 
-def _set_norm(parameter: Tensor, norm: float) -> None:
-    parameter.mul_(norm / parameter.norm().clamp(min=1e-12))  # a kernel of zeros stays one
+def _set_norms(kernels: list[Tensor]) -> None:
+    """Scale each kernel to the norm that it keeps. One of zeros stays so."""
+    if not kernels:
+        return
+    factors = torch._foreach_norm(kernels)
+    torch._foreach_clamp_min_(factors, 1e-12)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, [len(kernel) ** 0.5 for kernel in kernels])
+    torch._foreach_mul_(kernels, factors)
+
+
+def _all_orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
+    """`orthogonalised` of each, those of one shape together: fewer and larger operations."""
+    alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
+    for place, matrix in enumerate(matrices):
+        alike.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(place)
+    result = list(matrices)
+    for places in alike.values():
+        if len(places) == 1:
+            result[places[0]] = orthogonalised(matrices[places[0]])
+        else:
+            batch = orthogonalised(torch.stack([matrices[place] for place in places]))
+            for place, turned in zip(places, batch, strict=True):
+                result[place] = turned
+    return result
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -137,19 +162,22 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
     values of roughly 0.7 to 1.2, but for those that are next to nothing in `matrix`.
 
     Args:
-        matrix: Float tensor (rows, columns). Computed in bfloat16.
+        matrix: Float tensor (rows, columns), or several of one shape, (N, rows, columns).
+            Computed in bfloat16.
         steps: Of the iteration, at least 1.
 
     Returns:
         Tensor of the same shape and dtype.
     """
     x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
+    tall = x.shape[-2] > x.shape[-1]
     if tall:
-        x = x.T
-    x = x / (x.norm() + 1e-7)  # no singular value above 1
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value above 1
+    add_product = torch.addmm if x.dim() == 2 else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.T
-        x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    result: Tensor = (x.T if tall else x).to(matrix.dtype)
+        gram = x @ x.mT
+        polynomial = add_product(gram, gram, gram, beta=_B, alpha=_C)
+        x = add_product(x, polynomial, x, beta=_A)
+    result: Tensor = (x.mT if tall else x).to(matrix.dtype)
     return result

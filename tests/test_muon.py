@@ -54,6 +54,33 @@ def test_a_step_turns_a_kernel_against_its_gradient_and_keeps_its_norm() -> None
     assert torch.equal(kernel.grad, gradient)
 
 
+def test_kernels_of_one_shape_step_as_each_alone() -> None:
+    shapes = [(6, 4, 3, 3), (4, 6, 3, 3), (6, 4, 3, 3), (20, 2, 3, 3), (4, 6, 3, 3), (6, 4, 3, 3)]
+    together = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    alone = [nn.Parameter(kernel.detach().clone()) for kernel in together]
+    optimizers = [
+        Muon([{"params": kernels, "orthogonal": True}], lr=0.05)
+        for kernels in (together, *([kernel] for kernel in alone))
+    ]
+    for _ in range(3):
+        for ours, theirs in zip(together, alone, strict=True):
+            ours.grad = torch.randn_like(ours)
+            theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for ours, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)  # sums in bfloat16
+
+
+def test_several_matrices_at_once() -> None:
+    for shape in ((3, 8, 20), (3, 20, 8)):
+        matrices = torch.randn(shape)
+        matrices[1] *= 100  # each has a scale of its own
+        result = orthogonalised(matrices)
+        for one, matrix in zip(result, matrices, strict=True):
+            torch.testing.assert_close(one, orthogonalised(matrix), atol=0.02, rtol=0)
+
+
 def test_other_groups_step_like_sgd() -> None:
     start = torch.randn(5, 4)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
