@@ -200,7 +200,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         try:
-            trainer.save_checkpoint(self._temporary)
+            trainer.save_checkpoint(self._temporary, weights_only=False)
         except (OSError, RuntimeError) as error:  # the latter from PyTorch's writer
             if not self._is_alone:
                 raise

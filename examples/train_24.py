@@ -159,6 +159,7 @@ def main() -> None:
             LearningRateMonitor("step"),
             LogMisclassified(save_dir=folder),
             timer.callback(not args.quiet),
+            *([compile_once()] if args.compile else []),
         ],
         log_every_n_steps=1 if args.smoke else 10,
         enable_progress_bar=False,
@@ -427,6 +428,20 @@ def minutes(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def compile_once() -> Any:
+    """A callback that ends compiling after the first batch. The smaller last batch of an epoch and
+    the test run uncompiled: compiling for each of them takes longer than it saves.
+    """
+    import torch
+    from pytorch_lightning.callbacks import Callback
+
+    class CompileOnce(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            torch.compiler.set_stance("eager_on_recompile")
+
+    return CompileOnce()
 
 
 def add_graph(logger: Any, network: nn.Module) -> None:

@@ -151,6 +151,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
     shutil.copy(smoke[0] / "arguments.json", run)
     result = start("train_24.py", "--resume", str(run), "--quiet", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
     assert "Going on" not in result.stdout
     assert json.loads((run / "metrics.json").read_text())["resumed"]
 
@@ -190,7 +191,10 @@ def test_runs_with_damaged_or_hostile_files(smoke: tuple[Path, str], tmp_path: P
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a compiler")
-def test_a_compiled_run_with_the_other_network(data_dir: Path, tmp_path: Path) -> None:
+def test_a_compiled_run_with_the_other_network(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_LOGS", "recompiles")
     result = start(
         "train_24.py", "--smoke", "--width", "2", "--recipe", "best", "--compile", "--quiet",
         cwd=tmp_path,
@@ -201,6 +205,7 @@ def test_a_compiled_run_with_the_other_network(data_dir: Path, tmp_path: Path) -
     network = CustomResNet(2, **Recipe.preset("best").network_options())
     assert metrics["parameters"] == sum(p.numel() for p in network.parameters())
     assert metrics["compile"] == "default"
+    assert "Recompiling" not in result.stderr  # neither for the test nor for its last batch
     keys = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
     assert set(keys) == {f"network.{name}" for name in network.state_dict()}
     # another script finds the same network again
