@@ -139,14 +139,9 @@ class ImageBank:
         padding = augmentation.crop_padding if augmentation is not None else 0
         if augmentation is not None:
             augmentation.check_side(side)
-        if padding and augmentation is not None:
-            margin = (padding, padding)
-            images = np.pad(images, ((0, 0), margin, margin, (0, 0)), augmentation.padding_mode)  # type: ignore[call-overload]
-        if augmentation is not None and augmentation.flip != "none":
-            # Mirroring pixels of three bytes takes far longer than copying rows of them.
-            images = np.concatenate([images, images[:, :, ::-1]])
-        images = np.ascontiguousarray(images)
-        pixels = torch.from_numpy(images).to(self.device)
+            mirrored = augmentation.flip != "none"
+            images = _padded(images, padding, augmentation.padding_mode, mirrored=mirrored)
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         self._count = count
         self._padding = padding
         row = (side + 2 * padding) * channels  # bytes in a padded row
@@ -232,6 +227,33 @@ class ImageBank:
 
     def _tensor(self, values: Integers | Booleans) -> Tensor:
         return torch.as_tensor(values, device=self.device)
+
+
+def _padded(
+    images: NDArray[np.uint8], padding: int, mode: str, *, mirrored: bool
+) -> NDArray[np.uint8]:
+    """Images (N, S, S, C) with `padding` pixels more on each side; after them, if asked for, their
+    mirror images.
+    """
+    if not padding and not mirrored:
+        return images
+    count, side = images.shape[:2]
+    size = side + 2 * padding
+    result = np.zeros((count * (2 if mirrored else 1), size, size, images.shape[3]), dtype=np.uint8)
+    upright = result[:count]
+    inner = slice(padding, padding + side)
+    upright[:, inner, inner] = images
+    if mode == "reflect":
+        sources = np.pad(np.arange(padding, padding + side), padding, "reflect")
+        border = (*range(padding), *range(padding + side, size))
+        for row in border:
+            upright[:, row, inner] = upright[:, sources[row], inner]
+        for column in border:
+            upright[:, :, column] = upright[:, :, sources[column]]
+    if mirrored:
+        for channel in range(images.shape[3]):  # far faster than pixels of three bytes
+            result[count:, :, :, channel] = upright[:, :, ::-1, channel]
+    return result
 
 
 def _stacked(rows: Integers, parameters: Parameters | None) -> Tensor:
