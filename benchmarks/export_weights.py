@@ -2,9 +2,9 @@
 
     python benchmarks/export_weights.py runs/NAME --name quarter
 
-Writes cifar_resnet/weights/NAME.safetensors in half precision, reads it again, measures on the test
-set what was read, in float32, and writes the accuracies into the file. Appends a JSON line to
-benchmarks/results/pretrained.jsonl. The data must be on disk.
+Writes cifar_resnet/weights/NAME.safetensors, or that file in --folder, in half precision, reads it
+again, measures on the test set what was read, in float32, and writes the accuracies into the file.
+Appends a JSON line to benchmarks/results/pretrained.jsonl. The data must be on disk.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="folder that train_24.py has left")
     parser.add_argument("--name", required=True, help="what from_pretrained shall call them")
+    parser.add_argument("--folder", type=Path, default=ROOT / "cifar_resnet" / "weights")
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--results", type=Path, default=RESULTS / "pretrained.jsonl")
     args = parser.parse_args()
@@ -48,8 +49,8 @@ def main() -> None:
         "command": f"python examples/train_24.py --recipe {recipe.name} --width {run['width']} "
         f"--epochs {run['epochs']} --seed {run['seed']}",
     }
-    path = ROOT / "cifar_resnet" / "weights" / f"{args.name}.safetensors"
-    path.parent.mkdir(exist_ok=True)
+    path = args.folder / f"{args.name}.safetensors"
+    args.folder.mkdir(parents=True, exist_ok=True)
     network.save_pretrained(path, half=True, training=training)
     training |= test(CustomResNet.from_pretrained(path), recipe, args.data_dir)
     network.save_pretrained(path, half=True, training=training)

@@ -40,7 +40,9 @@ PAIRS = (
     ("lightning, width 16: our Trainer / our plain loop", "trainer-16-ours", "loop-16-ours"),
     ("lightning, width 64: our Trainer / our plain loop", "trainer-64-ours", "loop-64-ours"),
     ("muon, width 16: recipe muon / recipe sgd", "muon-16-ours", "trainer-16-ours"),
+    ("muon, width 64: recipe muon / recipe sgd", "muon-64-ours", "trainer-64-ours"),
     ("best, width 32: ours / the same steps in plain fp32", "best-32-ours", "best-32-plain"),
+    ("cuDNN, width 64: algorithms tried out / not", "trainer-64-tried", "trainer-64-ours"),
     ("compile, width 64: compiled / not", "trainer-64-default", "trainer-64-ours"),
     ("compile, width 64: CUDA graphs / not", "trainer-64-reduce-overhead", "trainer-64-ours"),
 )
@@ -127,8 +129,10 @@ def measure(arm: str, data_dir: str, seconds: float) -> float:
     recipe = "sgd" if kind == "trainer" else kind
     if way == "plain":
         return under_trainer(*plain(width, data_dir, recipe), seconds, precision="32-true")
-    mode = None if way == "ours" else way
-    return under_trainer(*ours(width, data_dir, recipe, mode), seconds)
+    mode = None if way in ("ours", "tried") else way
+    return under_trainer(
+        *ours(width, data_dir, recipe, mode), seconds, benchmark=way == "tried" or None
+    )
 
 
 def rate(sizes: Iterator[int], seconds: float, warm_up: int = 5) -> float:
@@ -394,7 +398,13 @@ def beginner(width: int, data_dir: str) -> tuple[Any, Any]:
     return Beginner(), torchvision_loader(data_dir, workers=2)
 
 
-def under_trainer(model: Any, data: Any, seconds: float, precision: str | None = None) -> float:
+def under_trainer(
+    model: Any,
+    data: Any,
+    seconds: float,
+    precision: str | None = None,
+    benchmark: bool | None = None,
+) -> float:
     """Images a second of a Trainer with a logger and a checkpoint an epoch, as train_24.py has."""
     import logging
 
@@ -433,6 +443,7 @@ def under_trainer(model: Any, data: Any, seconds: float, precision: str | None =
             accelerator="gpu" if device.type in ("cuda", "mps") else "cpu",
             devices=1,
             precision=chosen,
+            benchmark=benchmark,
             logger=TensorBoardLogger(folder),
             log_every_n_steps=10,
             callbacks=[clock],

@@ -5,6 +5,7 @@ the speed benchmark run.
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accuracy  # noqa: E402
+import gpu  # noqa: E402
 import speed  # noqa: E402
 
 
@@ -121,6 +123,7 @@ def test_lines_of_an_older_recipe_are_known_again() -> None:
         "loop-1-ours",
         "trainer-1-ours",
         "trainer-1-beginner",
+        "trainer-1-tried",
         "muon-1-ours",
         "best-1-plain",
     ],
@@ -134,8 +137,65 @@ def test_every_arm_of_the_speed_benchmark_runs(data_dir: Path, arm: str) -> None
 def test_pairs_name_arms_that_exist() -> None:
     known = re.compile(r"data-(ours|torchvision|airbench)|step-\d+-(ours|plain|peak)|loop-\d+-ours")
     known_trainer = re.compile(
-        r"trainer-\d+-(ours|beginner|default|reduce-overhead)|(muon|best)-\d+-(ours|plain)"
+        r"trainer-\d+-(ours|beginner|tried|default|reduce-overhead)|(muon|best)-\d+-(ours|plain)"
     )
     for _, *arms in speed.PAIRS:
         for arm in arms:
             assert known.fullmatch(arm) or known_trainer.fullmatch(arm)
+
+
+# --- a GPU for some minutes ----------------------------------------------------------------------
+
+
+def ask(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["gpu.py", "--to", str(folder), "--data-dir", "data", *arguments]
+    )
+    gpu.main()
+
+
+def test_steps_are_done_once_in_their_order_and_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = "-c \"print('did', '{epochs}'); open(r'{to}/count', 'a').write('x')\""
+    steps = (
+        gpu.Step("works", count, 60),
+        gpu.Step("fails", "-c 'raise SystemExit(3)'", 60),
+        gpu.Step("hangs", "-c \"import time; print('so far', flush=True); time.sleep(60)\"", 3),
+        gpu.Step("stops", "-c \"print('5 s left: stopped here.')\"", 60, goes_on=True),
+    )
+    monkeypatch.setattr(gpu, "STEPS", steps)
+    monkeypatch.setattr(gpu, "SHORTEST", 1)
+    ask(tmp_path, monkeypatch)
+    assert capsys.readouterr().out.endswith("Left: ['fails', 'hangs', 'stops']\n")
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["done"], line["code"]) for line in lines] == [
+        ("works", True, 0), ("fails", False, 3), ("hangs", False, None), ("stops", False, 0),
+    ]  # fmt: skip
+    log = (tmp_path / "log.txt").read_text()
+    assert "did 24\n" in log
+    assert "so far\n" in log
+    monkeypatch.setattr(gpu, "STEPS", steps[:1])
+    ask(tmp_path, monkeypatch)
+    assert capsys.readouterr().out == "All is done.\n"
+    assert (tmp_path / "count").read_text() == "x"
+
+
+def test_no_step_begins_without_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(tmp_path, monkeypatch, "--minutes", "0.1")
+    assert capsys.readouterr().out.startswith(f"No time left for {gpu.STEPS[0].name!r}.\nLeft: [")
+    assert not (tmp_path / "steps.jsonl").exists()
+
+
+def test_every_step_names_scripts_and_pairs_that_exist() -> None:
+    for step in gpu.STEPS:
+        words = dict.fromkeys([*gpu.FULL, "to", "data", "run", "minutes"], "1")
+        script, *arguments = [word.format(**words) for word in shlex.split(step.command)]
+        paths = [word for word in arguments if word.startswith("tests/")]
+        for path in [script, *paths] if script != "-m" else paths:
+            assert (ROOT / path).is_file()
+        if "--only" in arguments:
+            for title in arguments[arguments.index("--only") + 1 :]:
+                assert any(pair[0].startswith(title) for pair in speed.PAIRS)
