@@ -25,6 +25,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cifar_resnet import arguments
+from cifar_resnet.files import sync, written_whole
 
 __all__ = ["AtomicCheckpointIO", "LastCheckpoint"]
 
@@ -217,12 +218,12 @@ class LastCheckpoint(Checkpoint):
                 for logger in trainer.loggers:
                     logger.save()
                 try:
-                    _sync(self._temporary)
+                    sync(self._temporary)
                     if self._last.exists() and not self._is_last_damaged:
                         self._last.replace(self._previous)
                     self._temporary.replace(self._last)
                     self._is_last_damaged = False
-                    _sync(self.dirpath)
+                    sync(self.dirpath)
                 except OSError as error:
                     self._say_unsaved(trainer, error)
             if not self._is_alone:  # a process that ends takes the others with it
@@ -299,15 +300,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -325,18 +321,6 @@ def _damage(path: Path) -> str | None:
     except Exception as error:  # a damaged file may fail anywhere
         return str(error).partition(". ")[0] or type(error).__name__
     return None
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    is_folder = path.is_dir()
-    if is_folder and os.name == "nt":
-        return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- generators -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cifar_resnet import arguments
+from cifar_resnet.files import written_whole
 
 if TYPE_CHECKING:
     from cifar_resnet.network import CustomResNet
@@ -114,12 +115,8 @@ def save(
         tensors[key] = value.contiguous()
     options = {name: getattr(network, name) for name in ("width", "num_classes", "in_channels")}
     header = {_ARGUMENTS: json.dumps(options | network.options()), _TRAINING: origin}
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    with written_whole(path) as temporary:
         temporary.write_bytes(to_bytes(tensors, metadata=header))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _find(name: str | Path) -> Path:

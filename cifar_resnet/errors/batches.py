@@ -27,9 +27,9 @@ from torch.utils.data import (
 
 from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader
 from cifar_resnet.errors.suspects import label_suspects
+from cifar_resnet.normalisation import Statistics
 
 Batch = tuple[Tensor, Tensor, Tensor]  # int64 indices (B,), inputs (B, C, H, W), int64 labels (B,)
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 _IMAGES = ("image", "images", "pixel_values", "img", "x")
 _LABELS = ("label", "labels", "target", "y")

@@ -22,13 +22,8 @@ from cifar_resnet.errors.cells import GAP, LEAST_WIDTH, LINE, PANEL, bars_of, dr
 from cifar_resnet.errors.layers import Reshape, check_target_layers
 from cifar_resnet.errors.records import MisclassifiedSamples
 from cifar_resnet.errors.saving import check_save_path, save_figure
-from cifar_resnet.errors.scan import (
-    SORTS,
-    check_class,
-    find_misclassified,
-    given_names,
-    given_statistics,
-)
+from cifar_resnet.errors.scan import SORTS, check_class, find_misclassified, given_names
+from cifar_resnet.normalisation import given_statistics
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_resnet import arguments
+from cifar_resnet.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -39,9 +40,5 @@ def check_save_path(path: str | Path) -> None:
 def save_figure(fig: Figure | SubFigure, path: str | Path, dpi: float) -> None:
     """Save the figure that `fig` is or belongs to."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.part{path.suffix}")
-    try:
-        fig.figure.savefig(temporary, dpi=dpi)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        fig.figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)

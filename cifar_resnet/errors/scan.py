@@ -4,22 +4,20 @@ know class activation maps or figures.
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Sequence
-from numbers import Real
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_resnet import arguments
-from cifar_resnet.errors.batches import Source, Statistics, as_source
+from cifar_resnet.errors.batches import Source, as_source
 from cifar_resnet.errors.placing import placed
 from cifar_resnet.errors.records import Calibration, MisclassifiedSample, MisclassifiedSamples
 from cifar_resnet.errors.scores import class_scores
+from cifar_resnet.normalisation import Statistics, given_statistics, in_unit_range
 from cifar_resnet.untouched import uncompiled, untouched
 
 __all__ = ["find_misclassified"]
@@ -224,7 +222,7 @@ class _Keeper:
             raise ValueError("There is no sample in the data.")
         assert self.names is not None
         images = [
-            shown(facts["inputs"], statistics, index=index, told=told)
+            in_unit_range(facts["inputs"], statistics, name=f"Image {index}", clip=told)
             for _, index, facts in self.kept
         ]
         samples = [
@@ -281,54 +279,3 @@ def given_names(class_names: Any) -> tuple[str, ...] | None:
     if class_names is None:
         return None
     return tuple(map(str, arguments.sequence("class_names", class_names, "a sequence of names")))
-
-
-def given_statistics(mean: Any, std: Any) -> Statistics | None:
-    if mean is None and std is None:
-        return None
-    if mean is None or std is None:
-        raise ValueError(f"Give both mean and std, or neither, but got {mean!r} and {std!r}.")
-    return (
-        _of_channels("mean", mean, "finite numbers", math.isfinite),
-        _of_channels("std", std, "positive numbers", lambda value: 0 < value < math.inf),
-    )
-
-
-def _of_channels(
-    name: str, given: Any, kind: str, fits: Callable[[float], bool]
-) -> tuple[float, ...]:
-    told = f"{name} must be {kind}, one or one for each channel, but got {given!r}."
-    values = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
-    values = [values] if isinstance(values, Real) else values
-    if not isinstance(values, Sequence) or not all(
-        isinstance(value, Real) and not isinstance(value, bool) for value in values
-    ):
-        raise TypeError(told)
-    numbers = tuple(map(float, values))
-    if not numbers or not all(map(fits, numbers)):
-        raise ValueError(told)
-    return numbers
-
-
-def shown(inputs: Tensor, statistics: Statistics | None, *, index: int, told: bool) -> Tensor:
-    """An image as the model gets it, brought to float32 (C, H, W) in [0, 1]."""
-    if not inputs.is_floating_point():
-        return inputs.float() / 255
-    image = inputs.float()
-    if statistics is not None:
-        channels = len(image)
-        if any(len(values) not in (1, channels) for values in statistics):
-            raise ValueError(
-                f"The images have {channels} channels, but mean and std have "
-                f"{len(statistics[0])} and {len(statistics[1])} values."
-            )
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)
-        image = image * std + mean
-    low, high = float(image.min()), float(image.max())
-    if not told and (low < -0.05 or high > 1.05):  # a resize may overshoot a little
-        raise ValueError(
-            f"Image {index} has values from {low:.2f} to {high:.2f}; to be shown they must lie in "
-            "[0, 1]. Pass the mean and std that the images were normalised with: "
-            "find_misclassified(..., mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))."
-        )
-    return image.clamp(0, 1)

@@ -16,8 +16,9 @@ from cifar_resnet.data import cifar10
 from cifar_resnet.data.augment import ImageBank
 from cifar_resnet.data.loaders import PerSampleImages, ResidentLoader
 from cifar_resnet.data.order import BatchOrder
-from cifar_resnet.errors.batches import Statistics, as_source
+from cifar_resnet.errors.batches import as_source
 from cifar_resnet.errors.figures import check_figure
+from cifar_resnet.normalisation import Statistics
 from cifar_resnet.samples.collection import Sample, as_collection
 from cifar_resnet.samples.grid import Panel, draw_grid
 from cifar_resnet.samples.pixels import Pixels, as_pixels

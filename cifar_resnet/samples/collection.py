@@ -24,8 +24,9 @@ from torch.utils.data import (
 
 from cifar_resnet import arguments
 from cifar_resnet.data.augment import Augmentation
-from cifar_resnet.errors.batches import Source, Statistics, as_source
+from cifar_resnet.errors.batches import Source, as_source
 from cifar_resnet.errors.scan import given_names
+from cifar_resnet.normalisation import Statistics
 from cifar_resnet.samples.pixels import Pixels, as_pixels, pictures_as_tensors
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import numpy as np
 
 from cifar_resnet import arguments
 from cifar_resnet.errors.figures import check_figure
-from cifar_resnet.errors.scan import check_class, class_number, given_statistics
+from cifar_resnet.errors.scan import check_class, class_number
+from cifar_resnet.normalisation import given_statistics
 from cifar_resnet.samples.collection import SPLITS, as_collection
 from cifar_resnet.samples.grid import Panel, draw_grid, shortened
 from cifar_resnet.samples.pixels import as_pixels, as_tensor

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar_resnet.errors.batches import Statistics
+from cifar_resnet.normalisation import Statistics, in_unit_range
 
 Pixels = NDArray[np.uint8]
 
@@ -34,26 +34,8 @@ def as_pixels(
             f"{name} must have the shape (C, H, W) with 1 (grey), 3 or 4 channels, but has "
             f"{tuple(image.shape)}."
         )
-    image = image.detach().cpu()
-    values = image.float() if image.is_floating_point() else image.float() / 255
-    if statistics is not None and image.is_floating_point():
-        channels = image.shape[0]
-        if any(len(numbers) not in (1, channels) for numbers in statistics):
-            raise ValueError(
-                f"{name} has {channels} channels, but mean and std have {len(statistics[0])} and "
-                f"{len(statistics[1])} values."
-            )
-        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in statistics)
-        values = values * std + mean
-    low, high = float(values.min()), float(values.max())
-    # a resize may overshoot a little
-    if not clip and not (low >= -0.05 and high <= 1.05):
-        raise ValueError(
-            f"{name} has values from {low:.2f} to {high:.2f}; to be shown they must lie in [0, 1] "
-            "or be uint8. Pass the mean and std that the images were normalised with, such as "
-            "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)."
-        )
-    shown = (values.clamp(0, 1) * 255).round().to(torch.uint8)
+    values = in_unit_range(image.detach().cpu(), statistics, name=name, clip=clip)
+    shown = (values * 255).round().to(torch.uint8)
     shown = shown[:3] if shown.shape[0] > 1 else shown.expand(3, -1, -1)
     pixels: Pixels = shown.permute(1, 2, 0).contiguous().numpy()
     return pixels
