@@ -80,6 +80,13 @@ STEPS = (
     Step("its figures, cold", COLLECT, 30),
     Step("a compiled training, warm", f"{TRAINING} --compile", 150),
     Step("its figures, warm", COLLECT, 30),
+    # the full network has learned its training images nearly by heart
+    Step(
+        "tuning: augmentation",
+        f"{HELD_OUT} --recipes muon --set crop_padding=2,4 cutout=0,8,12",
+        200,
+        True,
+    ),
     Step(
         "tuning: learning rates",
         f"{HELD_OUT} --recipes muon --set learning_rate=0.2,0.8 conv_learning_rate=0.03,0.05,0.08",

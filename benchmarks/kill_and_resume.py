@@ -155,7 +155,7 @@ class Run:
         return any((self.folder / "runs").glob("*/metrics.json"))
 
     def half_written(self) -> bool:
-        return any((self.folder / "runs").glob("*/.*.tmp"))
+        return any((self.folder / "runs").glob("*/.*.part"))
 
     def step(self) -> int:
         for path in (self.folder / "runs").glob("*/last.ckpt"):

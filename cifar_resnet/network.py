@@ -131,9 +131,10 @@ class CustomResNet(nn.Module):
         """A trained network in evaluation mode, with float32 weights on the CPU.
 
         Args:
-            name: `"quarter"` (the specified network at width 16) or `"quarter-best"` (with the
-                options of the recipe `"best"`), which come with the package and need no network
-                connection; or the path of a `.safetensors` file from `save_pretrained`.
+            name: `"full"` (the specified network), `"quarter"` (the same at width 16) or
+                `"quarter-best"` (width 16 and the options of the recipe `"best"`), which come with
+                the package and need no network connection; or the path of a `.safetensors` file
+                from `save_pretrained`.
                 `pretrained_weights()` lists what there is, with accuracies.
 
         Raises:

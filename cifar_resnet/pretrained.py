@@ -50,7 +50,8 @@ class PretrainedWeights:
 
 
 def pretrained_weights() -> tuple[PretrainedWeights, ...]:
-    """The trained weights that come with the package; only the head of each file is read.
+    """The trained weights that come with the package, by width and then by name; only the head of
+    each file is read.
 
     Examples:
         >>> from cifar_resnet import pretrained_weights
@@ -58,9 +59,10 @@ def pretrained_weights() -> tuple[PretrainedWeights, ...]:
         ...     print(weights.name, weights.arguments["width"], weights.training["recipe"])
         quarter 16 muon
         quarter-best 16 best
+        full 64 muon
     """
-    paths = sorted(_FOLDER.glob("*.safetensors"), key=lambda path: path.stem)
-    return tuple(map(_describe, paths))
+    found = map(_describe, _FOLDER.glob("*.safetensors"))
+    return tuple(sorted(found, key=lambda weights: (weights.arguments["width"], weights.name)))
 
 
 def load(name: str | Path, kind: type[_Network]) -> _Network:

@@ -114,11 +114,12 @@ def test_sdist_and_wheel_hold_the_package(tmp_path: Path) -> None:
     source = {str(path.relative_to(ROOT)) for path in (ROOT / "cifar_resnet").rglob("*.py")} | {
         "cifar_resnet/errors/label_suspects.csv",
         "cifar_resnet/py.typed",
+        "cifar_resnet/weights/full.safetensors",
         "cifar_resnet/weights/quarter.safetensors",
         "cifar_resnet/weights/quarter-best.safetensors",
     }
     assert {name for name in names if ".dist-info" not in name} == source
-    assert wheel.stat().st_size < 5e6
+    assert wheel.stat().st_size < 18e6
     assert "License-Expression: MIT" in metadata
     for excluded in ("!=2.6.2", "!=2.6.3", "torch>=2.11"):
         assert excluded in metadata

@@ -14,7 +14,7 @@ from cifar_resnet import CustomResNet, Recipe, pretrained_weights
 from cifar_resnet.data import cifar10
 from cifar_resnet.data.formats import Arrays
 
-NAMES = ["quarter", "quarter-best"]
+NAMES = ["quarter", "quarter-best", "full"]
 OPTIONS: dict[str, Any] = {"norm_first": True, "activation": "gelu", "residual2": True}
 
 
@@ -30,11 +30,12 @@ def test_the_weights_of_the_package_are_listed() -> None:
     assert [weights.name for weights in listed] == NAMES
     for weights in listed:
         options = Recipe.preset(weights.training["recipe"]).network_options()
-        sizes = {"width": 16, "num_classes": 10, "in_channels": 3}
+        width = 64 if weights.name == "full" else 16
+        sizes = {"width": width, "num_classes": 10, "in_channels": 3}
         assert weights.arguments == sizes | options
         assert weights.training["epochs"] == 24
         assert f"--seed {weights.training['seed']}" in weights.training["command"]
-        assert weights.path.stat().st_size < 1.5e6
+        assert weights.path.stat().st_size < 1.5e6 * (width / 16) ** 2
 
 
 @pytest.mark.parametrize("name", NAMES)
