@@ -20,7 +20,7 @@ for weights in pretrained_weights():
         probabilities = CustomResNet.from_pretrained(weights.name)(images).exp()
     assert torch.allclose(probabilities.sum(1), torch.ones(20), atol=1e-5), weights.name
     # a network without its trained weights is far less sure of anything
-    assert probabilities.max() > 0.5, weights.name
+    assert probabilities.max() > 0.25, weights.name
 
 model = CustomResNet.from_pretrained("quarter")
 assert receptive_field(model, (1, 3, 32, 32)).output.size == (88, 88)

@@ -11,11 +11,11 @@ fresh networks.
 from __future__ import annotations
 
 import argparse
-import json
+from pathlib import Path
 from typing import Any
 
 import torch
-from machine import ROOT, machine
+from machine import RESULTS, append, machine
 
 from cifar_resnet import (
     CIFAR10DataModule,
@@ -24,7 +24,6 @@ from cifar_resnet import (
     receptive_field,
 )
 
-RESULTS = ROOT / "benchmarks" / "results" / "effective_field.jsonl"
 LAYERS = ("residual1", "layer2", "layer3", "residual3")
 
 
@@ -49,13 +48,13 @@ def main() -> None:
     parser.add_argument("--weights", default="quarter", help="what from_pretrained takes")
     parser.add_argument("--data-dir")
     parser.add_argument("--images", type=int, default=512, help="images of the test set")
+    parser.add_argument("--results", type=Path, default=RESULTS / "effective_field.jsonl")
     args = parser.parse_args()
 
     data = CIFAR10DataModule(args.data_dir, batch_size=args.images, device="cpu")
     data.prepare_data()
     data.setup("test")
     images = next(iter(data.test_dataloader()))[0].float()
-    lines = []
     trained = CustomResNet.from_pretrained(args.weights)
     models = [(args.weights, trained)]
     for seed in range(3):
@@ -69,10 +68,9 @@ def main() -> None:
             "images": len(images),
             "layers": measure(model, images),
         }
-        lines.append(json.dumps(row | machine()))
+        append(args.results, row | machine())
         for layer, numbers in row["layers"].items():
             print(f"{name:12} {layer:10} {numbers}")
-    RESULTS.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/errors.py [--weights quarter] [--data-dir DATA] [--repeats 5]
 
-WEIGHTS is what CustomResNet.from_pretrained takes. Writes benchmarks/results/errors.jsonl, a line
+WEIGHTS is what CustomResNet.from_pretrained takes. Adds to benchmarks/results/errors.jsonl, a line
 for each measurement: the scan of the 10,000 test images, 100 maps by us and by the grad-cam library
 called image by image, the figures, the memory of a scan over one and over five times the test set
 (each in its own process), and how far the methods agree on the errors.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import ROOT, machine
+from machine import RESULTS, append, machine
 from torch.utils.data import ConcatDataset, TensorDataset
 
 from cifar_resnet import (
@@ -34,8 +34,6 @@ from cifar_resnet import (
     show_misclassified,
 )
 
-RESULTS = ROOT / "benchmarks" / "results" / "errors.jsonl"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -44,6 +42,7 @@ def main() -> None:
     parser.add_argument("--weights", default="quarter", help="what from_pretrained takes")
     parser.add_argument("--data-dir")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=RESULTS / "errors.jsonl")
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
 
@@ -75,8 +74,8 @@ def main() -> None:
         lines.append(json.loads(output.splitlines()[-1]))
 
     common = {"weights": args.weights} | machine()
-    RESULTS.write_text("".join(json.dumps(line | common) + "\n" for line in lines))
     for line in lines:
+        append(args.results, line | common)
         print(line)
 
 
@@ -139,7 +138,7 @@ class LogitsOf(torch.nn.Module):
 
 
 def draw(model: CustomResNet, found: MisclassifiedSamples, n: int, cam: str | None) -> None:
-    path = RESULTS.with_name("figure.tmp.png")
+    path = RESULTS / "figure.tmp.png"
     show_misclassified(model, found, n=n, cam=cam, save_path=path)
     path.unlink()
 

@@ -29,6 +29,7 @@ from machine import RESULTS, ROOT, append, machine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 KINDS = ("epoch", "validation", "checkpoint")
+BEING_WRITTEN = "*/.*.part"  # checkpoints, in the folder of the runs
 # The process tells in a file what it does; nothing else about it is changed.
 TOLD = """
 import pathlib, runpy, sys
@@ -155,7 +156,7 @@ class Run:
         return any((self.folder / "runs").glob("*/metrics.json"))
 
     def half_written(self) -> bool:
-        return any((self.folder / "runs").glob("*/.*.part"))
+        return any((self.folder / "runs").glob(BEING_WRITTEN))
 
     def step(self) -> int:
         for path in (self.folder / "runs").glob("*/last.ckpt"):

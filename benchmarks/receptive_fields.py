@@ -17,11 +17,10 @@ import resource
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
-from machine import ROOT, machine
-
-RESULTS = ROOT / "benchmarks" / "results" / "receptive_fields.jsonl"
+from machine import RESULTS, append, machine
 
 
 def input_size(name: str, kind: str, weights: Any) -> tuple[int, ...]:
@@ -115,6 +114,7 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="+", default=None, help="names of networks")
     parser.add_argument("--seconds", type=float, default=8, help="for the probe of one network")
+    parser.add_argument("--results", type=Path, default=RESULTS / "receptive_fields.jsonl")
     arguments = parser.parse_args()
 
     from torchvision import models
@@ -125,8 +125,8 @@ def main() -> int:
         "video": models.list_models(module=models.video),
     }
     rows = []
-    if RESULTS.exists():
-        rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    if arguments.results.exists():
+        rows = [json.loads(line) for line in arguments.results.read_text().splitlines()]
     known = {row["model"] for row in rows}
     context = multiprocessing.get_context("spawn")
     for kind, names in kinds.items():
@@ -136,8 +136,7 @@ def main() -> int:
             with context.Pool(1) as pool:
                 row = pool.apply(measure, (name, kind, arguments.seconds))
             row |= machine(threads=1)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append(arguments.results, row)
             rows.append(row)
             print(name, row["result"], row.get("trace_s"), row.get("analysis_s"), flush=True)
     for kind in kinds:

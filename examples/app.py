@@ -5,7 +5,7 @@ python examples/app.py --checkpoint runs/NAME/last.ckpt  # and a network of your
 python examples/app.py --share                           # with a public address for 72 hours
 
 Needs Gradio: pip install "cifar-resnet[app]". Runs on the CPU and without a network connection;
-uploads are deleted after an hour, and when it ends. What it shows comes from demo.py.
+uploads are deleted within 70 minutes, and when it ends. What it shows comes from demo.py.
 """
 
 from __future__ import annotations

@@ -248,7 +248,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive, help="default: the recipe's")
     parser.add_argument("--recipe", default="muon", help="muon (default), best, sgd or adam")
     parser.add_argument(
-        "--width", type=positive, help="channels of the first block; default 64 on a GPU, else 16"
+        "--width",
+        type=positive,
+        help="channels of the first block; default 64 on an NVIDIA GPU, else 16",
     )
     parser.add_argument(
         "--precision",
