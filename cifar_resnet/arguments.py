@@ -95,7 +95,7 @@ def path(name: str, value: Any, expected: str = "a path") -> Path:
         raise TypeError(told)
     if not text or "\0" in text:
         raise ValueError(told)
-    return Path(text)
+    return Path(text).expanduser()
 
 
 def sequence(name: str, value: Any, expected: str) -> list[Any]:

@@ -5,6 +5,7 @@ metrics; it must not know CIFAR-10, files or which network it trains.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -73,6 +74,7 @@ class ImageClassifier(LightningModule):
         if not isinstance(network, nn.Module):
             raise TypeError(f"network must be a torch.nn.Module, but got {network!r}.")
         self.recipe = _recipe(recipe)
+        self._check_options(network)
         classes = getattr(network, "num_classes", None)
         if num_classes is not None:
             num_classes = arguments.integer("num_classes", num_classes, least=2)
@@ -80,7 +82,8 @@ class ImageClassifier(LightningModule):
                 raise ValueError(
                     f"num_classes is {num_classes} (given, or from the checkpoint that is loaded), "
                     f"but {type(network).__name__} has {classes} classes. Build the network with "
-                    f"num_classes={num_classes}, or leave it out here."
+                    f"num_classes={num_classes}, or leave it out here; if you have replaced its "
+                    f"last layer, set network.num_classes = {num_classes}."
                 )
             classes = num_classes
         if not arguments.is_integer(classes) or classes < 2:
@@ -101,6 +104,23 @@ class ImageClassifier(LightningModule):
         self._total_steps: float = 0
         self._tally = Tally()
         self._last_batch: Batch | None = None
+
+    def _check_options(self, network: nn.Module) -> None:
+        """Warn where the recipe was made for options that the network does not have."""
+        own, wanted = _options(network), self.recipe.network_options()
+        usual = Recipe().network_options()
+        missing = {
+            name: value
+            for name, value in wanted.items()
+            if name in own and value != usual[name] and own[name] != value
+        }
+        if missing:
+            told = ", ".join(f"{name}={value!r}" for name, value in missing.items())
+            warnings.warn(
+                f"Recipe {self.recipe.name!r} is for a network with {told}. Build it with "
+                f"{type(network).__name__}(..., **recipe.network_options()).",
+                stacklevel=3,
+            )
 
     @property
     def learning_rate(self) -> float:
@@ -296,7 +316,7 @@ class ImageClassifier(LightningModule):
             )
         for config in self.trainer.lr_scheduler_configs:
             scheduler = config.scheduler
-            if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            if self._learning_rate_factor in getattr(scheduler, "lr_lambdas", []):
                 factor = self._learning_rate_factor(scheduler.last_epoch)
                 for group, peak in zip(
                     scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True

@@ -136,6 +136,11 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         scalars = _read_tensorboard(folder)
     elif (folder / "metrics.csv").is_file():
         scalars = _read_csv(folder / "metrics.csv")
+    elif folder.is_file():
+        raise NotADirectoryError(
+            f"{folder} is a file. Give the folder of one run that holds it, such as "
+            "trainer.logger.log_dir."
+        )
     else:
         raise FileNotFoundError(
             f"{folder} holds neither a TensorBoard event file nor a metrics.csv. "

@@ -222,6 +222,11 @@ class CustomResNet(nn.Module):
     def _remedy(self, images: Tensor) -> str:
         if images.dim() == 3:
             return " Add the batch dimension with images.unsqueeze(0)."
+        if images.dim() == 4 and images.shape[1:] == (1, 32, 32):
+            return (
+                f" For grey images use images.expand(-1, {self.in_channels}, -1, -1), or build the "
+                "network with in_channels=1."
+            )
         if images.dim() == 4 and images.shape[3] == self.in_channels:
             return " The channels seem to come last: use images.permute(0, 3, 1, 2)."
         if images.dim() == 4 and images.shape[1] == self.in_channels:

@@ -106,6 +106,18 @@ def save(
         raise ValueError(f"path must end in .safetensors, but got {str(path)!r}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(path.parent)!r}: make it first.")
+    options = {name: getattr(network, name) for name in ("width", "num_classes", "in_channels")}
+    options |= network.options()
+    with torch.device("meta"):
+        described = type(network)(**options).state_dict()
+    for key, tensor in network.state_dict().items():
+        if key not in described or described[key].shape != tensor.shape:
+            raise ValueError(
+                f"{key} with shape {tuple(tensor.shape)} is none of a network with "
+                f"num_classes={network.num_classes}. If you have replaced the last layer, set "
+                "network.num_classes to what it gives; a network with other parts goes into a "
+                "file with torch.save(network.state_dict(), path)."
+            )
     tensors = {}
     for key, tensor in network.state_dict().items():
         value = tensor.detach().cpu()
@@ -115,8 +127,7 @@ def save(
                 raise ValueError(f"{key} does not fit into half precision; leave out half=True.")
         # a network in channels_last holds its kernels in another order than files do
         tensors[key] = value.contiguous()
-    options = {name: getattr(network, name) for name in ("width", "num_classes", "in_channels")}
-    header = {_ARGUMENTS: json.dumps(options | network.options()), _TRAINING: origin}
+    header = {_ARGUMENTS: json.dumps(options), _TRAINING: origin}
     with written_whole(path) as temporary:
         temporary.write_bytes(to_bytes(tensors, metadata=header))
 
@@ -124,7 +135,7 @@ def save(
 def _find(name: str | Path) -> Path:
     if not isinstance(name, str | Path):
         raise TypeError(f"name must be that of trained weights or a path, but got {name!r}.")
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {str(path)!r}.")

@@ -40,9 +40,11 @@ class Tally:
     def add(
         self, loss: Tensor, scores: Tensor, labels: Tensor, *, step: int, learning_rate: float
     ) -> Batch:
-        """Count a batch: its mean loss (), scores (B, classes) and labels (B,), and where in the
-        training it came.
+        """Count a batch: its mean loss (), scores (B, classes) and labels, numbers (B,) or shares
+        (B, classes), and where in the training it came.
         """
+        if labels.dim() > 1:
+            labels = labels.argmax(dim=1)
         correct = (scores.detach().argmax(dim=1) == labels).sum()
         batch = Batch(loss.detach(), correct, len(labels), step, learning_rate)
         self._unseen.append(batch)

@@ -427,3 +427,20 @@ def test_a_saved_position_of_another_batch_size(data_dir: Path) -> None:
     loader = ready(data_dir, val_split=49_000, batch_size=500).train_dataloader()
     with pytest.raises(ValueError, match="saved position is batch 5, but an epoch has 2"):
         loader.load_state_dict({"epoch": 0, "batch": 5})
+
+
+@pytest.mark.parametrize("make", [ready, per_sample])
+def test_a_loader_made_anew_goes_on_with_the_next_epoch(data_dir: Path, make: Any) -> None:
+    options = {"val_split": 49_900, "batch_size": 50}
+    data, other = (make(data_dir, **options) for _ in range(2))
+    for module in (data, other):
+        module.setup()
+    whole = other.train_dataloader()
+    for epoch in range(3):
+        expected = torch.cat([images for images, _ in whole])
+        assert torch.cat([images for images, _ in data.train_dataloader()]).equal(expected), epoch
+    again = data.train_dataloader()
+    again.set_epoch(0)
+    first = next(iter(again))[0]
+    whole.set_epoch(0)
+    assert first.equal(next(iter(whole))[0])

@@ -297,7 +297,7 @@ PROVOKED: list[Callable[[Path, Path], Any]] = [
     lambda empty, data: _network()(IMAGE[0]),
     lambda empty, data: _network()(IMAGE.byte()),
     lambda empty, data: _network()(IMAGE.half()),
-    lambda empty, data: _pretrained("full"),
+    lambda empty, data: _pretrained("half"),
     lambda empty, data: _foreign_weights(empty),
     lambda empty, data: _fit(empty, float("nan")),
     lambda empty, data: _other_width(empty),

@@ -349,3 +349,29 @@ def test_the_callback_looks_in_the_precision_of_the_trainer() -> None:
         trainer.test(ImageClassifier(Watched(), num_classes=3), DataLoader(data), verbose=False)
     assert len(lower) > len(data)  # the test itself, and the callback
     assert all(lower)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"true_class": 3},
+            "true_class cannot be given for errors that are found already. Give it",
+        ),
+        ({"sort_by": "index", "seed": 1}, "sort_by and seed cannot .* Give them to find_miscl"),
+        ({"mean": torch.zeros(3), "std": torch.ones(3)}, "mean and std cannot be given"),
+        ({"class_names": list("abcdefghij")}, "class_names cannot be given"),
+        ({"pred_class": "cat"}, "pred_class cannot be given"),
+    ],
+)
+def test_found_errors_are_not_chosen_or_sorted_again(options: Any, message: str) -> None:
+    model = Brightest()
+    found = find_misclassified(model, data(10))
+    with pytest.raises(ValueError, match=message):
+        show_misclassified(model, found, cam=None, **options)
+    assert show_misclassified(model, found, cam=None, sort_by="loss", batch_size=7).texts
+
+
+def test_samples_are_told_in_a_line() -> None:
+    found = find_misclassified(Brightest(), data(10))
+    assert len(repr(found[0])) < 200

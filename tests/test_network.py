@@ -172,3 +172,8 @@ def test_compile_without_a_graph_break() -> None:
     images = torch.randn(2, 3, 32, 32)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_grey_images_get_their_remedy() -> None:
+    with pytest.raises(ValueError, match=r"For grey images use images.expand\(-1, 3, -1, -1\), or"):
+        CustomResNet(1)(torch.randn(2, 1, 32, 32))

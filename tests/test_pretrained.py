@@ -9,8 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
-from cifar_resnet import CustomResNet, Recipe, pretrained_weights
+from cifar_resnet import (
+    CustomResNet,
+    Recipe,
+    pretrained_weights,
+    show_class_samples,
+    show_training_curves,
+)
 from cifar_resnet.data import cifar10
 from cifar_resnet.data.formats import Arrays
 
@@ -222,3 +229,32 @@ def test_a_copy_of_the_weights_is_a_file_like_any_other(tmp_path: Path) -> None:
     copy = shutil.copy(pretrained_weights()[0].path, tmp_path / "copy.safetensors")
     assert CustomResNet.from_pretrained(copy).width == 16
     assert CustomResNet.from_pretrained(str(copy)).width == 16
+
+
+def test_a_network_with_another_head_says_so_or_is_not_saved(tmp_path: Path) -> None:
+    network = CustomResNet(2)
+    network.head = torch.nn.Linear(16, 7, bias=False)
+    with pytest.raises(ValueError, match=r"head.weight with shape \(7, 16\) .* set network.num_cl"):
+        network.save_pretrained(tmp_path / "a.safetensors")
+    network.num_classes = 7
+    network.save_pretrained(tmp_path / "a.safetensors")
+    assert CustomResNet.from_pretrained(tmp_path / "a.safetensors").num_classes == 7
+    network.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"extra.weight .* with torch.save"):
+        network.save_pretrained(tmp_path / "a.safetensors")
+
+
+def test_the_home_folder_has_its_short_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    CustomResNet(1).save_pretrained("~/a.safetensors")
+    assert (tmp_path / "a.safetensors").is_file()
+    assert CustomResNet.from_pretrained("~/a.safetensors").width == 1
+    show_class_samples(TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4)), save_path="~/a.png")
+    assert (tmp_path / "a.png").is_file()
+    with pytest.raises(
+        NotADirectoryError, match="is a file. Give the folder of one run that holds"
+    ):
+        show_training_curves("~/a.png")

@@ -57,6 +57,11 @@ class EpochPosition:
     def set_epoch(self, epoch: int) -> None:
         self._next_epoch = epoch
 
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that the next iteration shows."""
+        return self._next_epoch
+
     def state_dict(self) -> dict[str, int]:
         if self._served >= self._batches:
             return {"epoch": self._epoch + 1, "batch": 0}
@@ -159,6 +164,11 @@ class ResidentLoader:
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration show `epoch`, counted from 0."""
         self._position.set_epoch(epoch)
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that the next iteration shows, counted from 0."""
+        return self._position.next_epoch
 
     def state_dict(self) -> dict[str, int]:
         return self._position.state_dict()
@@ -270,6 +280,15 @@ class PerSampleLoader(DataLoader[Any]):
         for batch in batches:
             self._position.advance()
             yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration show `epoch`, counted from 0."""
+        self._position.set_epoch(epoch)
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that the next iteration shows, counted from 0."""
+        return self._position.next_epoch
 
     def state_dict(self) -> dict[str, int]:
         return self._position.state_dict()

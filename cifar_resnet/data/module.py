@@ -54,7 +54,8 @@ class CIFAR10DataModule(LightningDataModule):
         flip: `"random"`, `"alternating"` (mirrored in every other epoch) or `"none"`.
         cutout: Side in pixels of a square set to the mean colour; 0 for none.
         padding_mode: `"reflect"` or `"constant"` (black).
-        train_transforms: Callable from a PIL image to a tensor, in place of the augmentation.
+        train_transforms: Callable from a PIL image to a tensor, in place of the augmentation and
+            the normalisation.
         val_transforms: The same for validation.
         test_transforms: The same for test and predict.
         device: Where resident batches are made when there is no trainer.
@@ -107,7 +108,7 @@ class CIFAR10DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.data_dir = (
-            arguments.path("data_dir", data_dir).expanduser()
+            arguments.path("data_dir", data_dir)
             if data_dir is not None
             else sources.default_data_dir()
         )
@@ -139,6 +140,7 @@ class CIFAR10DataModule(LightningDataModule):
         self._arrays: Arrays | None = None
         self._split: dict[str, NDArray[np.intp]] = {}
         self._banks: dict[tuple[str, torch.device, Augmentation | None], ImageBank] = {}
+        self._training: ResidentLoader | PerSampleLoader | None = None  # the last loader made
 
     # --- Lightning's hooks ----------------------------------------------------------------------
 
@@ -163,7 +165,15 @@ class CIFAR10DataModule(LightningDataModule):
             self._split = {"train": train, "val": val, "test": np.arange(cifar10.TEST_SIZE)}
 
     def train_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
-        return self._loader("train", self.train_transforms)
+        """The training loader. In a loop of your own each iteration shows the next epoch, in a new
+        order and with new augmentation, also that of a loader made anew; a Trainer says which.
+        """
+        loader = self._loader("train", self.train_transforms)
+        if isinstance(loader, ResidentLoader | PerSampleLoader):
+            if self._training is not None:
+                loader.set_epoch(self._training.next_epoch)
+            self._training = loader
+        return loader
 
     def val_dataloader(self) -> Any:
         """The validation loader, or an empty list with `val_split=0`."""
@@ -216,7 +226,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the data, but no trainer, and makes its batches anew."""
-        return self.__dict__ | {"trainer": None, "_banks": {}}
+        return self.__dict__ | {"trainer": None, "_banks": {}, "_training": None}
 
     def __str__(self) -> str:
         feeding = "resident" if self.train_transforms is None else "DataLoader"

@@ -80,7 +80,8 @@ def show_misclassified(
 
     Args:
         model: Any module from images to class scores (N, classes).
-        data: As for `find_misclassified`, or its result, which saves running the model again.
+        data: As for `find_misclassified`, or its result, which saves running the model again; what
+            chooses or sorts the errors is then given to `find_misclassified` alone.
         n: Most errors to draw.
         sort_by: As for `find_misclassified`.
         true_class: Only errors on images of this class.
@@ -133,6 +134,10 @@ def show_misclassified(
     if device is not None:
         device = arguments.device("device", device)
     if isinstance(data, MisclassifiedSamples):
+        _check_found(
+            sort_by=sort_by, true_class=true_class, pred_class=pred_class, class_names=class_names,
+            mean=mean, std=std, seed=seed,
+        )  # fmt: skip
         found = data[:n]
     else:
         found = find_misclassified(
@@ -172,6 +177,22 @@ def show_misclassified(
     if save_path is not None:
         save_figure(fig, save_path, dpi)
     return fig
+
+
+def _check_found(**options: Any) -> None:
+    """Raise for what would change which errors are found, where they are found already."""
+    defaults = show_misclassified.__kwdefaults__ or {}
+    given = [
+        name
+        for name, value in options.items()
+        if (value is not None if defaults[name] is None else value != defaults[name])
+    ]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} cannot be given for errors that are found already. Give "
+            f"{'it' if len(given) == 1 else 'them'} to find_misclassified, or the data in place of "
+            "its result."
+        )
 
 
 def check_figure(

@@ -5,7 +5,7 @@ how they came about, and draws nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, overload
 
 from torch import Tensor
@@ -33,13 +33,13 @@ class MisclassifiedSample:
     """
 
     index: int
-    image: Tensor
-    inputs: Tensor
+    image: Tensor = field(repr=False)
+    inputs: Tensor = field(repr=False)
     true: int
     predicted: int
     true_name: str
     predicted_name: str
-    probabilities: Tensor
+    probabilities: Tensor = field(repr=False)
     loss: float
     suspect: bool = False
 

@@ -39,6 +39,6 @@ def check_save_path(path: str | Path) -> None:
 
 def save_figure(fig: Figure | SubFigure, path: str | Path, dpi: float) -> None:
     """Save the figure that `fig` is or belongs to."""
-    path = Path(path)
+    path = Path(path).expanduser()
     with written_whole(path) as temporary:
         fig.figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 
@@ -86,7 +86,7 @@ class LayerField:
     source: str
     unit_dims: tuple[int, ...]
     input_lengths: tuple[int, ...]
-    _supports: tuple[Support, ...]
+    _supports: tuple[Support, ...] = field(repr=False)
 
     @property
     def unit_shape(self) -> tuple[int, ...]:
