@@ -27,6 +27,7 @@ from cifar_resnet import (
     CIFAR10DataModule,
     CustomResNet,
     ImageClassifier,
+    Recipe,
     find_misclassified,
     receptive_field,
 )
@@ -305,7 +306,8 @@ def test_a_copy_of_a_classifier_trains_as_the_first(
     data_dir: Path, tmp_path: Path, copied: Any, recipe: str
 ) -> None:
     torch.manual_seed(1)
-    model = ImageClassifier(CustomResNet(width=1), recipe)
+    options = Recipe.preset(recipe).network_options()
+    model = ImageClassifier(CustomResNet(width=1, **options), recipe)
     trainer(tmp_path, limit_val_batches=0, limit_train_batches=2).fit(model, small(data_dir))
     other = copied(model)
     assert same(other.state_dict(), model.state_dict())
@@ -338,9 +340,11 @@ def default(what: str) -> Iterator[None]:
 def test_batches_do_not_follow_the_users_defaults(data_dir: Path, feeding: Any, what: str) -> None:
     data = feeding(data_dir)
     data.setup()
+    copied = copy.deepcopy(data)
     loaders = [data.train_dataloader, data.val_dataloader, data.test_dataloader]
     with default(what):
         got = [next(iter(loader())) for loader in loaders]
+    loaders[0] = copied.train_dataloader  # the other has gone on to the next epoch
     expected = [next(iter(loader())) for loader in loaders]
     if feeding is per_sample and what != "meta":
         got[0][0] = expected[0][0]  # torchvision draws its random numbers in the default dtype

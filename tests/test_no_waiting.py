@@ -81,7 +81,9 @@ def test_a_logged_step_asks(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_evaluation_asks_at_its_end(data_dir: Path, stage: str) -> None:
-    model = ImageClassifier(CustomResNet(width=2).to("meta"), "best")
+    recipe = Recipe.preset("best")
+    network = CustomResNet(width=2, **recipe.network_options()).to("meta")
+    model = ImageClassifier(network, recipe)
     count = Count()
     t = without_values(count, limit_val_batches=7, limit_test_batches=7)
     with pytest.raises((NotImplementedError, RuntimeError), match=ASKED):

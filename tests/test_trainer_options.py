@@ -589,7 +589,10 @@ def test_learning_rate_finder(data_dir: Path, tmp_path: Path) -> None:
 def test_learning_rate_finder_sets_the_rate(data_dir: Path, tmp_path: Path, name: str) -> None:
     finder, collect = LearningRateFinder(num_training_steps=30), Collect()
     model = fitted(
-        data_dir, tmp_path, resnet(name), small(data_dir, batch_size=25),
+        data_dir,
+        tmp_path,
+        resnet(name, **Recipe.preset(name).network_options()),
+        small(data_dir, batch_size=25),
         callbacks=[collect, finder],
     )  # fmt: skip
     assert finder.optimal_lr is not None

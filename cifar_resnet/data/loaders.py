@@ -10,6 +10,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,25 +23,34 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from cifar_resnet.data.augment import ImageBank
 from cifar_resnet.data.order import BatchOrder
 
-__all__ = ["EpochPosition", "PerSampleImages", "PerSampleLoader", "ResidentLoader"]
+__all__ = ["EpochCounter", "EpochPosition", "PerSampleImages", "PerSampleLoader", "ResidentLoader"]
 
 _TRANSFORM_STREAM = 4
 
 SampleKey = tuple[int, int]  # epoch, position in the subset
 
 
+@dataclass
+class EpochCounter:
+    """The epoch that comes next, over all loaders that are made one after the other."""
+
+    next: int = 0
+
+
 class EpochPosition:
     """Which epoch an iteration shows and how much of it has been served.
 
     Each iteration is a new epoch unless `set_epoch` says which one. The saved state means "what
-    comes next", so that it is right in the middle and at the end of an epoch alike.
+    comes next", so that it is right in the middle and at the end of an epoch alike. It goes on from
+    the counter, if one is given.
     """
 
-    def __init__(self, batches: int) -> None:
+    def __init__(self, batches: int, counter: EpochCounter | None = None) -> None:
         self._batches = batches
-        self._next_epoch = 0
+        self._counter = counter or EpochCounter()
+        self._next_epoch = self._counter.next
         self._resume_at: tuple[int, int] | None = None  # epoch, first batch
-        self._epoch, self._served = 0, 0
+        self._epoch, self._served = self._next_epoch, 0
 
     def begin(self) -> tuple[int, int]:
         """Start an iteration: its epoch and its first batch."""
@@ -48,7 +58,7 @@ class EpochPosition:
         if self._resume_at is not None and self._resume_at[0] == self._epoch:
             self._served = self._resume_at[1]
         self._resume_at = None
-        self._next_epoch = self._epoch + 1
+        self._next_epoch = self._counter.next = self._epoch + 1
         return self._epoch, self._served
 
     def advance(self) -> None:
@@ -56,11 +66,6 @@ class EpochPosition:
 
     def set_epoch(self, epoch: int) -> None:
         self._next_epoch = epoch
-
-    @property
-    def next_epoch(self) -> int:
-        """The epoch that the next iteration shows."""
-        return self._next_epoch
 
     def state_dict(self) -> dict[str, int]:
         if self._served >= self._batches:
@@ -92,6 +97,7 @@ class ResidentLoader:
         dataset_size: Size of the whole dataset.
         order: The batches.
         seed: Key of the augmentation.
+        counter: Where the epochs of all loaders of these images are counted; None for this one's.
     """
 
     def __init__(
@@ -103,6 +109,7 @@ class ResidentLoader:
         order: BatchOrder,
         *,
         seed: int,
+        counter: EpochCounter | None = None,
     ) -> None:
         self._bank = bank
         self._labels = torch.from_numpy(labels).to(bank.device)
@@ -110,7 +117,7 @@ class ResidentLoader:
         self._dataset_size = dataset_size
         self._order = order
         self._seed = seed
-        self._position = EpochPosition(len(order))
+        self._position = EpochPosition(len(order), counter)
         self.batch_size = order.batch_size
 
     def __len__(self) -> int:
@@ -164,11 +171,6 @@ class ResidentLoader:
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration show `epoch`, counted from 0."""
         self._position.set_epoch(epoch)
-
-    @property
-    def next_epoch(self) -> int:
-        """The epoch that the next iteration shows, counted from 0."""
-        return self._position.next_epoch
 
     def state_dict(self) -> dict[str, int]:
         return self._position.state_dict()
@@ -261,10 +263,17 @@ class _KeySampler(DistributedSampler[Any]):
 class PerSampleLoader(DataLoader[Any]):
     """A DataLoader over `PerSampleImages` that can be saved and continued within an epoch."""
 
-    def __init__(self, dataset: Dataset[Any], order: BatchOrder, **options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        order: BatchOrder,
+        counter: EpochCounter | None = None,
+        **options: Any,
+    ) -> None:
         # Lightning makes some loaders again from their public attributes.
         self.order = order
-        self._position = EpochPosition(len(order))
+        self.counter = counter
+        self._position = EpochPosition(len(order), counter)
         options |= {
             "batch_size": None,
             "sampler": _KeySampler(order, self._position),
@@ -284,11 +293,6 @@ class PerSampleLoader(DataLoader[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration show `epoch`, counted from 0."""
         self._position.set_epoch(epoch)
-
-    @property
-    def next_epoch(self) -> int:
-        """The epoch that the next iteration shows, counted from 0."""
-        return self._position.next_epoch
 
     def state_dict(self) -> dict[str, int]:
         return self._position.state_dict()

@@ -20,7 +20,12 @@ from cifar_resnet import arguments
 from cifar_resnet.data import cifar10, sources
 from cifar_resnet.data.augment import Augmentation, ImageBank
 from cifar_resnet.data.formats import Arrays
-from cifar_resnet.data.loaders import PerSampleImages, PerSampleLoader, ResidentLoader
+from cifar_resnet.data.loaders import (
+    EpochCounter,
+    PerSampleImages,
+    PerSampleLoader,
+    ResidentLoader,
+)
 from cifar_resnet.data.order import BatchOrder, stratified_split
 
 __all__ = ["CIFAR10DataModule"]
@@ -140,7 +145,7 @@ class CIFAR10DataModule(LightningDataModule):
         self._arrays: Arrays | None = None
         self._split: dict[str, NDArray[np.intp]] = {}
         self._banks: dict[tuple[str, torch.device, Augmentation | None], ImageBank] = {}
-        self._training: ResidentLoader | PerSampleLoader | None = None  # the last loader made
+        self._epochs = EpochCounter()  # of all training loaders, one after the other
 
     # --- Lightning's hooks ----------------------------------------------------------------------
 
@@ -168,12 +173,7 @@ class CIFAR10DataModule(LightningDataModule):
         """The training loader. In a loop of your own each iteration shows the next epoch, in a new
         order and with new augmentation, also that of a loader made anew; a Trainer says which.
         """
-        loader = self._loader("train", self.train_transforms)
-        if isinstance(loader, ResidentLoader | PerSampleLoader):
-            if self._training is not None:
-                loader.set_epoch(self._training.next_epoch)
-            self._training = loader
-        return loader
+        return self._loader("train", self.train_transforms)
 
     def val_dataloader(self) -> Any:
         """The validation loader, or an empty list with `val_split=0`."""
@@ -226,7 +226,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the data, but no trainer, and makes its batches anew."""
-        return self.__dict__ | {"trainer": None, "_banks": {}, "_training": None}
+        return self.__dict__ | {"trainer": None, "_banks": {}}
 
     def __str__(self) -> str:
         feeding = "resident" if self.train_transforms is None else "DataLoader"
@@ -263,6 +263,7 @@ class CIFAR10DataModule(LightningDataModule):
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
         )
+        counter = self._epochs if training else None
         if transform is None:
             return ResidentLoader(
                 self._bank(subset),
@@ -271,6 +272,7 @@ class CIFAR10DataModule(LightningDataModule):
                 self._dataset_size(subset),
                 order,
                 seed=self.seed,
+                counter=counter,
             )
         dataset = PerSampleImages(self._images(subset), labels, samples, transform, seed=self.seed)
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
@@ -281,7 +283,7 @@ class CIFAR10DataModule(LightningDataModule):
         if overfit:
             # Lightning insists on replacing any sampler but a sequential one here
             return DataLoader(dataset, batch_size=self.batch_size, **options)
-        return PerSampleLoader(dataset, order, **options)
+        return PerSampleLoader(dataset, order, counter, **options)
 
     def _bank(self, subset: str) -> ImageBank:
         """The subset's images on the trainer's device; kept, because reloading is frequent."""
