@@ -78,7 +78,11 @@ def load(name: str | Path, kind: type[_Network]) -> _Network:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} has no valid arguments of CustomResNet: {error}") from None
     tensors = load_file(path)
-    _compare(path, tensors, network.state_dict())
+    if misfit := _misfit(tensors, network.state_dict()):
+        key, should, has = misfit
+        raise ValueError(
+            f"{path} does not fit its own description: {key} should be {should}, but is {has}."
+        )
     state = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
     network.load_state_dict(state, assign=True)
     return network.eval()
@@ -110,16 +114,17 @@ def save(
     options |= network.options()
     with torch.device("meta"):
         described = type(network)(**options).state_dict()
-    for key, tensor in network.state_dict().items():
-        if key not in described or described[key].shape != tensor.shape:
-            raise ValueError(
-                f"{key} with shape {tuple(tensor.shape)} is none of a network with "
-                f"num_classes={network.num_classes}. If you have replaced the last layer, set "
-                "network.num_classes to what it gives; a network with other parts goes into a "
-                "file with torch.save(network.state_dict(), path)."
-            )
+    state = network.state_dict()
+    if misfit := _misfit(state, described):
+        key, _, shape = misfit
+        told = f"{key} is missing from" if shape is None else f"{key} with shape {shape} is none of"
+        raise ValueError(
+            f"{told} a network with num_classes={network.num_classes}. If you have replaced the "
+            "last layer, set network.num_classes to what it gives; a network with other parts goes "
+            "into a file with torch.save(network.state_dict(), path)."
+        )
     tensors = {}
-    for key, tensor in network.state_dict().items():
+    for key, tensor in state.items():
         value = tensor.detach().cpu()
         if half and value.dim() > 1:
             value = value.half()
@@ -171,14 +176,19 @@ def _describe(path: Path) -> PretrainedWeights:
     return PretrainedWeights(path.stem, path, options, training)
 
 
-def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _misfit(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[str, tuple[int, ...] | None, tuple[int, ...] | None] | None:
+    """The first tensor that is not as expected: its name, the shape that it should have and the one
+    it has, None where it should not or does not exist.
+    """
     for key in sorted(found.keys() | expected.keys()):
-        shapes = [tuple(side[key].shape) if key in side else None for side in (expected, found)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{path} does not fit its own description: {key} should be {shapes[0]}, "
-                f"but is {shapes[1]}."
-            )
+        should, has = (
+            tuple(side[key].shape) if key in side else None for side in (expected, found)
+        )
+        if should != has:
+            return key, should, has
+    return None
 
 
 def _damaged(path: Path, reason: object) -> ValueError:

@@ -239,8 +239,12 @@ def test_a_network_with_another_head_says_so_or_is_not_saved(tmp_path: Path) -> 
     network.num_classes = 7
     network.save_pretrained(tmp_path / "a.safetensors")
     assert CustomResNet.from_pretrained(tmp_path / "a.safetensors").num_classes == 7
-    network.extra = torch.nn.Linear(2, 2)
+    network.extra = torch.nn.Linear(2, 2, bias=False)
     with pytest.raises(ValueError, match=r"extra.weight .* with torch.save"):
+        network.save_pretrained(tmp_path / "a.safetensors")
+    del network.extra
+    network.layer2 = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"layer2.0.weight is missing from a network with"):
         network.save_pretrained(tmp_path / "a.safetensors")
 
 
