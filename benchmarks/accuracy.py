@@ -52,7 +52,7 @@ def main() -> None:
         print(
             f"{describe(recipe)}  seed {seed}  {shown}  {line['train_seconds']:.0f} s", flush=True
         )
-    summarise(args)
+    summarize(args)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -204,7 +204,7 @@ def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def summarise(args: argparse.Namespace) -> None:
+def summarize(args: argparse.Namespace) -> None:
     """Mean, standard deviation and standard error of each recipe, in percent."""
     lines = read(args.results)
     print(

@@ -450,7 +450,7 @@ def corruptions(
         kinds["wrong label"] = wrong_label
     rebuilt = labels_and_members(source, dataset) if forged else {}
     counts: Counter[str] = Counter()
-    tally: Counter[str] = Counter()
+    epoch_sums: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     with dataset.official(files):
         if not dataset.is_loaded_from(place.data):
@@ -471,7 +471,7 @@ def corruptions(
                 use = "load" if forged or trial % 3 else "prepare"
                 outcome = tried(dataset, place, touched, use)
             if outcome in ("detected", "harmless") and (forged or outcome == "detected"):
-                tally[outcome] += 1
+                epoch_sums[outcome] += 1
             else:
                 wrong[f"{kind}: {outcome}"] += 1
             if snapshot(place.outside) != before:
@@ -489,8 +489,8 @@ def corruptions(
         "records_per_file": dataset.size,
         "trials": count,
         "kinds": dict(sorted(counts.items())),
-        "detected": tally["detected"],
-        "harmless": tally["harmless"],
+        "detected": epoch_sums["detected"],
+        "harmless": epoch_sums["harmless"],
         "wrong": dict(wrong),
         "memory_growth_mb": growth(),
     }
@@ -579,7 +579,7 @@ def labels_and_members(
     members = dataset.members(source)
     wanted = [name for name in members if not name.endswith("package.json")]
 
-    def relabelled(rng: random.Random) -> bytes:
+    def relabeled(rng: random.Random) -> bytes:
         changed = Dataset.__new__(Dataset)
         changed.size = dataset.size
         changed.records = {name: batch.copy() for name, batch in dataset.records.items()}
@@ -627,7 +627,7 @@ def labels_and_members(
         return tar_gz(listed)
 
     return {
-        "wrong label": relabelled,
+        "wrong label": relabeled,
         "members swapped": swapped,
         "bit of a member": damaged,
         "member cut": shortened,
@@ -952,7 +952,7 @@ def server_faults(folder: Path, count: int, seed: int) -> dict[str, Any]:
     content = rng.randbytes(100_000)
     growth = memory_growth()
     counts: Counter[str] = Counter()
-    tally: Counter[str] = Counter()
+    epoch_sums: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     for trial in range(count):
         names = rng.choices(list(FAULTS), k=rng.randint(1, 5))
@@ -965,7 +965,7 @@ def server_faults(folder: Path, count: int, seed: int) -> dict[str, Any]:
         with Server(content, *answers, seed=f"{seed} {trial}") as server:
             outcome = fetched(server, path, content)
         if outcome in ("arrived", "failed clearly"):
-            tally[outcome] += 1
+            epoch_sums[outcome] += 1
         else:
             wrong[f"{names}: {outcome}"] += 1
         path.unlink(missing_ok=True)
@@ -978,8 +978,8 @@ def server_faults(folder: Path, count: int, seed: int) -> dict[str, Any]:
     return {
         "trials": count,
         "kinds": dict(sorted(counts.items())),
-        "arrived": tally["arrived"],
-        "failed_clearly": tally["failed clearly"],
+        "arrived": epoch_sums["arrived"],
+        "failed_clearly": epoch_sums["failed clearly"],
         "wrong": dict(wrong),
         "memory_growth_mb": growth(),
     }
@@ -1010,7 +1010,7 @@ def killed_downloads(folder: Path, count: int, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     content = rng.randbytes(100_000)
     arguments = [str(len(content)), hashlib.sha256(content).hexdigest()]
-    tally: Counter[str] = Counter()
+    epoch_sums: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     kept = []
     for trial in range(count):
@@ -1022,7 +1022,7 @@ def killed_downloads(folder: Path, count: int, seed: int) -> dict[str, Any]:
                     assert child.stdout is not None
                     child.stdout.readline()
                     time.sleep(rng.uniform(0, 0.6))
-                    tally["killed" if child.poll() is None else "done before"] += 1
+                    epoch_sums["killed" if child.poll() is None else "done before"] += 1
                     child.kill()
             if path.exists() and path.read_bytes() != content:
                 wrong["a wrong file is trusted"] += 1
@@ -1033,7 +1033,7 @@ def killed_downloads(folder: Path, count: int, seed: int) -> dict[str, Any]:
                 outcome = fetched(server, path, content, stall_timeout=5.0)
             if outcome != "arrived" or server.requests != [kept[-1] or None]:
                 wrong[f"then {outcome} after {server.requests}"] += 1
-    return {"trials": count, "kinds": dict(tally), "kept_bytes": kept, "wrong": dict(wrong)}
+    return {"trials": count, "kinds": dict(epoch_sums), "kept_bytes": kept, "wrong": dict(wrong)}
 
 
 # --- a disk that gets full -----------------------------------------------------------------------

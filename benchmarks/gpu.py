@@ -71,7 +71,7 @@ STEPS = (
         "'step, width 64'", 200,
     ),
     Step("accuracy", f"{ACCURACY} --recipes muon --seeds {{first}}", 300, goes_on=True),
-    Step("tuning: recipes", f"{HELD_OUT} --recipes sgd muon best --set test_views=six", 150, True),
+    Step("tuning: recipes", f"{HELD_OUT} --recipes sgd muon best --set tta=six", 150, True),
     Step(
         "speed of other ways", f"{SPEED} 'muon, width 64' 'cuDNN, width 64' "
         "'compile, width 64'", 300,

@@ -5,7 +5,7 @@
 
 A run is killed with SIGKILL within an epoch, in the validation, and while a checkpoint is written,
 in turns, and goes on with `--resume` each time, until it is finished; then the next run begins,
-until there were enough kills. Weights, the optimiser's state, the best epoch, the test results and
+until there were enough kills. Weights, the optimizer's state, the best epoch, the test results and
 every logged value must be those of the run that was left alone, bit for bit. The result is appended
 to benchmarks/results/kill_and_resume.jsonl.
 """
@@ -34,9 +34,9 @@ BEING_WRITTEN = "*/.*.part"  # checkpoints, in the folder of the runs
 TOLD = """
 import pathlib, runpy, sys
 from cifar_resnet import ImageClassifier
-told = pathlib.Path(sys.argv[1])
+message = pathlib.Path(sys.argv[1])
 def telling(text):
-    return lambda self: told.write_text(text) and None
+    return lambda self: message.write_text(text) and None
 ImageClassifier.on_train_epoch_start = telling("epoch")
 ImageClassifier.on_validation_start = telling("validation")
 ImageClassifier.on_validation_end = telling("epoch")
@@ -107,20 +107,20 @@ class Run:
     def __init__(self, folder: Path, args: argparse.Namespace) -> None:
         self.folder = folder
         folder.mkdir()
-        self.told = folder / "told"
+        self.message = folder / "told"
         self.arguments = [
             "--quiet", "--precision", "bf16-mixed", "--val-split", "5000",
             "--width", str(args.width), "--epochs", str(args.epochs),
         ]  # fmt: skip
 
     def start(self) -> None:
-        self.told.unlink(missing_ok=True)
+        self.message.unlink(missing_ok=True)
         runs = list((self.folder / "runs").glob("*/arguments.json"))
         # killed before it wrote anything: there is nothing to resume
         flags = ["--resume", str(runs[0].parent)] if runs else self.arguments
         self.log = (self.folder / "log").open("a")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", TOLD, str(self.told), str(ROOT / "examples" / "train_24.py"),
+            [sys.executable, "-c", TOLD, str(self.message), str(ROOT / "examples" / "train_24.py"),
              *flags, "--save-every", "1"],
             cwd=self.folder, stdout=self.log, stderr=self.log,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -146,7 +146,7 @@ class Run:
         return True
 
     def _says(self, text: str) -> bool:
-        return self.told.exists() and self.told.read_text() == text
+        return self.message.exists() and self.message.read_text() == text
 
     def _wait(self, condition: Any) -> None:
         while self.process.poll() is None and not condition():

@@ -172,7 +172,7 @@ def data_module(data_dir: str, **options: Any) -> Any:
 
 
 def resident_batches(data_dir: str) -> Iterator[Any]:
-    """Crop by up to 2 pixels, flip and normalisation, as the recipe `sgd` has it."""
+    """Crop by up to 2 pixels, flip and normalization, as the recipe `sgd` has it."""
     loader = data_module(data_dir, crop_padding=2, flip="alternating").train_dataloader()
     while True:
         yield from loader
@@ -245,7 +245,7 @@ def airbench_batches(data_dir: str) -> Iterator[Any]:
 
 
 def steps(width: int, way: str) -> Iterator[int]:
-    """Forward, backward and optimiser step on the same batch again and again."""
+    """Forward, backward and optimizer step on the same batch again and again."""
     import torch
     import torch.nn.functional as F
     from train_24 import pick_precision

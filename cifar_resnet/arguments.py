@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 __all__ = [
-    "ABOVE_ZERO",
     "BELOW_ONE",
-    "NOT_NEGATIVE",
-    "SHARE",
+    "FRACTION",
+    "NON_NEGATIVE",
+    "POSITIVE",
     "choice",
-    "colour_map",
+    "colormap",
     "device",
     "figure",
     "flag",
@@ -39,9 +39,9 @@ __all__ = [
 
 Range = tuple[Callable[[float], bool], str]  # whether a number lies in it, and its description
 
-ABOVE_ZERO: Range = (lambda value: 0 < value < math.inf, "a finite number greater than 0")
-NOT_NEGATIVE: Range = (lambda value: 0 <= value < math.inf, "a finite number of at least 0")
-SHARE: Range = (lambda value: 0 <= value <= 1, "a number in [0, 1]")
+POSITIVE: Range = (lambda value: 0 < value < math.inf, "a finite number greater than 0")
+NON_NEGATIVE: Range = (lambda value: 0 <= value < math.inf, "a finite number of at least 0")
+FRACTION: Range = (lambda value: 0 <= value <= 1, "a number in [0, 1]")
 BELOW_ONE: Range = (lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
@@ -52,23 +52,23 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 def integer(name: str, value: Any, *, least: int, instead: str = "") -> int:
     """An integer of at least `least`. `instead` tells what else the caller takes."""
-    told = f"{name} must be an integer of at least {least}{instead}, but got {value!r}."
+    message = f"{name} must be an integer of at least {least}{instead}, but got {value!r}."
     if not is_integer(value):
-        raise TypeError(told)
+        raise TypeError(message)
     if value < least:
-        raise ValueError(told)
+        raise ValueError(message)
     return int(value)
 
 
 def number(name: str, value: Any, within: Range) -> float:
     """A number that lies in a range; an integer stays one."""
     fits, expected = within
-    told = f"{name} must be {expected}, but got {value!r}."
+    message = f"{name} must be {expected}, but got {value!r}."
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(told)
+        raise TypeError(message)
     plain = int(value) if isinstance(value, Integral) else float(value)
     if not fits(plain):
-        raise ValueError(told)
+        raise ValueError(message)
     return plain
 
 
@@ -80,34 +80,34 @@ def flag(name: str, value: Any) -> bool:
 
 def choice(name: str, value: Any, choices: Sequence[str | None]) -> Any:
     """One of several names, of which None may be one."""
-    told = f"{name} must be one of {', '.join(map(repr, choices))}, but got {value!r}."
+    message = f"{name} must be one of {', '.join(map(repr, choices))}, but got {value!r}."
     if not isinstance(value, str) and not (value is None and None in choices):
-        raise TypeError(told)
+        raise TypeError(message)
     if value not in choices:
-        raise ValueError(told)
+        raise ValueError(message)
     return choices[choices.index(value)]
 
 
 def path(name: str, value: Any, expected: str = "a path") -> Path:
-    told = f"{name} must be {expected}, but got {value!r}."
+    message = f"{name} must be {expected}, but got {value!r}."
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
-        raise TypeError(told)
+        raise TypeError(message)
     if not text or "\0" in text:
-        raise ValueError(told)
+        raise ValueError(message)
     return Path(text).expanduser()
 
 
 def sequence(name: str, value: Any, expected: str) -> list[Any]:
     """What has an order and may be read again: no set, mapping, iterator or single value."""
-    told = f"{name} must be {expected}, but got {value!r}."
+    message = f"{name} must be {expected}, but got {value!r}."
     is_set = isinstance(value, Set) and not isinstance(value, KeysView)
     if is_set or isinstance(value, Mapping | Iterator | bytes):
-        raise TypeError(told)
+        raise TypeError(message)
     try:
         return list(value)
     except TypeError as error:
-        raise TypeError(told) from error
+        raise TypeError(message) from error
 
 
 def function(name: str, value: Any, expected: str) -> Any:
@@ -120,13 +120,13 @@ def function(name: str, value: Any, expected: str) -> Any:
 def device(name: str, value: Any) -> torch.device:
     import torch
 
-    told = f"{name} must be a device or its name, such as 'cpu' or 'cuda:0', but got {value!r}."
+    message = f"{name} must be a device or its name, such as 'cpu' or 'cuda:0', but got {value!r}."
     if not isinstance(value, torch.device | str) and not is_integer(value):
-        raise TypeError(told)
+        raise TypeError(message)
     try:
         return torch.device(value)
     except RuntimeError as error:
-        raise ValueError(told) from error
+        raise ValueError(message) from error
 
 
 def figure(name: str, value: Any) -> Figure | SubFigure | None:
@@ -140,18 +140,18 @@ def figure(name: str, value: Any) -> Figure | SubFigure | None:
     return value
 
 
-def colour_map(name: str, value: Any) -> Colormap:
+def colormap(name: str, value: Any) -> Colormap:
     from matplotlib import colormaps
     from matplotlib.colors import Colormap
 
     if isinstance(value, Colormap):
         return value
-    told = (
-        f"{name} must be the name of a Matplotlib colour map, such as 'viridis', 'cividis' or "
+    message = (
+        f"{name} must be the name of a Matplotlib color map, such as 'viridis', 'cividis' or "
         f"'inferno', but got {value!r}."
     )
     if not isinstance(value, str):
-        raise TypeError(told)
+        raise TypeError(message)
     if value not in colormaps:
-        raise ValueError(told)
+        raise ValueError(message)
     return colormaps[value]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path to write to, in the folder of `path`. What was written gets the name `path` at the
     end; after an exception it is gone, and what was at `path` stays.
     """

@@ -86,7 +86,7 @@ class CustomResNet(nn.Module):
         self.norm_first = arguments.flag("norm_first", norm_first)
         self.activation = activation = arguments.choice("activation", activation, (*_ACTIVATIONS,))
         arguments.flag("residual2", residual2)
-        self.head_scale = arguments.number("head_scale", head_scale, arguments.ABOVE_ZERO)
+        self.head_scale = arguments.number("head_scale", head_scale, arguments.POSITIVE)
 
         block = partial(_conv_block, norm_first=norm_first, activation=activation)
         self.prep = block(in_channels, width)
@@ -103,7 +103,7 @@ class CustomResNet(nn.Module):
         """Log-probabilities of the classes: the log-softmax of `logits`.
 
         Args:
-            images: Float tensor (N, in_channels, 32, 32), normalised.
+            images: Float tensor (N, in_channels, 32, 32), normalized.
 
         Returns:
             Tensor (N, num_classes); `exp()` of each row sums to 1.
@@ -115,7 +115,7 @@ class CustomResNet(nn.Module):
         return F.log_softmax(self.logits(images), dim=1)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Unnormalised class scores, (N, num_classes); same input and errors as `forward`."""
+        """Unnormalized class scores, (N, num_classes); same input and errors as `forward`."""
         self._check(images)
         x = self.prep(images)  # (N, w, 32, 32)
         x = self.residual1(self.layer1(x))  # (N, 2w, 16, 16)
@@ -212,7 +212,7 @@ class CustomResNet(nn.Module):
             remedy = (
                 f"Convert them with images.to({weight.dtype})"
                 if images.is_floating_point()
-                else "Scale them to [0, 1] and normalise them first, as CIFAR10DataModule does"
+                else "Scale them to [0, 1] and normalize them first, as CIFAR10DataModule does"
             )
             raise TypeError(
                 f"CustomResNet has {weight.dtype} weights, but got images of {images.dtype} "
@@ -224,7 +224,7 @@ class CustomResNet(nn.Module):
             return " Add the batch dimension with images.unsqueeze(0)."
         if images.dim() == 4 and images.shape[1:] == (1, 32, 32):
             return (
-                f" For grey images use images.expand(-1, {self.in_channels}, -1, -1), or build the "
+                f" For gray images use images.expand(-1, {self.in_channels}, -1, -1), or build the "
                 "network with in_channels=1."
             )
         if images.dim() == 4 and images.shape[3] == self.in_channels:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cifar_resnet import arguments
-from cifar_resnet.files import written_whole
+from cifar_resnet.files import atomic_write
 
 if TYPE_CHECKING:
     from cifar_resnet.network import CustomResNet
@@ -117,9 +117,11 @@ def save(
     state = network.state_dict()
     if misfit := _misfit(state, described):
         key, _, shape = misfit
-        told = f"{key} is missing from" if shape is None else f"{key} with shape {shape} is none of"
+        message = (
+            f"{key} is missing from" if shape is None else f"{key} with shape {shape} is none of"
+        )
         raise ValueError(
-            f"{told} a network with num_classes={network.num_classes}. If you have replaced the "
+            f"{message} a network with num_classes={network.num_classes}. If you have replaced the "
             "last layer, set network.num_classes to what it gives; a network with other parts goes "
             "into a file with torch.save(network.state_dict(), path)."
         )
@@ -133,7 +135,7 @@ def save(
         # a network in channels_last holds its kernels in another order than files do
         tensors[key] = value.contiguous()
     header = {_ARGUMENTS: json.dumps(options), _TRAINING: origin}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(to_bytes(tensors, metadata=header))
 
 

@@ -75,7 +75,7 @@ class Material:
 
     @cached_property
     def test_images(self) -> Tensor:
-        """The first 512 test images, normalised float32 (512, 3, 32, 32)."""
+        """The first 512 test images, normalized float32 (512, 3, 32, 32)."""
         self.test_data.prepare_data()
         self.test_data.setup("test")
         images: Tensor = next(iter(self.test_data.test_dataloader()))[0]
@@ -176,7 +176,7 @@ def network(material: Material) -> Figure:
     total = sum(parameter.numel() for parameter in model.parameters())
     # name, layers, shape of the output, parameters
     rows: list[tuple[str, str, tuple[int, ...], int]]
-    rows = [("images", "normalised", (model.in_channels, 32, 32), 0)]
+    rows = [("images", "normalized", (model.in_channels, 32, 32), 0)]
     for name, block in blocks:
         count = sum(parameter.numel() for parameter in block.parameters())
         rows.append((name, _layers(block), shapes[name], count))
@@ -191,7 +191,7 @@ def network(material: Material) -> Figure:
     for row, (name, layers, shape, count) in enumerate(rows):
         middle = 0.3 + row * step
         residual = name.startswith("residual")
-        colour = _COLOURS[_kind(name)]
+        color = _COLOURS[_kind(name)]
         box = (0.62, middle - height / 2)
         axes.add_patch(
             FancyBboxPatch(
@@ -199,7 +199,7 @@ def network(material: Material) -> Figure:
                 3.06,
                 height,
                 boxstyle="round,pad=0,rounding_size=0.06",
-                facecolor=colour,
+                facecolor=color,
                 edgecolor="#444444",
                 linewidth=0.8,
             )
@@ -284,7 +284,7 @@ def _layers(block: nn.Module) -> str:
 
 Draw = Callable[[Material], Figure | SubFigure]
 
-# Whether the file may have a palette: photographs would lose colours.
+# Whether the file may have a palette: photographs would lose colors.
 FIGURES: dict[str, tuple[Draw, bool]] = {
     "augmentations": (augmentations, False),
     "calibration": (calibration, True),
@@ -325,7 +325,7 @@ def main() -> None:
 
 
 def save(fig: Figure | SubFigure, path: Path, *, palette: bool) -> None:
-    """Write a PNG without transparency, with as few bytes as its colours allow."""
+    """Write a PNG without transparency, with as few bytes as its colors allow."""
     buffer = io.BytesIO()
     fig.figure.savefig(buffer, format="png", facecolor="white")
     image: Image.Image = Image.open(buffer).convert("RGB")

@@ -32,7 +32,7 @@ from cifar_resnet import (
     receptive_field,
 )
 from cifar_resnet.data import cifar10
-from cifar_resnet.errors import cams
+from cifar_resnet.misclassified import cams
 
 Pixels = NDArray[np.uint8]  # (32, 32, 3)
 CLASSES, SIDE = cifar10.CLASSES, 32
@@ -74,16 +74,16 @@ def read_image(path: str | Path) -> Pixels:
             raise ValueError(f"The image has {image.width} x {image.height} pixels; {_most()}")
         try:
             image.load()
-            colour = _on_white(ImageOps.exif_transpose(image))
+            color = _on_white(ImageOps.exif_transpose(image))
         except Exception as error:
             reason = str(error) or type(error).__name__
             raise ValueError(
                 f"The image is damaged or of a rare kind ({image.format}, mode {image.mode}: "
                 f"{reason}). Save it as an ordinary PNG or JPEG and try again."
             ) from None
-    side = min(colour.size)
-    left, top = ((length - side) // 2 for length in colour.size)
-    square = colour.crop((left, top, left + side, top + side))
+    side = min(color.size)
+    left, top = ((length - side) // 2 for length in color.size)
+    square = color.crop((left, top, left + side, top + side))
     return np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC))  # antialiased
 
 
@@ -105,7 +105,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def normalised(pixels: Pixels) -> Tensor:
+def normalized(pixels: Pixels) -> Tensor:
     """(32, 32, 3) as the network's input (1, 3, 32, 32)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cifar10.MEAN, cifar10.STD))
     image = torch.tensor(pixels).permute(2, 0, 1).div(255)
@@ -119,8 +119,8 @@ def enlarged(pixels: Pixels, cam: Tensor | None = None, opacity: float = 0.5) ->
     picture = pixels.repeat(ZOOM, 0).repeat(ZOOM, 1)
     if cam is not None and cam.max() > 0:
         smooth = F.interpolate(cam[None, None], picture.shape[:2], mode="bilinear")[0, 0]
-        colours = np.asarray(colormaps["viridis"](smooth.clamp(0, 1).numpy()))[..., :3] * 255
-        picture = (picture * (1 - opacity) + colours * opacity).round().astype(np.uint8)
+        colors = np.asarray(colormaps["viridis"](smooth.clamp(0, 1).numpy()))[..., :3] * 255
+        picture = (picture * (1 - opacity) + colors * opacity).round().astype(np.uint8)
     return Image.fromarray(picture)
 
 
@@ -249,7 +249,7 @@ class Demo:
         if pixels is None:
             return None, None, "Choose an image."
         layer = self.layer(name, layer)  # it may still be that of the weights before
-        image = normalised(pixels)
+        image = normalized(pixels)
         with self._lock, torch.inference_mode():
             probabilities = self.network(name)(image)[0].exp()
         order = probabilities.argsort(descending=True, stable=True).tolist()
@@ -346,7 +346,7 @@ def _caption(sample: MisclassifiedSample) -> str:
 
 
 def nearest_unit(field: LayerField, x: float, y: float) -> tuple[int, int]:
-    """The unit (row, column) whose field is centred nearest to a point of the image in pixels."""
+    """The unit (row, column) whose field is centerd nearest to a point of the image in pixels."""
     rows, columns = field.unit_shape
     row = min(range(rows), key=lambda unit: abs(field.center((unit, 0))[0] - y))
     column = min(range(columns), key=lambda unit: abs(field.center((0, unit))[1] - x))

@@ -434,7 +434,7 @@ def minutes(seconds: float) -> str:
 
 def compile_once() -> Any:
     """A callback that ends compiling after the first batch. The smaller last batch of an epoch and
-    the test run uncompiled: compiling for each of them takes longer than it saves.
+    the test run unwrap_compiled: compiling for each of them takes longer than it saves.
     """
     import torch
     from pytorch_lightning.callbacks import Callback

@@ -36,19 +36,19 @@ EXAMPLES = sorted((ROOT / "examples/images").glob("*.png"))
 # --- uploads -----------------------------------------------------------------------------------
 
 
-def solid(mode: str, colour: Any, size: tuple[int, int] = (40, 40)) -> Image.Image:
-    return Image.new(mode, size, colour)
+def solid(mode: str, color: Any, size: tuple[int, int] = (40, 40)) -> Image.Image:
+    return Image.new(mode, size, color)
 
 
 def sixteen_bits(kind: str) -> Image.Image:
     return Image.fromarray(np.full((40, 40), 120 * 257, kind))
 
 
-def stripes(*colours: tuple[int, int, int]) -> Image.Image:
+def stripes(*colors: tuple[int, int, int]) -> Image.Image:
     """Squares of 64 pixels side by side."""
-    image = Image.new("RGB", (64 * len(colours), 64))
-    for place, colour in enumerate(colours):
-        image.paste(colour, (64 * place, 0, 64 * place + 64, 64))
+    image = Image.new("RGB", (64 * len(colors), 64))
+    for place, color in enumerate(colors):
+        image.paste(color, (64 * place, 0, 64 * place + 64, 64))
     return image
 
 
@@ -59,21 +59,21 @@ def see_through_palette() -> Image.Image:
     return image
 
 
-# Each image, the file name it is saved under, and the one colour that must become of it.
+# Each image, the file name it is saved under, and the one color that must become of it.
 UPLOADS: dict[str, tuple[Callable[[], Image.Image], str, tuple[int, int, int]]] = {
-    "colour": (lambda: solid("RGB", RED), "a.png", RED),
+    "color": (lambda: solid("RGB", RED), "a.png", RED),
     "JPEG": (lambda: solid("RGB", RED), "a.jpg", RED),
     "BMP": (lambda: solid("RGB", RED), "a.bmp", RED),
     "wrong ending": (lambda: solid("RGB", RED), "a.png.gif", RED),
-    "grey": (lambda: solid("L", 120), "a.png", (120,) * 3),
-    "grey JPEG": (lambda: solid("L", 120), "a.jpg", (120,) * 3),
+    "gray": (lambda: solid("L", 120), "a.png", (120,) * 3),
+    "gray JPEG": (lambda: solid("L", 120), "a.jpg", (120,) * 3),
     "black and white": (lambda: solid("1", 1), "a.png", WHITE),
     "16 bits": (lambda: sixteen_bits("<u2"), "a.png", (120,) * 3),
     "16 bits, big endian": (lambda: sixteen_bits(">u2"), "a.tiff", (120,) * 3),
     "16 bits in 32": (lambda: sixteen_bits("<i4"), "a.tiff", (120,) * 3),
     "transparent": (lambda: solid("RGBA", (*RED, 0)), "a.png", WHITE),
     "half transparent": (lambda: solid("RGBA", (*RED, 51)), "a.webp", (248, 210, 212)),
-    "transparent grey": (lambda: solid("LA", (120, 0)), "a.png", WHITE),
+    "transparent gray": (lambda: solid("LA", (120, 0)), "a.png", WHITE),
     "palette": (lambda: solid("RGB", GREEN).quantize(4), "a.png", GREEN),
     "transparent palette": (see_through_palette, "a.png", WHITE),
     "transparent GIF": (see_through_palette, "a.gif", WHITE),
@@ -87,20 +87,20 @@ UPLOADS: dict[str, tuple[Callable[[], Image.Image], str, tuple[int, int, int]]] 
 
 @pytest.mark.parametrize("kind", UPLOADS)
 def test_any_image_becomes_the_network_s_input(kind: str, tmp_path: Path) -> None:
-    make, name, colour = UPLOADS[kind]
+    make, name, color = UPLOADS[kind]
     image = make()
     options: Any = {"quality": 95} if name.endswith(("jpg", "webp")) else {}
     image.save(tmp_path / name, format="PNG" if kind == "wrong ending" else None, **options)
     pixels = demo.read_image(tmp_path / name)
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8
-    assert np.abs(pixels.astype(int) - colour).max() <= 6, pixels[0, 0]
+    assert np.abs(pixels.astype(int) - color).max() <= 6, pixels[0, 0]
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
 def test_of_an_animation_the_first_frame_is_taken(name: str, tmp_path: Path) -> None:
-    frames = [solid("RGB", colour) for colour in (GREEN, BLUE)]
+    frames = [solid("RGB", color) for color in (GREEN, BLUE)]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
     assert np.abs(demo.read_image(tmp_path / name).astype(int) - GREEN).max() <= 6
 
@@ -145,7 +145,7 @@ def png_of(width: int, height: int, pixels: bytes = b"", bits: int = 8) -> bytes
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def test_colours_of_16_bits(tmp_path: Path) -> None:
+def test_colors_of_16_bits(tmp_path: Path) -> None:
     pixel = struct.pack(">HHH", *(257 * value for value in RED))
     (tmp_path / "a.png").write_bytes(png_of(4, 4, (b"\0" + 4 * pixel) * 4, bits=16))
     assert np.abs(demo.read_image(tmp_path / "a.png").astype(int) - RED).max() <= 1
@@ -234,7 +234,7 @@ def test_the_map_lies_over_the_image(shown: demo.Demo) -> None:
     assert np.array_equal(classify(shown, opacity=0)[1], plain)
     half, full = (np.asarray(classify(shown, opacity=o)[1], float) for o in (0.5, 1))
     assert np.abs(half - (np.asarray(plain, float) + full) / 2).max() <= 1
-    # the brightest colour of viridis is where the map has its maximum
+    # the brightest color of viridis is where the map has its maximum
     assert np.abs(full - (253, 231, 37)).sum(2).min() <= 3
 
 
@@ -340,9 +340,9 @@ def test_without_the_data_the_gallery_says_what_to_do(tmp_path: Path) -> None:
     assert classify(bare)[0]  # the rest works
 
 
-def test_a_unit_is_found_by_its_centre(shown: demo.Demo) -> None:
+def test_a_unit_is_found_by_its_center(shown: demo.Demo) -> None:
     field = shown.fields("quarter")["residual1"]
-    # centres at 0.5 + 2 * unit
+    # centers at 0.5 + 2 * unit
     assert demo.nearest_unit(field, 0.5, 0.5) == (0, 0)
     assert demo.nearest_unit(field, 0.5 + 2 * 9, 0.5 + 2 * 4) == (4, 9)
     assert demo.nearest_unit(field, 31.4, -0.4) == (0, 15)

@@ -39,7 +39,7 @@ from cifar_resnet import (
     show_samples,
     show_training_curves,
 )
-from cifar_resnet.muon import Muon
+from cifar_resnet.training.muon import Muon
 
 # --- right arguments ----------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ def data() -> TensorDataset:
     return TensorDataset(images(), torch.tensor([0, 1, 0, 1]))
 
 
-def colours() -> TensorDataset:
+def colors() -> TensorDataset:
     return TensorDataset(images().expand(4, 3, 4, 4), torch.tensor([0, 1, 0, 1]))
 
 
@@ -155,7 +155,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "show_class_samples": lambda: (show_class_samples, {"data": data()}),
     "show_confusion_matrix": lambda: (show_confusion_matrix, {"found": found()}),
     "show_misclassified": lambda: (show_misclassified, {"model": model(), "data": data()}),
-    "show_rgb_channels": lambda: (show_rgb_channels, {"data": colours()}),
+    "show_rgb_channels": lambda: (show_rgb_channels, {"data": colors()}),
     "show_samples": lambda: (show_samples, {"data": data()}),
     "show_training_curves": lambda: (show_training_curves, {"log": {"val_loss": ([1], [0.5])}}),
 }
@@ -232,8 +232,8 @@ FIGSIZE = all_of(
     [(6,), (6, 4, 2), (0, 4), (6, -4), (math.nan, 4), (6, math.inf)],
 )
 FIG = [
-    row(value, TypeError, f"fig must be a Matplotlib figure or subfigure, or None {told}")
-    for value, told in (
+    row(value, TypeError, f"fig must be a Matplotlib figure or subfigure, or None {message}")
+    for value, message in (
         (3, "for a new one, but got 3"),
         ("errors.png", "for a new one, but got 'errors.png'"),
         ((6, 4), "for a new one, but got (6, 4)"),
@@ -256,7 +256,7 @@ FIGURE = SAVED | {
 }
 COLOURS = all_of(
     "cmap",
-    "the name of a Matplotlib colour map, such as 'viridis', 'cividis' or 'inferno'",
+    "the name of a Matplotlib color map, such as 'viridis', 'cividis' or 'inferno'",
     [3, None, ["viridis"], True],
     ["rainbows", "", "Viridis"],
 )
@@ -625,9 +625,11 @@ TABLE: dict[str, dict[str, list[Row]]] = {
         "weight_decay": numbers("weight_decay", "a finite number of at least 0", -1e-9),
         "schedule": choices("schedule", "constant", "linear"),
         "warmup": numbers("warmup", "a number in [0, 1]", -0.01, 1.01),
-        "norm_bias_lr": numbers("norm_bias_lr", "a finite number greater than 0", 0, -1),
+        "norm_bias_lr_scale": numbers(
+            "norm_bias_lr_scale", "a finite number greater than 0", 0, -1
+        ),
         "label_smoothing": numbers("label_smoothing", "a number in [0, 1)", -0.01, 1),
-        "test_views": choices("test_views", "plain", "mirror", "six"),
+        "tta": choices("tta", "none", "mirror", "six"),
         **RECIPE_OF_DATA,
         **RECIPE_OF_NETWORK,
     },
@@ -951,7 +953,7 @@ def test_numpys_numbers_count_as_what_they_are(tmp_path: Path) -> None:
     )
     assert len(fig.axes) == 2
     assert len(show_class_samples(data(), classes=np.arange(2), per_class=two).axes) == 4
-    assert len(show_rgb_channels(np.int64(1), colours()).axes) == 7
+    assert len(show_rgb_channels(np.int64(1), colors()).axes) == 7
 
 
 def test_names_may_come_in_any_order_that_can_be_read_again() -> None:
@@ -996,7 +998,7 @@ def test_a_call_that_fails_leaves_the_model_as_it_was(
     for module in watched:
         first = next(iter(module.parameters()))
         first.grad = torch.ones_like(first)
-        # The normalisations stay in training: each pass through them would be seen.
+        # The normalizations stay in training: each pass through them would be seen.
         next(part for part in module.modules() if isinstance(part, nn.Conv2d)).eval()
         norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
         norms[-1].bias.requires_grad_(False)

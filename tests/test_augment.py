@@ -20,7 +20,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 def reference(
     image: np.ndarray, parameters: Parameters, at: int, padding: int, cutout: int, mode: str
 ) -> np.ndarray:
-    """Crop, flip, cutout and normalisation of one image, as anyone would write it."""
+    """Crop, flip, cutout and normalization of one image, as anyone would write it."""
     side = len(image)
     margin = (padding, padding)
     padded = np.pad(image, (margin, margin, (0, 0)), mode)

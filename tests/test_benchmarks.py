@@ -34,7 +34,7 @@ def harness(*arguments: str) -> str:
     return result.stdout
 
 
-def test_runs_are_kept_continued_and_summarised(data_dir: Path, tmp_path: Path) -> None:
+def test_runs_are_kept_continued_and_summarized(data_dir: Path, tmp_path: Path) -> None:
     results = tmp_path / "tuning.jsonl"
     results.write_text('{"a line of another": "script"}\n')
     common = ["--held-out", "--width", "1", "--epochs", "1", "--results", str(results)]
@@ -45,7 +45,7 @@ def test_runs_are_kept_continued_and_summarised(data_dir: Path, tmp_path: Path) 
         "32-true",
         "--set",
         "batch_size=5000",
-        "test_views=six",
+        "tta=six",
     ]
     assert "stopped here" in harness(*common, "--minutes", "0")
     assert len(results.read_text().splitlines()) == 1
@@ -53,7 +53,7 @@ def test_runs_are_kept_continued_and_summarised(data_dir: Path, tmp_path: Path) 
     (run,) = [json.loads(line) for line in results.read_text().splitlines()[1:]]
     assert run["recipe"] == Recipe.preset("sgd").to_dict() | {
         "batch_size": 5000,
-        "test_views": "six",
+        "tta": "six",
     }
     assert (run["seed"], run["width"], run["epochs"], run["held_out"]) == (0, 1, 1, True)
     assert run["precision"] == "32-true"
@@ -65,7 +65,7 @@ def test_runs_are_kept_continued_and_summarised(data_dir: Path, tmp_path: Path) 
     output = harness(*common, "--seeds", "0-1")
     seeds = [json.loads(line)["seed"] for line in results.read_text().splitlines()[1:]]
     assert seeds == [0, 1]  # the first was not repeated
-    assert output.splitlines()[-1].startswith("sgd test_views=six batch_size=5000 ")
+    assert output.splitlines()[-1].startswith("sgd tta=six batch_size=5000 ")
     assert output.splitlines()[-1].split()[3] == "2"
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers import Send, Training, same, small, trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from test_classifier import Collect, small, trainer
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torchvision.transforms import v2
 
@@ -32,29 +32,6 @@ from cifar_resnet import (
     LastCheckpoint,
     Recipe,
 )
-from cifar_resnet.curves import read_curves
-
-DATA_MODULES: dict[str, CIFAR10DataModule] = {}
-
-
-class Send(pl.Callback):
-    """Sends this process a signal, as the user or the system does, when a batch begins."""
-
-    def __init__(self, number: int, at: int, times: int = 1, validation: bool = False) -> None:
-        self.number, self.at, self.times, self.validation = number, at, times, validation
-
-    def on_train_batch_start(self, t: pl.Trainer, *_: Any) -> None:
-        if t.global_step == self.at and not self.validation:
-            self._send()
-
-    def on_validation_batch_start(self, t: pl.Trainer, *_: Any) -> None:
-        if t.global_step == self.at and self.validation:
-            self._send()
-
-    def _send(self) -> None:
-        times, self.times = self.times, 0
-        for _ in range(times):
-            os.kill(os.getpid(), self.number)
 
 
 class Noisy(nn.Module):
@@ -69,77 +46,6 @@ class Noisy(nn.Module):
         if self.training:
             x = x * (1 + 0.1 * random.random() + 0.1 * np.random.random())
         return self.linear(self.drop(x.flatten(1)))
-
-
-class Training:
-    """One training that is started as often as it takes, with the same lines each time."""
-
-    def __init__(
-        self,
-        folder: Path,
-        data_dir: Path,
-        network: Callable[[], nn.Module] = lambda: CustomResNet(width=1),
-        recipe: Recipe | str = "muon",
-        callbacks: Callable[[], list[pl.Callback]] = list,
-        data: dict[str, Any] | None = None,
-        every_seconds: float = 1000.0,
-        **options: Any,
-    ) -> None:
-        self.folder = folder
-        self.last = LastCheckpoint(folder, every_seconds=every_seconds)
-        self.data_dir, self.data = data_dir, data or {}
-        self.network, self.recipe = network, recipe
-        self.callbacks = callbacks
-        self.options = {"max_epochs": 3, "log_every_n_steps": 1} | options
-        self.losses: list[float] = []
-
-    def run(self, *callbacks: pl.Callback) -> pl.Trainer:
-        torch.manual_seed(5)
-        random.seed(5)
-        np.random.seed(5)
-        collect = Collect()
-        model = ImageClassifier(self.network(), self.recipe, num_classes=10)
-        logger = TensorBoardLogger(str(self.folder), name="", version="log")
-        t = trainer(
-            self.folder, callbacks=[self.last, collect, *self.callbacks(), *callbacks],
-            logger=logger, enable_checkpointing=True, **self.options,
-        )  # fmt: skip
-        try:
-            newest = self.last.newest()
-            t.fit(model, self._data_module(), ckpt_path=newest, weights_only=True)
-        finally:
-            self.losses += collect.losses
-        return t
-
-    def _data_module(self) -> CIFAR10DataModule:
-        """One for all trainings of a kind: it gives each fit a loader of its own."""
-        key = str(self.data)
-        if key not in DATA_MODULES:
-            DATA_MODULES[key] = small(self.data_dir, **self.data)
-        return DATA_MODULES[key]
-
-    def left(self) -> dict[str, Any]:
-        """What a finished training has left."""
-        path = self.last.newest()
-        assert path is not None
-        saved = torch.load(path, weights_only=True)
-        return {
-            "weights": saved["state_dict"],
-            "averages": saved.get("current_model_state"),
-            "optimizer": saved["optimizer_states"],
-            "schedule": saved["lr_schedulers"],
-            "generators": saved["callbacks"].get("LastCheckpoint"),
-            "step": saved["global_step"],
-            "log": read_curves(self.folder / "log"),
-        }
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
 
 
 PER_SAMPLE = v2.Compose([v2.RandomHorizontalFlip(), CIFAR10DataModule.default_transforms()])
@@ -284,7 +190,7 @@ def test_a_checkpoint_that_is_due_in_the_last_step_of_an_epoch(
     alone = Training(tmp_path / "alone", data_dir, **options)
     alone.run()
     clock = [0.0]
-    monkeypatch.setattr("cifar_resnet.checkpoints.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("cifar_resnet.training.checkpoints.time.monotonic", lambda: clock[0])
 
     class Fail(pl.Callback):
         def on_train_batch_start(self, t: pl.Trainer, *_: Any) -> None:
@@ -553,7 +459,8 @@ def test_two_processes_stop_together_and_go_on(data_dir: Path, tmp_path: Path) -
         f"""
 import sys, json
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_checkpoints import *
+import signal
+from helpers import *
 
 class Last(Send):
     def _send(self):

@@ -13,46 +13,17 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from helpers import Collect, Flat, small, trainer
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger
 from sklearn.metrics import accuracy_score, log_loss
-from test_datamodule import trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier, Recipe
-from cifar_resnet.curves import read_curves
-from cifar_resnet.muon import Muon
-from cifar_resnet.views import six_view_scores
-
-
-class Collect(pl.Callback):
-    """Keeps the loss and the learning rate of every training step."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.rates: list[float] = []
-
-    def on_train_batch_start(self, t: pl.Trainer, *_: Any) -> None:
-        self.rates.append(t.optimizers[0].param_groups[0]["lr"])
-
-    def on_train_batch_end(self, t: pl.Trainer, m: Any, outputs: Any, *_: Any) -> None:
-        self.losses.append(outputs["loss"].item())
-
-
-def small(data_dir: Path, **options: Any) -> CIFAR10DataModule:
-    return CIFAR10DataModule(data_dir, **{"val_split": 49_000, "batch_size": 100} | options)
-
-
-class Flat(nn.Module):
-    """A network of somebody else's, which returns logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3072, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x.flatten(1))
+from cifar_resnet.training.curves import read_curves
+from cifar_resnet.training.muon import Muon
+from cifar_resnet.training.tta import six_view_scores
 
 
 @pytest.mark.parametrize("name", Recipe.presets())
@@ -164,7 +135,7 @@ def test_logged_names(data_dir: Path, tmp_path: Path) -> None:
 
 
 def test_metrics_against_scikit_learn(data_dir: Path, tmp_path: Path) -> None:
-    recipe = replace(Recipe.preset("sgd"), test_views="six")
+    recipe = replace(Recipe.preset("sgd"), tta="six")
     model, data = ImageClassifier(CustomResNet(width=2), recipe), small(data_dir, batch_size=999)
     t = trainer(tmp_path)
     scores = t.test(model, data, verbose=False)[0]
@@ -288,7 +259,7 @@ def test_gradients_are_clipped_in_every_precision(
 
 
 def test_rate_and_decay_of_norm_biases(data_dir: Path, tmp_path: Path) -> None:
-    recipe = replace(Recipe.preset("sgd"), norm_bias_lr=64)
+    recipe = replace(Recipe.preset("sgd"), norm_bias_lr_scale=64)
     network = CustomResNet(width=2)
     network.prep[2].bias.requires_grad_(False)
     model = ImageClassifier(network, recipe)
@@ -323,7 +294,7 @@ def test_any_module_and_any_loader(tmp_path: Path) -> None:
     assert torch.cat(t.predict(model, images)).shape == (64, 10)
 
 
-def test_the_schedule_counts_optimiser_steps(data_dir: Path, tmp_path: Path) -> None:
+def test_the_schedule_counts_optimizer_steps(data_dir: Path, tmp_path: Path) -> None:
     collect = Collect()
     trainer(
         tmp_path, max_epochs=2, callbacks=[collect], limit_val_batches=0, accumulate_grad_batches=5
@@ -380,8 +351,8 @@ def test_two_processes_measure_what_one_does(data_dir: Path, tmp_path: Path) -> 
     script.write_text(f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_classifier import *
-from test_classifier import small, trainer
+from dataclasses import replace
+from helpers import *
 import json
 
 class Stop(pl.callbacks.Checkpoint):
@@ -438,7 +409,8 @@ def test_two_processes_train_what_one_does(data_dir: Path, tmp_path: Path, optim
     script.write_text(f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_classifier import *
+from dataclasses import replace
+from helpers import *
 import json
 
 def run(processes):

@@ -241,7 +241,7 @@ SPRITES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a bomb": (lambda: as_png((6000, 6000), "RGB", compress_level=9), "unpack to|size and mode"),
     "too high": (lambda: as_png((1024, 21), "RGB"), TOO_LARGE),
     "too narrow": (lambda: as_png((1023, 20), "RGB"), TOO_LARGE),
-    "grey": (lambda: as_png((1024, 20), "L"), TOO_LARGE),
+    "gray": (lambda: as_png((1024, 20), "L"), TOO_LARGE),
     "palette": (lambda: as_png((1024, 20), "P"), TOO_LARGE),
     "transparent": (lambda: as_png((1024, 20), "RGBA"), TOO_LARGE),
     "16 bits": (lambda: as_png((1024, 20), "I;16"), TOO_LARGE),
@@ -636,12 +636,12 @@ from pathlib import Path
 from cifar_resnet.data import cifar10, formats, sources
 
 shared = Path(sys.argv[1])
-told = json.loads((shared.parent / "told.json").read_text())
+message = json.loads((shared.parent / "told.json").read_text())
 cifar10.BATCH_SIZE, cifar10.RECORDS_SHA256, cifar10.OFFICIAL_URL = (
-    told["size"], told["sums"], told["url"]
+    message["size"], message["sums"], message["url"]
 )
-cifar10.BINARY_ARCHIVE = cifar10.Archive(*told["archive"])
-formats.RECORDS_BYTES = sources.RECORDS_BYTES = told["size"] * cifar10.RECORD_BYTES
+cifar10.BINARY_ARCHIVE = cifar10.Archive(*message["archive"])
+formats.RECORDS_BYTES = sources.RECORDS_BYTES = message["size"] * cifar10.RECORD_BYTES
 real = sources._obtain
 
 def obtain(data_dir, *, allow_download):
@@ -662,13 +662,13 @@ def test_ten_processes_prepare_one_folder(
     (content,) = files.values()
     answers = [faults.stalls if killed else faults.good, faults.good]
     with faults.Server(content, *answers, seed=3) as server, dataset.official(files):
-        told = {
+        message = {
             "size": dataset.size,
             "sums": cifar10.RECORDS_SHA256,
             "url": server.url,
             "archive": cifar10.BINARY_ARCHIVE,
         }
-        (tmp_path / "told.json").write_text(json.dumps(told))
+        (tmp_path / "told.json").write_text(json.dumps(message))
         command = [sys.executable, "-c", PREPARE, str(tmp_path / "shared")]
         processes = [
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -10,87 +10,13 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from helpers import Recorder, per_sample, ready, trainer
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from cifar_resnet import CIFAR10DataModule
 from cifar_resnet.data.formats import Arrays
-
-
-class Recorder(pl.LightningModule):
-    """Trains next to nothing, and keeps a fingerprint of every image it is shown, by epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-        self.seen: dict[str, list[tuple[int, Tensor]]] = {"train": [], "val": [], "test": []}
-
-    def see(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
-        assert images.shape[1:] == (3, 32, 32)
-        assert len(images) == len(labels)
-        self.seen[stage].append((self.current_epoch, images.double().sum(dim=(1, 2, 3))))
-        return self.layer(images.mean().reshape(1, 1)).sum()
-
-    def training_step(self, batch: Any, index: int) -> Tensor:
-        return self.see("train", batch)
-
-    def validation_step(self, batch: Any, index: int) -> None:
-        self.see("val", batch)
-
-    def test_step(self, batch: Any, index: int) -> None:
-        self.see("test", batch)
-
-    def predict_step(self, batch: Any, index: int) -> Tensor:
-        return batch[1]
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.0)
-
-    def epoch(self, stage: str, epoch: int) -> list[float]:
-        return [v for e, values in self.seen[stage] if e == epoch for v in values.tolist()]
-
-
-def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    settings: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-    }
-    return pl.Trainer(**settings | options)
-
-
-def ready(data_dir: Path, **options: Any) -> CIFAR10DataModule:
-    data = CIFAR10DataModule(data_dir, **options)
-    data.setup()
-    return data
-
-
-def per_sample(data_dir: Path, **options: Any) -> CIFAR10DataModule:
-    transform = v2.Compose(
-        [
-            v2.RandomCrop(32, padding=4),
-            v2.RandomHorizontalFlip(),
-            CIFAR10DataModule.default_transforms(),
-        ]
-    )
-    plain = CIFAR10DataModule.default_transforms()
-    # a small training set keeps these tests fast: 49,000 images are held out
-    settings: dict[str, Any] = {"val_split": 49_000, "batch_size": 128} | options
-    return CIFAR10DataModule(
-        data_dir,
-        train_transforms=transform,
-        val_transforms=plain,
-        test_transforms=plain,
-        **settings,
-    )
-
 
 # --- batches and splits --------------------------------------------------------------------------
 
@@ -112,7 +38,7 @@ def test_shapes_sizes_and_attributes(data_dir: Path) -> None:
         assert images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_evaluation_batches_are_the_normalised_images_in_order(
+def test_evaluation_batches_are_the_normalized_images_in_order(
     data_dir: Path, arrays: Arrays
 ) -> None:
     data = ready(data_dir, batch_size=999)
@@ -121,7 +47,7 @@ def test_evaluation_batches_are_the_normalised_images_in_order(
     assert (labels.numpy() == arrays.test_labels).all()
     pixels = (data.denormalize(images) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     assert (pixels.numpy() == arrays.test_images).all()
-    # against torchvision's normalisation of one picture at a time
+    # against torchvision's normalization of one picture at a time
     transform = data.default_transforms()
     for index in (0, 4567):
         np.testing.assert_allclose(
@@ -129,7 +55,7 @@ def test_evaluation_batches_are_the_normalised_images_in_order(
         )
 
 
-def test_training_images_are_normalised_and_all_there(data_dir: Path, arrays: Arrays) -> None:
+def test_training_images_are_normalized_and_all_there(data_dir: Path, arrays: Arrays) -> None:
     data = ready(data_dir, val_split=0, crop_padding=0, flip="none")
     images, labels = (torch.cat(p) for p in zip(*data.train_dataloader(), strict=True))
     assert abs(images.mean(dim=(0, 2, 3))).max() < 1e-3
@@ -209,8 +135,8 @@ def test_shuffle_and_drop_last_concern_training_alone(data_dir: Path) -> None:
 
 def test_denormalize_is_the_inverse(data_dir: Path) -> None:
     images = torch.rand(4, 3, 5, 5)
-    normalised = v2.functional.normalize(images, CIFAR10DataModule.mean, CIFAR10DataModule.std)
-    torch.testing.assert_close(CIFAR10DataModule.denormalize(normalised), images)
+    normalized = v2.functional.normalize(images, CIFAR10DataModule.mean, CIFAR10DataModule.std)
+    torch.testing.assert_close(CIFAR10DataModule.denormalize(normalized), images)
     with pytest.raises(ValueError, match=r"shape \(..., 3, H, W\), but got \(4, 1, 5, 5\)"):
         CIFAR10DataModule.denormalize(torch.rand(4, 1, 5, 5))
 
@@ -378,7 +304,7 @@ import os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 import torch
-from test_datamodule import CIFAR10DataModule, Recorder, per_sample, trainer
+from helpers import CIFAR10DataModule, Recorder, per_sample, trainer
 folder = Path({str(tmp_path)!r})
 for name, data in (
     ("resident", CIFAR10DataModule({str(data_dir)!r}, val_split=49_000, batch_size=64)),

@@ -26,13 +26,13 @@ import data_faults as faults
 CONTENT = os.urandom(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
-Behaviour = Callable[[BaseHTTPRequestHandler, int], None]
+Behavior = Callable[[BaseHTTPRequestHandler, int], None]
 
 
 class Server:
-    """Answers each request with the next behaviour of a list; the last one stays."""
+    """Answers each request with the next behavior of a list; the last one stays."""
 
-    def __init__(self, *behaviours: Behaviour) -> None:
+    def __init__(self, *behaviors: Behavior) -> None:
         self.ranges: list[str | None] = []
         outer = self
 
@@ -41,7 +41,7 @@ class Server:
                 asked = self.headers.get("Range")
                 outer.ranges.append(asked)
                 start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-                behaviours[min(len(outer.ranges), len(behaviours)) - 1](self, start)
+                behaviors[min(len(outer.ranges), len(behaviors)) - 1](self, start)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -55,8 +55,8 @@ class Server:
 def serve() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(*behaviours: Behaviour) -> Server:
-        servers.append(Server(*behaviours))
+    def start(*behaviors: Behavior) -> Server:
+        servers.append(Server(*behaviors))
         return servers[-1]
 
     yield start
@@ -81,15 +81,15 @@ def good(handler: BaseHTTPRequestHandler, start: int) -> None:
         answer(handler, 200, CONTENT)
 
 
-def cut_after(count: int) -> Behaviour:
-    def behaviour(handler: BaseHTTPRequestHandler, start: int) -> None:
+def cut_after(count: int) -> Behavior:
+    def behavior(handler: BaseHTTPRequestHandler, start: int) -> None:
         handler.send_response(206 if start else 200)
         handler.send_header("Content-Length", str(len(CONTENT) - start))
         handler.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
         handler.end_headers()
         handler.wfile.write(CONTENT[start : start + count])
 
-    return behaviour
+    return behavior
 
 
 def stall(handler: BaseHTTPRequestHandler, start: int) -> None:
@@ -118,7 +118,7 @@ def fetch(server: Server, path: Path, **options: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviours", "ranges"),
+    ("behaviors", "ranges"),
     [
         ([good], [None]),
         ([cut_after(100_000), good], [None, "bytes=100000-"]),
@@ -136,10 +136,10 @@ def fetch(server: Server, path: Path, **options: object) -> None:
 def test_the_file_arrives(
     serve: Callable[..., Server],
     tmp_path: Path,
-    behaviours: list[Behaviour],
+    behaviors: list[Behavior],
     ranges: list[str | None],
 ) -> None:
-    server = serve(*behaviours)
+    server = serve(*behaviors)
     fetch(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert server.ranges == ranges
@@ -228,14 +228,14 @@ def test_a_redirect_to_an_unencrypted_address_is_refused() -> None:
 def test_a_server_that_starts_anew_each_time_ends_too(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:
-    def status_200(count: int) -> Behaviour:
-        def behaviour(handler: BaseHTTPRequestHandler, start: int) -> None:
+    def status_200(count: int) -> Behavior:
+        def behavior(handler: BaseHTTPRequestHandler, start: int) -> None:
             handler.send_response(200)
             handler.send_header("Content-Length", str(len(CONTENT)))
             handler.end_headers()
             handler.wfile.write(CONTENT[:count])
 
-        return behaviour
+        return behavior
 
     server = serve(*[status_200(count) for count in (9000, 3000, 5000, 4000, 6000, 8000)])
     with pytest.raises(DownloadError, match="connection ended too early"):

@@ -120,7 +120,7 @@ def test_fields_are_drawn_where_they_are(fields) -> None:
     figure = fields.plot(image, "residual1", [(3, 0)])
     assert isinstance(figure, Figure)
     whole, clipped, frame = boxes(figure)
-    # rows 0 to 13, columns -6 to 7; the edge of a pixel lies half a pixel from its centre
+    # rows 0 to 13, columns -6 to 7; the edge of a pixel lies half a pixel from its center
     assert whole == (-6.5, -0.5, 14, 14)
     assert clipped == (-0.5, -0.5, 8, 14)
     assert frame == (-0.5, -0.5, 32, 32)
@@ -135,8 +135,8 @@ def test_a_plot_of_fields_says_what_it_shows(fields) -> None:
     assert axes.get_title() == "residual1: field of 14 x 14 pixels, input 32 x 32"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("column (pixels)", "row (pixels)")
     assert axes.get_aspect() == 1
-    centres = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines]
-    assert centres == [(0.5, 6.5), (16.5, 16.5)]  # column and row of the centres
+    centers = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines]
+    assert centers == [(0.5, 6.5), (16.5, 16.5)]  # column and row of the centers
     assert [text.get_text() for text in axes.get_legend().texts] == ["unit (3, 0)", "unit (8, 8)"]
     assert [line.get_color() for line in axes.lines] == ["#D55E00", "#0072B2"]
     whole, clipped, other_whole, other, frame = axes.patches
@@ -154,19 +154,19 @@ def test_a_plot_of_fields_says_what_it_shows(fields) -> None:
 
 def test_images_of_all_kinds_look_alike(fields) -> None:
     pixels = torch.arange(32 * 32).view(1, 32, 32) % 256
-    colour = pixels.repeat(3, 1, 1)
+    color = pixels.repeat(3, 1, 1)
     given = [
-        colour.to(torch.uint8),
-        colour.numpy().astype(np.uint8),
-        colour / 255,
-        np.moveaxis(colour.numpy(), 0, -1) / 255,
+        color.to(torch.uint8),
+        color.numpy().astype(np.uint8),
+        color / 255,
+        np.moveaxis(color.numpy(), 0, -1) / 255,
     ]
     shown = [np.asarray(fields.plot(g).axes[0].images[0].get_array()) for g in given]
     for picture in shown:
         assert picture.shape == (32, 32, 3)
         np.testing.assert_allclose(picture, shown[0], atol=1e-6)
-    grey = fields.plot(pixels[0] / 255).axes[0].images[0].get_array()
-    assert grey.shape == (32, 32)
+    gray = fields.plot(pixels[0] / 255).axes[0].images[0].get_array()
+    assert gray.shape == (32, 32)
 
 
 def test_the_default_plot_shows_the_last_layer_with_several_units(fields) -> None:
@@ -183,7 +183,7 @@ def test_the_default_plot_shows_the_last_layer_with_several_units(fields) -> Non
 
 def test_plots_refuse_what_they_cannot_draw(fields) -> None:
     for value in (-0.5, 1.5):
-        with pytest.raises(ValueError, match=f"go from {value}0.*Undo the normalisation first"):
+        with pytest.raises(ValueError, match=f"go from {value}0.*Undo the normalization first"):
             fields.plot(torch.full((3, 32, 32), value))
     line = receptive_field(nn.Conv1d(1, 1, 3), (1, 1, 9))
     with pytest.raises(ValueError, match="images with two axes, but this input has 1"):

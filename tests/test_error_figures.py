@@ -111,7 +111,7 @@ def test_images_are_nearest_and_keep_their_brightness() -> None:
     pixels = data(1)[0][0].permute(1, 2, 0).numpy()
     assert np.array_equal(image[::16, ::16], pixels)
     assert np.array_equal(image[15::16, 15::16], pixels)
-    # 3 / 4 of the image and 1 / 4 of the map's colour, which is 1 in the middle of the square
+    # 3 / 4 of the image and 1 / 4 of the map's color, which is 1 in the middle of the square
     # and 0 far from it
     assert overlay[56, 56].tolist() == pytest.approx([1, 0.25, 0.25], abs=1e-6)
     assert overlay[120, 120].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
@@ -243,7 +243,7 @@ def test_the_confusion_matrix_shows_the_counts(tmp_path: Path) -> None:
     numbers = [int(text.get_text()) for text in fig.axes[0].texts]
     assert numbers == found.confusion.flatten().tolist()
     errors = fig.axes[0].images[0].get_array()
-    assert np.ma.getmaskarray(errors).diagonal().all()  # grey
+    assert np.ma.getmaskarray(errors).diagonal().all()  # gray
     labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
     assert labels[0] == "red  (50.0 % right)"
     shares = show_confusion_matrix(found, normalize=True).axes[0].texts

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_checkpoints import Send, Training, same
-from test_classifier import Collect, small
-from test_datamodule import trainer
+from helpers import Collect, Send, Training, same, small, trainer
 from torch import Tensor
 
 from cifar_resnet import (

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_classifier import small
-from test_datamodule import per_sample, ready, trainer
+from helpers import per_sample, ready, small, trainer
 from torch import Tensor, nn
 
 import cifar_resnet
@@ -33,7 +32,7 @@ from cifar_resnet import (
 )
 from cifar_resnet.data import sources
 from cifar_resnet.data.formats import Arrays
-from cifar_resnet.tally import Tally
+from cifar_resnet.training.epoch_sums import EpochSums
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -365,12 +364,12 @@ def test_a_fit_under_another_default_dtype(data_dir: Path, tmp_path: Path, what:
 def test_the_sums_of_an_epoch_do_not_follow_the_default_device() -> None:
     scores, labels = torch.eye(3), torch.tensor([0, 1, 1])
     with default("meta"):
-        tally = Tally()
-        tally.add(
+        epoch_sums = EpochSums()
+        epoch_sums.add(
             nn.functional.cross_entropy(scores, labels), scores, labels, step=0, learning_rate=1
         )
-        tally.look()
-    assert tally.sums()[1:].tolist() == [2, 3]
+        epoch_sums.look()
+    assert epoch_sums.sums()[1:].tolist() == [2, 3]
 
 
 def test_a_network_of_doubles(data_dir: Path, tmp_path: Path) -> None:

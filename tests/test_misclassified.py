@@ -40,7 +40,7 @@ from cifar_resnet.data.formats import Arrays
 
 
 class Reader(nn.Module):
-    """Predicts the class that is written in the image: a grey value of class / 10."""
+    """Predicts the class that is written in the image: a gray value of class / 10."""
 
     def __init__(self, sharpness: float = 20.0) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_counts_are_those_of_all_samples() -> None:
 
 def test_the_order_is_by_what_was_asked_for() -> None:
     model = Reader(0.3)  # soft: the farther off, the higher the loss
-    # classes 1 and 2 have fewer neighbours to share with than 4 and 5, so 4 costs more than 1
+    # classes 1 and 2 have fewer neighbors to share with than 4 and 5, so 4 costs more than 1
     assert indices(find_misclassified(model, samples())) == [6, 3, 4, 1]
     distances = {1: 1, 3: 2, 4: 1, 6: 3}
     by_margin = find_misclassified(model, samples(), sort_by="margin")
@@ -288,7 +288,7 @@ class Bright(nn.Module):
         return images.mean((1, 2, 3))[:, None] * torch.tensor([-1.0, 1.0])
 
 
-def test_the_normalisation_is_read_from_the_transform() -> None:
+def test_the_normalization_is_read_from_the_transform() -> None:
     parts = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     transform = v2.Compose([*parts, v2.Compose([v2.Normalize((0.5,) * 3, (0.25,) * 3)])])
     found = find_misclassified(Bright(), Pictures(transform), sort_by="index")
@@ -297,7 +297,7 @@ def test_the_normalisation_is_read_from_the_transform() -> None:
     assert float(found[1].inputs.mean()) == pytest.approx((200 / 255 - 0.5) / 0.25)
 
 
-def test_images_of_unknown_normalisation_are_explained() -> None:
+def test_images_of_unknown_normalization_are_explained() -> None:
     data = TensorDataset(torch.tensor([-2.0, 2.0]).view(2, 1, 1, 1), torch.tensor([1, 0]))
     with pytest.raises(ValueError, match=r"values from 2\.00 to 2\.00.*Pass the mean and std"):
         find_misclassified(Bright(), data, n=1, sort_by="random", seed=3)

@@ -6,24 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_classifier import small
-from test_datamodule import trainer
+from helpers import small, trainer
 from torch import nn
 
 from cifar_resnet import CustomResNet, ImageClassifier, Recipe
-from cifar_resnet.muon import Muon, orthogonalised
+from cifar_resnet.training.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 20), (20, 8), (1, 9)])
 def test_singular_vectors_stay_and_singular_values_become_about_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape)
-    result = orthogonalised(matrix)
+    result = orthogonalize(matrix)
     u, _, v = np.linalg.svd(matrix.double().numpy(), full_matrices=False)
     inner = u.T @ result.double().numpy() @ v.T
     assert np.abs(inner - np.diag(np.diag(inner))).max() < 0.1  # bfloat16
     # a direction with next to no share in the matrix is not yet full after five steps
     assert np.all((np.diag(inner) > 0.1) & (np.diag(inner) < 1.3))
-    np.testing.assert_allclose(orthogonalised(100 * matrix), result, atol=0.1)
+    np.testing.assert_allclose(orthogonalize(100 * matrix), result, atol=0.1)
     assert result.dtype == torch.float32
 
 
@@ -49,7 +48,7 @@ def test_a_step_turns_a_kernel_against_its_gradient_and_keeps_its_norm() -> None
     kernel.grad = gradient.clone()
     optimizer.step()
     assert kernel.norm().item() == pytest.approx(6**0.5, rel=1e-5)
-    step = before - 0.01 * orthogonalised(1.9 * gradient.flatten(1)).view_as(kernel)
+    step = before - 0.01 * orthogonalize(1.9 * gradient.flatten(1)).view_as(kernel)
     torch.testing.assert_close(kernel.detach(), step * (6**0.5 / step.norm()))
     assert torch.equal(kernel.grad, gradient)
 
@@ -76,9 +75,9 @@ def test_several_matrices_at_once() -> None:
     for shape in ((3, 8, 20), (3, 20, 8)):
         matrices = torch.randn(shape)
         matrices[1] *= 100  # each has a scale of its own
-        result = orthogonalised(matrices)
+        result = orthogonalize(matrices)
         for one, matrix in zip(result, matrices, strict=True):
-            torch.testing.assert_close(one, orthogonalised(matrix), atol=0.02, rtol=0)
+            torch.testing.assert_close(one, orthogonalize(matrix), atol=0.02, rtol=0)
 
 
 def test_other_groups_step_like_sgd() -> None:

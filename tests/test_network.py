@@ -98,10 +98,10 @@ def test_forward_against_the_formula_written_out(options: dict) -> None:
             for key in ("running_mean", "running_var", "weight", "bias")
         )
 
-        def normalise(x: torch.Tensor) -> torch.Tensor:
+        def normalize(x: torch.Tensor) -> torch.Tensor:
             return (x - mean) / (var + 1e-5).sqrt() * scale + shift
 
-        return activate(normalise(x)) if options.get("norm_first") else normalise(activate(x))
+        return activate(normalize(x)) if options.get("norm_first") else normalize(activate(x))
 
     def residual(x: torch.Tensor, name: str) -> torch.Tensor:
         return x + block(block(x, f"{name}.block1"), f"{name}.block2")
@@ -175,5 +175,5 @@ def test_compile_without_a_graph_break() -> None:
 
 
 def test_grey_images_get_their_remedy() -> None:
-    with pytest.raises(ValueError, match=r"For grey images use images.expand\(-1, 3, -1, -1\), or"):
+    with pytest.raises(ValueError, match=r"For gray images use images.expand\(-1, 3, -1, -1\), or"):
         CustomResNet(1)(torch.randn(2, 1, 32, 32))

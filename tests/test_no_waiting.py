@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers import small
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import SingleDeviceStrategy
-from test_classifier import small
 
 from cifar_resnet import CustomResNet, ImageClassifier, Recipe
 

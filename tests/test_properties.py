@@ -28,8 +28,8 @@ from cifar_resnet.data import cifar10, sources
 from cifar_resnet.data.augment import Augmentation, ImageBank
 from cifar_resnet.data.formats import Arrays
 from cifar_resnet.data.order import stratified_split
-from cifar_resnet.muon import orthogonalised
-from cifar_resnet.tally import Tally
+from cifar_resnet.training.epoch_sums import EpochSums
+from cifar_resnet.training.muon import orthogonalize
 
 Bytes = NDArray[np.uint8]
 
@@ -46,7 +46,7 @@ SEEDS = st.integers(0, 2**63 - 1)
 def augmented(
     image: Bytes, at: int, drawn: Any, padding: int, mode: str, cutout: int, mean: Any, std: Any
 ) -> NDArray[np.float64]:
-    """One image (S, S, C), padded, cut, mirrored, normalised and blanked: (C, S, S)."""
+    """One image (S, S, C), padded, cut, mirrored, normalized and blanked: (C, S, S)."""
     side = len(image)
     y, x = int(drawn.offset_y[at]), int(drawn.offset_x[at])
     around = ((padding, padding), (padding, padding), (0, 0))
@@ -153,13 +153,13 @@ def test_places_and_sides_are_equally_likely_and_independent(epoch: int, flip: s
         assert chisquare(counts).pvalue > 1e-3
 
 
-# --- normalisation ------------------------------------------------------------------------------
+# --- normalization ------------------------------------------------------------------------------
 
 
 def test_denormalize_gives_every_byte_back() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
-    normalised = ImageBank(values, cifar10.MEAN, cifar10.STD).batch(np.arange(1))
-    back = (CIFAR10DataModule.denormalize(normalised) * 255).round().byte()
+    normalized = ImageBank(values, cifar10.MEAN, cifar10.STD).batch(np.arange(1))
+    back = (CIFAR10DataModule.denormalize(normalized) * 255).round().byte()
     assert torch.equal(back.permute(0, 2, 3, 1), torch.from_numpy(values))
 
 
@@ -170,14 +170,14 @@ def test_denormalize_gives_every_byte_back() -> None:
     width=st.integers(1, 5),
     seed=st.integers(0, 2**32),
 )
-def test_denormalize_undoes_normalisation_for_any_shape(
+def test_denormalize_undoes_normalization_for_any_shape(
     leading: list[int], height: int, width: int, seed: int
 ) -> None:
     shape = (*leading, 3, height, width)
     pixels = np.random.default_rng(seed).random(shape)
     mean, std = (np.array(v).reshape(3, 1, 1) for v in (cifar10.MEAN, cifar10.STD))
-    normalised = torch.tensor((pixels - mean) / std, dtype=torch.float32)
-    np.testing.assert_allclose(CIFAR10DataModule.denormalize(normalised), pixels, atol=1e-6)
+    normalized = torch.tensor((pixels - mean) / std, dtype=torch.float32)
+    np.testing.assert_allclose(CIFAR10DataModule.denormalize(normalized), pixels, atol=1e-6)
 
 
 # --- splits and epochs --------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def test_calibration_against_the_definition(case: Any, batch_size: int) -> None:
 @given(case=scored(), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=9))
 def test_the_sums_of_an_epoch_are_those_of_its_images(case: Any, sizes: list[int]) -> None:
     scores, labels = case
-    tally, start = Tally(), 0
+    epoch_sums, start = EpochSums(), 0
     for step, size in enumerate([*sizes, len(labels)]):
         part = slice(start, start + size)
         start += size
@@ -375,11 +375,13 @@ def test_the_sums_of_an_epoch_are_those_of_its_images(case: Any, sizes: list[int
             break
         batch = torch.tensor(scores[part], dtype=torch.float32)
         answers = torch.from_numpy(labels[part])
-        tally.add(F.cross_entropy(batch, answers), batch, answers, step=step, learning_rate=0.1)
+        epoch_sums.add(
+            F.cross_entropy(batch, answers), batch, answers, step=step, learning_rate=0.1
+        )
         if step % 2:
-            tally.look()
-    tally.look()
-    loss, correct, number = tally.sums().tolist()
+            epoch_sums.look()
+    epoch_sums.look()
+    loss, correct, number = epoch_sums.sums().tolist()
     classes = list(range(scores.shape[1]))
     assert loss == pytest.approx(
         log_loss(labels, probabilities(scores), labels=classes, normalize=False), abs=1e-4
@@ -402,10 +404,12 @@ def test_what_a_trainer_reports_is_what_scikit_learn_says(
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*treespec")
-        (told,) = trainer.test(ImageClassifier(Told(), num_classes=classes), loader, verbose=False)
+        (message,) = trainer.test(
+            ImageClassifier(Told(), num_classes=classes), loader, verbose=False
+        )
     expected = log_loss(labels, probabilities(scores), labels=list(range(classes)))
-    assert told["test_loss"] == pytest.approx(expected, rel=1e-5)
-    assert told["test_acc"] == pytest.approx(accuracy_score(labels, scores.argmax(1)), rel=1e-6)
+    assert message["test_loss"] == pytest.approx(expected, rel=1e-5)
+    assert message["test_acc"] == pytest.approx(accuracy_score(labels, scores.argmax(1)), rel=1e-6)
 
 
 # --- recipes and steps --------------------------------------------------------------------------
@@ -423,9 +427,9 @@ RECIPES = st.builds(
     weight_decay=st.floats(0, 1e6),
     schedule=st.sampled_from(["constant", "linear"]),
     warmup=st.one_of(SHARES, SHARES.map(np.float64)),
-    norm_bias_lr=POSITIVE,
+    norm_bias_lr_scale=POSITIVE,
     label_smoothing=BELOW_ONE,
-    test_views=st.sampled_from(["plain", "mirror", "six"]),
+    tta=st.sampled_from(["none", "mirror", "six"]),
     batch_size=st.one_of(st.integers(1, 10**6), st.integers(1, 10**6).map(np.int64)),
     crop_padding=st.integers(0, 31),
     flip=st.sampled_from(["random", "alternating", "none"]).map(np.str_),
@@ -490,7 +494,7 @@ def test_a_step_is_made_orthogonal_along_its_own_singular_vectors(
     right = np.linalg.qr(rng.standard_normal((columns, rank)))[0]
     sizes = scale * rng.uniform(0.2, 1, rank)
     matrix = torch.tensor((left * sizes) @ right.T, dtype=torch.float32)
-    turned = orthogonalised(matrix).double().numpy()
+    turned = orthogonalize(matrix).double().numpy()
     assert turned.shape == matrix.shape
     core = left.T @ turned @ right  # diagonal, if the vectors are the same
     assert np.diag(core).min() > 0.6

@@ -144,7 +144,7 @@ def test_functional_pooling_counts() -> None:
     assert (output.size, output.stride) == ((3 + 1,), (2,))
 
 
-def test_dilation_moves_the_centre() -> None:
+def test_dilation_moves_the_center() -> None:
     k, d, p = 3, 4, 1
     output = output_of(conv(k, padding=p, dilation=d))
     assert output.size == (d * (k - 1) + 1,)
@@ -162,7 +162,7 @@ def test_holes_are_told_by_the_coverage() -> None:
     assert output_of(conv(3)).coverage == (1.0,)
 
 
-def test_an_even_kernel_has_a_half_centre() -> None:
+def test_an_even_kernel_has_a_half_center() -> None:
     assert output_of(conv(2)).start == ((2 - 1) / 2,)
     assert output_of(conv(4, padding=1)).start == ((4 - 1) / 2 - 1,)
 
@@ -298,7 +298,7 @@ def test_a_gate_is_global_and_can_be_left_out_by_name() -> None:
 @pytest.mark.parametrize(
     "norm", [nn.GroupNorm(1, 2), nn.GroupNorm(2, 2), nn.InstanceNorm1d(2), nn.LayerNorm([2, 16])]
 )
-def test_normalisation_over_space_is_global(norm: nn.Module) -> None:
+def test_normalization_over_space_is_global(norm: nn.Module) -> None:
     output = output_of(nn.Sequential(conv(3, padding=1), norm))
     assert output.is_global == (True,)
     assert output.region((0,)) == ((0, 15),)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cifar_resnet import check_receptive_field, receptive_field
 from cifar_resnet.fields.probe import ReceptiveFieldMismatchError
-from cifar_resnet.fields.rules import RULES
+from cifar_resnet.fields.rules.registry import RULES
 from cifar_resnet.fields.steps import Call
 from cifar_resnet.fields.trace import trace
 
@@ -389,7 +389,7 @@ def test_branches_of_one_stride_and_different_periods_have_that_stride() -> None
     assert fields.output.axes[0].merged_at == ("add",)
 
 
-def test_centres_are_compared_unit_by_unit() -> None:
+def test_centers_are_compared_unit_by_unit() -> None:
     def run(x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2) + F.interpolate(x, scale_factor=2, mode="linear")
 

@@ -73,7 +73,7 @@ def module(data_dir: Path) -> CIFAR10DataModule:
 
 
 class Numbered(Dataset[Any]):
-    """Grey images of the value of their index, with the label index % 3."""
+    """Gray images of the value of their index, with the label index % 3."""
 
     def __init__(self, number: int = 30, picture: bool = False) -> None:
         self.number = number
@@ -207,22 +207,22 @@ def test_fewer_images_than_asked_and_the_number_of_columns() -> None:
         assert len({round(axes.get_position().x0, 6) for axes in fig.axes}) == expected
 
 
-def test_normalised_images_need_their_statistics() -> None:
+def test_normalized_images_need_their_statistics() -> None:
     images, labels = torch.rand(8, 3, 4, 4), torch.arange(8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.4, 0.3)
-    normalised = v2.functional.normalize(images, mean, std)
-    fig = show_samples(TensorDataset(normalised * 1, labels), mean=mean, std=std, n=8)
+    normalized = v2.functional.normalize(images, mean, std)
+    fig = show_samples(TensorDataset(normalized * 1, labels), mean=mean, std=std, n=8)
     bytes_of = (images[indices(fig)] * 255).round().byte().permute(0, 2, 3, 1)
     assert np.array_equal(pixels(fig), bytes_of)
     with pytest.raises(ValueError, match=r"Image \d+ has values from .* to .*; to be shown"):
-        show_samples(TensorDataset(normalised * 3, labels))
+        show_samples(TensorDataset(normalized * 3, labels))
     with pytest.raises(ValueError, match="has 3 channels, but mean and std have 2 and 2 values"):
         show_samples(TensorDataset(images, labels), mean=(0, 0), std=(1, 1))
     with pytest.raises(ValueError, match="Give both mean and std, or neither"):
         show_samples(TensorDataset(images, labels), mean=0.5)
 
 
-def test_a_transform_tells_its_normalisation(module: CIFAR10DataModule, arrays: Arrays) -> None:
+def test_a_transform_tells_its_normalization(module: CIFAR10DataModule, arrays: Arrays) -> None:
     data = torchvision_like(arrays)
     fig = show_samples(data, n=6)
     assert np.array_equal(pixels(fig), arrays.test_images[:50][indices(fig)])
@@ -240,8 +240,8 @@ class torchvision_like(CIFAR10):  # noqa: N801
 
 
 def test_images_of_one_channel_and_of_many_sizes() -> None:
-    grey = TensorDataset(torch.full((2, 1, 4, 6), 0.2), torch.tensor([0, 1]))
-    for image in pixels(show_samples(grey)):
+    gray = TensorDataset(torch.full((2, 1, 4, 6), 0.2), torch.tensor([0, 1]))
+    for image in pixels(show_samples(gray)):
         assert image.shape == (4, 6, 3)
         assert (image == 51).all()  # 0.2 * 255
     sizes = [(torch.rand(3, 4 + n, 5), 0) for n in range(3)]
@@ -307,10 +307,10 @@ def test_channels_are_the_planes_of_the_image(
     index = int(train[40_000]) if split == "train" else 7_777
     whole, *planes = pixels(fig := show_rgb_channels(index, module, split=split))
     assert np.array_equal(whole, images[index])
-    for channel, (coloured, grey) in enumerate(zip(planes[:3], planes[3:], strict=True)):
-        assert np.array_equal(grey, images[index][..., channel])
-        assert np.array_equal(coloured[..., channel], grey)
-        assert not np.delete(coloured, channel, axis=2).any()
+    for channel, (colored, gray) in enumerate(zip(planes[:3], planes[3:], strict=True)):
+        assert np.array_equal(gray, images[index][..., channel])
+        assert np.array_equal(colored[..., channel], gray)
+        assert not np.delete(colored, channel, axis=2).any()
     for axes in fig.axes[4:]:  # the same scale for all, whatever their values
         assert axes.images[0].get_clim() == (0, 255)
     said = texts(fig)
@@ -333,11 +333,11 @@ def test_channels_of_any_kind_of_image(arrays: Arrays) -> None:
     ]
     for image in kinds:
         assert np.array_equal(pixels(show_rgb_channels(image))[0], raw)
-    normalised = CIFAR10DataModule.default_transforms()(Image.fromarray(raw))
-    fig = show_rgb_channels(normalised, mean=CIFAR10DataModule.mean, std=CIFAR10DataModule.std)
+    normalized = CIFAR10DataModule.default_transforms()(Image.fromarray(raw))
+    fig = show_rgb_channels(normalized, mean=CIFAR10DataModule.mean, std=CIFAR10DataModule.std)
     assert np.array_equal(pixels(fig)[0], raw)
     with pytest.raises(ValueError, match="image has values from -.*Pass the mean and std"):
-        show_rgb_channels(normalised)
+        show_rgb_channels(normalized)
 
 
 @pytest.mark.parametrize(

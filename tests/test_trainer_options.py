@@ -30,6 +30,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers import Collect, Flat, per_sample, small, trainer
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     EarlyStopping,
@@ -41,14 +42,12 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_classifier import Collect, Flat, small
-from test_datamodule import per_sample, trainer
 from torch import Tensor, nn
 
 from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier, Recipe
-from cifar_resnet.curves import read_curves
 from cifar_resnet.data import sources
 from cifar_resnet.data.formats import Arrays
+from cifar_resnet.training.curves import read_curves
 
 PLAIN_SGD = Recipe(optimizer="sgd", learning_rate=0.01, momentum=0.0)
 
@@ -84,7 +83,7 @@ class Seen(pl.Callback):
 
 
 class Weights(pl.Callback):
-    """The weights after every optimiser step and at the start of every epoch."""
+    """The weights after every optimizer step and at the start of every epoch."""
 
     def __init__(self) -> None:
         self.steps: list[Tensor] = []
@@ -527,7 +526,7 @@ def test_a_trainer_that_is_given_more_epochs_goes_on(data_dir: Path, tmp_path: P
     t = trainer(tmp_path, limit_val_batches=0)
     t.fit(model, data)
     once = flat(model)
-    t.fit(model, data)  # it has trained as many epochs as it was told
+    t.fit(model, data)  # it has trained as many epochs as it was message
     assert torch.equal(flat(model), once)
     t.fit_loop.max_epochs = 2
     t.fit(model, data)

@@ -58,7 +58,7 @@ class Augmentation:
         flip: `"random"` mirrors each image with probability 1/2 in each epoch; `"alternating"`
             does so in the first epoch and then shows each image mirrored and unmirrored in turn
             (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024); `"none"` never.
-        cutout: Side of a square, wholly inside the image, that is set to the mean colour
+        cutout: Side of a square, wholly inside the image, that is set to the mean color
             (DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with
             Cutout", 2017); 0 means no cutout.
         padding_mode: `"reflect"` mirrors the border pixels, `"constant"` pads with black.
@@ -106,7 +106,7 @@ class Augmentation:
 
 
 class ImageBank:
-    """Images that stay as padded uint8 on one device and come out as normalised float batches.
+    """Images that stay as padded uint8 on one device and come out as normalized float batches.
 
     A crop is taken from its first pixel to its last, the padding between its rows included: one
     run of bytes an image, so that a whole batch is one gather of B long copies. The padding is
@@ -117,7 +117,7 @@ class ImageBank:
         images: uint8 array (N, S, S, C), C channels of S x S pixels.
         mean: Mean of each channel, in [0, 1].
         std: Standard deviation of each channel, in [0, 1].
-        augmentation: What `batch` applies; None for normalisation alone.
+        augmentation: What `batch` applies; None for normalization alone.
         device: Where the images stay and the batches appear.
     """
 
@@ -222,7 +222,7 @@ class ImageBank:
         y = self._tensor(parameters.cutout_y)[:, None, None] + span[:, None]  # (B, size, 1)
         x = self._tensor(parameters.cutout_x)[:, None, None] + span  # (B, 1, size)
         squares = (batch[:, None, None] * self.side + y) * self.side + x  # (B, size, size)
-        # Zero is the mean colour of the dataset: the images are normalised here.
+        # Zero is the mean color of the dataset: the images are normalized here.
         images.view(-1, self.channels).index_fill_(0, squares.flatten(), 0.0)
 
     def _tensor(self, values: Integers | Booleans) -> Tensor:

@@ -1,4 +1,4 @@
-"""What CIFAR-10 is: names, statistics, file layout and checksums. Facts only, no behaviour.
+"""What CIFAR-10 is: names, statistics, file layout and checksums. Facts only, no behavior.
 
 Source of the dataset: Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny Images"
 (2009), https://www.cs.toronto.edu/~kriz/cifar.html.

@@ -37,8 +37,8 @@ class CIFAR10DataModule(LightningDataModule):
     """CIFAR-10: fetched, verified, split, augmented and fed to a Lightning `Trainer` or a loop.
 
     By default the images are *resident*: they stay as uint8 on the trainer's device, and a
-    whole batch is cropped, flipped and normalised at once, each image with its own randomness.
-    Batches are float32 images (B, 3, 32, 32) in channels_last memory, normalised to mean 0 and
+    whole batch is cropped, flipped and normalized at once, each image with its own randomness.
+    Batches are float32 images (B, 3, 32, 32) in channels_last memory, normalized to mean 0 and
     standard deviation 1 over the training set, and int64 labels (B,). With per-sample transforms
     the images go one by one through a `DataLoader` instead.
 
@@ -57,10 +57,10 @@ class CIFAR10DataModule(LightningDataModule):
         drop_last: Whether to leave out the incomplete last batch, in training only.
         crop_padding: Pixels of padding before a random crop to 32x32; 0 for no crop.
         flip: `"random"`, `"alternating"` (mirrored in every other epoch) or `"none"`.
-        cutout: Side in pixels of a square set to the mean colour; 0 for none.
+        cutout: Side in pixels of a square set to the mean color; 0 for none.
         padding_mode: `"reflect"` or `"constant"` (black).
         train_transforms: Callable from a PIL image to a tensor, in place of the augmentation and
-            the normalisation.
+            the normalization.
         val_transforms: The same for validation.
         test_transforms: The same for test and predict.
         device: Where resident batches are made when there is no trainer.
@@ -195,7 +195,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     @classmethod
     def default_transforms(cls) -> Any:
-        """The per-sample transform from a PIL image to a normalised tensor (3, 32, 32)."""
+        """The per-sample transform from a PIL image to a normalized tensor (3, 32, 32)."""
         from torchvision.transforms import v2
 
         return v2.Compose(
@@ -204,7 +204,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     @classmethod
     def denormalize(cls, images: Tensor) -> Tensor:
-        """Undo the normalisation: float (..., 3, H, W) back to values in [0, 1].
+        """Undo the normalization: float (..., 3, H, W) back to values in [0, 1].
 
         Raises:
             TypeError: If `images` is no floating-point tensor.

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cifar_resnet.fields.merging import overwritten
+from cifar_resnet.fields.positions.merging import overwritten
+from cifar_resnet.fields.positions.support import Support
 from cifar_resnet.fields.steps import Call, Ref, refs_in
-from cifar_resnet.fields.support import Support
 
 Fields = tuple[Support | None, ...]
 Apply = Callable[[Call], tuple[list[Fields | None], Any]]

@@ -18,9 +18,9 @@ from cifar_resnet.fields.arguments import (
 )
 from cifar_resnet.fields.following import Analysis
 from cifar_resnet.fields.result import ReceptiveFields
-from cifar_resnet.fields.rules import as_rule
+from cifar_resnet.fields.rules.registry import as_rule
 from cifar_resnet.fields.trace import TraceError, ValuesNeededError, trace
-from cifar_resnet.untouched import uncompiled
+from cifar_resnet.model_state import unwrap_compiled
 
 __all__ = ["receptive_field"]
 
@@ -56,7 +56,7 @@ def receptive_field(
         source: Which of `inputs` is followed.
         spatial_dims: The dimensions of the input to follow; None for all from the third on.
         ignore: Names or classes of submodules, or patterns such as `"*.se"` and `"GroupNorm"`, to
-            look through: gates and normalisations see the whole image, which hides what
+            look through: gates and normalizations see the whole image, which hides what
             convolutions see. A layer left out passes on what it gets, at the same place.
         unknown: "raise" for an error at an operation without a rule, and where values leave the
             tensors (`item`, `numpy`); "skip" to take the operation for pointwise, leave that way
@@ -86,7 +86,7 @@ def receptive_field(
         >>> fields.output.size
         (88, 88)
     """
-    model = uncompiled(model)
+    model = unwrap_compiled(model)
     arguments = as_inputs(model, input_size, inputs, source)
     choice("unknown", unknown, ("raise", "skip"))
     check_rules(rules)

@@ -31,32 +31,32 @@ def as_inputs(
             if isinstance(inputs, Tensor)
             else tuple(sequence("inputs", inputs, "the arguments that the model is called with"))
         )
-        told = (
+        message = (
             f"source must be the place of a tensor among the {len(arguments)} inputs, "
             f"but got {source!r}."
         )
         if not is_integer(source):
-            raise TypeError(told)
+            raise TypeError(message)
         if not 0 <= source < len(arguments) or not isinstance(arguments[source], Tensor):
-            raise ValueError(told)
+            raise ValueError(message)
         return arguments
     assert input_size is not None
     if not is_integer(source) or source != 0:
         raise (ValueError if is_integer(source) else TypeError)(
             f"source must be 0 with input_size, which is that of one input, but got {source!r}."
         )
-    told = (
+    message = (
         f"input_size must be the shape of the input with the batch, positive integers such as "
         f"(1, 3, 32, 32), but got {input_size!r}. Several inputs go into inputs=(a, b), with "
         "source= the place of the one to follow."
     )
     if isinstance(input_size, str) or not isinstance(input_size, Iterable):
-        raise TypeError(told)
+        raise TypeError(message)
     sizes = list(input_size)
     if not all(map(is_integer, sizes)):
-        raise TypeError(told)
+        raise TypeError(message)
     if not sizes or min(sizes) < 1:
-        raise ValueError(told)
+        raise ValueError(message)
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     image = torch.zeros([int(size) for size in sizes])
     return (image if first is None else image.to(first),)
@@ -73,13 +73,13 @@ def checked_dims(shape: Sequence[int], dims: Sequence[int] | None) -> tuple[int,
             )
         return tuple(range(2, len(shape)))
     expected = f"dimensions of {tuple(shape)}, each once"
-    told = f"spatial_dims must be {expected}, but got {dims!r}."
+    message = f"spatial_dims must be {expected}, but got {dims!r}."
     given = sequence("spatial_dims", dims, expected)
     if not all(map(is_integer, given)):
-        raise TypeError(told)
+        raise TypeError(message)
     followed = {int(dim) % len(shape) for dim in given if -len(shape) <= dim < len(shape)}
     if not given or len(followed) < len(given):
-        raise ValueError(told)
+        raise ValueError(message)
     return tuple(int(dim) % len(shape) for dim in given)
 
 

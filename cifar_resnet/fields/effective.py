@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_resnet import arguments
-from cifar_resnet.untouched import uncompiled, untouched
+from cifar_resnet.model_state import preserve_state, unwrap_compiled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,15 +41,15 @@ class EffectiveReceptiveField:
 
     @property
     def centroid(self) -> tuple[float, ...]:
-        """Centre of mass in pixels, one number for each axis."""
+        """Center of mass in pixels, one number for each axis."""
         return tuple(float((p * m).sum()) for p, m in self._marginals())
 
     @property
     def sigma(self) -> tuple[float, ...]:
         """Standard deviation of the mass in pixels, one number for each axis."""
         return tuple(
-            float((((p - centre) ** 2) * m).sum().sqrt())
-            for (p, m), centre in zip(self._marginals(), self.centroid, strict=True)
+            float((((p - center) ** 2) * m).sum().sqrt())
+            for (p, m), center in zip(self._marginals(), self.centroid, strict=True)
         )
 
     def side(self, mass: float = 0.95) -> int:
@@ -76,10 +76,10 @@ class EffectiveReceptiveField:
             float64 tensors of the same length.
         """
         squared = torch.zeros_like(self.map)
-        for dim, centre in enumerate(self.centroid):
+        for dim, center in enumerate(self.centroid):
             shape = [1] * self.map.dim()
             shape[dim] = -1
-            offset = torch.arange(self.map.shape[dim], dtype=torch.float64) - centre
+            offset = torch.arange(self.map.shape[dim], dtype=torch.float64) - center
             squared = squared + offset.view(shape) ** 2
         ring = squared.sqrt().round().long().flatten()
         total = torch.zeros(int(ring.max()) + 1, dtype=torch.float64)
@@ -92,7 +92,7 @@ class EffectiveReceptiveField:
         """A heat map with the square that holds 95 % of the mass, and the radial profile.
 
         Args:
-            log: Show the map on a logarithmic colour scale; the square stays that of the mass.
+            log: Show the map on a logarithmic color scale; the square stays that of the mass.
             fig: Figure to draw into; None for a new one, made without pyplot.
 
         Raises:
@@ -114,10 +114,10 @@ class EffectiveReceptiveField:
     def _within(self) -> Tensor:
         """Mass at each distance from the centroid's pixel, the largest along any axis counting."""
         distance = torch.zeros(self.map.shape, dtype=torch.int64)
-        for dim, centre in enumerate(self.centroid):
+        for dim, center in enumerate(self.centroid):
             shape = [1] * self.map.dim()
             shape[dim] = -1
-            offset = (torch.arange(self.map.shape[dim]) - round(centre)).abs()
+            offset = (torch.arange(self.map.shape[dim]) - round(center)).abs()
             distance = torch.maximum(distance, offset.view(shape))
         mass = torch.zeros(int(distance.max()) + 1, dtype=torch.float64)
         return mass.scatter_add(0, distance.flatten(), self.map.flatten())
@@ -141,7 +141,7 @@ def effective_receptive_field(
 
     Args:
         model: The network.
-        images: Float tensor (N, C, *spatial), as the model expects them: normalised real images;
+        images: Float tensor (N, C, *spatial), as the model expects them: normalized real images;
             noise gives the field on noise.
         layer: Name of a submodule with spatial output (N, C, *units); None for the model's output.
         unit: Place of the unit; None for the one in the middle.
@@ -166,7 +166,7 @@ def effective_receptive_field(
         >>> field.map.shape, field.side(1.0) <= 7
         (torch.Size([32, 32]), True)
     """
-    model = uncompiled(model)
+    model = unwrap_compiled(model)
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images must be a floating-point tensor (N, C, *spatial), but got {got}.")
@@ -186,7 +186,7 @@ def effective_receptive_field(
     module = _submodule(model, layer)
     total = torch.zeros(images.shape[2:], dtype=torch.float64)
     place: tuple[int, ...] = ()
-    with untouched(model), torch.inference_mode(False), torch.enable_grad():
+    with preserve_state(model), torch.inference_mode(False), torch.enable_grad():
         for part in images.split(batch_size):
             batch = part.detach().clone().requires_grad_()
             output = _output(model, module, batch, layer)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-# Okabe and Ito's palette: told apart by colour-blind readers, too
+# Okabe and Ito's palette: told apart by color-blind readers, too
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -52,15 +52,15 @@ def plot_fields(
     if shown is not None:
         axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     for number, (unit, (clipped, whole)) in enumerate(zip(units, boxes, strict=True)):
-        colour = _COLOURS[number % len(_COLOURS)]
-        _box(axes, whole, edgecolor=colour, facecolor="none", linestyle="--", linewidth=1)
-        _box(axes, clipped, edgecolor=colour, facecolor=(*_rgb(colour), 0.15), linewidth=2)
+        color = _COLOURS[number % len(_COLOURS)]
+        _box(axes, whole, edgecolor=color, facecolor="none", linestyle="--", linewidth=1)
+        _box(axes, clipped, edgecolor=color, facecolor=(*_rgb(color), 0.15), linewidth=2)
         row, column = record.center(unit)
         axes.plot(
             column,
             row,
             "o",
-            color=colour,
+            color=color,
             markersize=7,
             markeredgecolor="white",
             label=f"unit {tuple(unit)}",
@@ -154,7 +154,7 @@ def plot_effective(field: EffectiveReceptiveField, log: bool, fig: Figure | None
     picture = left.imshow(values, cmap="viridis", norm=norm, interpolation="nearest")
     fig.colorbar(picture, ax=left, label="share of the gradient")
     half = field.side(0.95) // 2
-    middle = [round(centre) for centre in field.centroid]
+    middle = [round(center) for center in field.centroid]
     box = tuple(
         (max(m - half, 0), min(m + half, n - 1)) for m, n in zip(middle, values.shape, strict=True)
     )
@@ -200,7 +200,7 @@ def _as_picture(image: ArrayLike | Tensor, height: int, width: int) -> NDArray[A
     if array.min() < 0 or array.max() > 1:
         raise ValueError(
             f"image must have values in [0, 1] or be uint8, but they go from {array.min():.2f} to "
-            f"{array.max():.2f}. Undo the normalisation first: image * std + mean."
+            f"{array.max():.2f}. Undo the normalization first: image * std + mean."
         )
     return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
@@ -215,8 +215,8 @@ def _axis_names(number: int) -> tuple[str, ...]:
     )
 
 
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+def _rgb(color: str) -> tuple[float, float, float]:
+    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     return red, green, blue
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cifar_resnet.fields.aliases import Aliases
-from cifar_resnet.fields.operation import Geometry, Operation, Rule
+from cifar_resnet.fields.positions.support import Support
 from cifar_resnet.fields.records import LayerField
 from cifar_resnet.fields.result import ReceptiveFields
-from cifar_resnet.fields.rules import pointwise, rule_for
+from cifar_resnet.fields.rules.operation import Geometry, Operation, Rule
+from cifar_resnet.fields.rules.registry import pointwise, rule_for
 from cifar_resnet.fields.steps import (
     Call,
     LayerCall,
@@ -24,7 +25,6 @@ from cifar_resnet.fields.steps import (
     Trace,
     refs_in,
 )
-from cifar_resnet.fields.support import Support
 
 Fields = tuple[Support | None, ...]  # of one tensor, one for each axis of the input
 
@@ -294,7 +294,7 @@ def _same_shape(op: Operation) -> Support:
 
 
 def _fitted(support: Support | None, ref: Ref) -> Support | None:
-    """A by-product of another shape (a normalisation's mean) depends on all of it."""
+    """A by-product of another shape (a normalization's mean) depends on all of it."""
     if support is None or support.shape == ref.shape:
         return support
     whole = support.reduce(range(len(support.shape)), keepdim=False)

@@ -23,9 +23,9 @@ from torch.nn.modules.module import (
 from cifar_resnet.arguments import integer
 from cifar_resnet.fields.analysis import receptive_field
 from cifar_resnet.fields.arguments import as_inputs, checked_dims
+from cifar_resnet.fields.positions.terms import LONGEST_SET
 from cifar_resnet.fields.records import LayerField
-from cifar_resnet.fields.terms import LONGEST_SET
-from cifar_resnet.untouched import uncompiled, untouched
+from cifar_resnet.model_state import preserve_state, unwrap_compiled
 
 __all__ = ["ProbeReport", "ReceptiveFieldMismatchError", "check_receptive_field"]
 
@@ -76,7 +76,7 @@ def check_receptive_field(
     """Prove `receptive_field` right for a network by an independent experiment.
 
     Sample i of a batch gets NaN in row i of the image; a unit of the output that is NaN depends on
-    that row, whatever the weights. NaN passes ReLU, maximum pooling and normalisation, so values
+    that row, whatever the weights. NaN passes ReLU, maximum pooling and normalization, so values
     cannot hide a dependence as they do with gradients. All units of all layer outputs are compared
     with the analysis, as sets of rows, not by their size alone.
 
@@ -115,7 +115,7 @@ def check_receptive_field(
     fields = receptive_field(
         model, input_size, inputs=inputs, source=source, spatial_dims=spatial_dims, rules=rules
     )
-    model = uncompiled(model)
+    model = unwrap_compiled(model)
     arguments = list(as_inputs(model, input_size, inputs, source))
     probed = arguments[source]
     if probed.shape[0] != 1 or not probed.is_floating_point():
@@ -133,7 +133,7 @@ def check_receptive_field(
     records: dict[_Key, LayerField] = {("layer", name): fields[name] for name in fields}
     records |= {("layer", name): record for name, record in fields.blocks.items()}
     records |= {("output", name): record for name, record in fields.outputs.items()}
-    with untouched(model), _plain_algorithms(), torch.no_grad():
+    with preserve_state(model), _plain_algorithms(), torch.no_grad():
         _check_finite(model, arguments)
         for axis, dim in enumerate(dims):
             answers: dict[_Key, list[Tensor]] = {}

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from cifar_resnet import arguments
-from cifar_resnet.fields.operation import Geometry
-from cifar_resnet.fields.support import Support
-from cifar_resnet.fields.terms import NOTHING
+from cifar_resnet.fields.positions.support import Support
+from cifar_resnet.fields.positions.terms import NOTHING
+from cifar_resnet.fields.rules.operation import Geometry
 
 __all__ = ["AxisField", "LayerField"]
 
@@ -25,7 +25,7 @@ __all__ = ["AxisField", "LayerField"]
 class AxisField:
     """The receptive field of a layer's units along one axis of the input.
 
-    Positions are pixel indices; the centre of pixel 0 is 0.0. With r the size, S the stride and P
+    Positions are pixel indices; the center of pixel 0 is 0.0. With r the size, S the stride and P
     the padding, unit u sees the pixels -P + u * S to -P + u * S + r - 1 of an input that goes on
     beyond its borders (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural
     Networks", Distill 2019).
@@ -34,7 +34,7 @@ class AxisField:
         size: Extent in pixels of the largest field, holes included.
         stride: Pixels from one unit to the next ("jump"), a fraction after upsampling; None where
             that varies from unit to unit or no unit is left to step to.
-        start: Centre of unit 0 in pixels, with halves for even sizes; NaN if it sees nothing.
+        start: Center of unit 0 in pixels, with halves for even sizes; NaN if it sees nothing.
         padding: Pixels by which the field of unit 0 begins before the input; negative if it begins
             inside.
         coverage: Share of the pixels between the first and the last one that the middle unit reads
@@ -43,7 +43,7 @@ class AxisField:
         uniform: Whether all units, away from the borders, have fields of one size.
         is_global: Whether every unit sees, through a pooling, a gate, an attention or a linear
             layer, all that there was along the axis at some layer before.
-        merged_at: Names of the operations that merged branches of different centres or strides.
+        merged_at: Names of the operations that merged branches of different centers or strides.
         sees_all: Whether the middle unit really reads from the first to the last pixel.
     """
 
@@ -59,7 +59,7 @@ class AxisField:
 
     @property
     def aligned(self) -> bool:
-        """Whether all branches that were merged had the same centres and strides."""
+        """Whether all branches that were merged had the same centers and strides."""
         return not self.merged_at
 
 
@@ -121,7 +121,7 @@ class LayerField:
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Centre of unit 0 along each axis."""
+        """Center of unit 0 along each axis."""
         return tuple(axis.start for axis in self.axes)
 
     @property
@@ -136,7 +136,7 @@ class LayerField:
 
     @property
     def aligned(self) -> bool:
-        """Whether all branches merged so far had the same centres and strides."""
+        """Whether all branches merged so far had the same centers and strides."""
         return all(axis.aligned for axis in self.axes)
 
     @property
@@ -160,7 +160,7 @@ class LayerField:
         return tuple(size // 2 for size in self.unit_shape)
 
     def center(self, unit: Sequence[int] | None = None) -> tuple[float, ...]:
-        """Centre of a unit's field as if the input had no borders, in pixels.
+        """Center of a unit's field as if the input had no borders, in pixels.
 
         Args:
             unit: One index for each of `unit_shape`; None for the middle one.
@@ -230,11 +230,11 @@ class LayerField:
             TypeError: If `axis` is no integer.
             IndexError: If there is no such axis.
         """
-        told = f"axis must be an integer from 0 to {len(self._supports) - 1}, but got {axis!r}."
+        message = f"axis must be an integer from 0 to {len(self._supports) - 1}, but got {axis!r}."
         if not arguments.is_integer(axis):
-            raise TypeError(told)
+            raise TypeError(message)
         if not 0 <= axis < len(self._supports):
-            raise IndexError(told)
+            raise IndexError(message)
         term = self._supports[axis].collapsed(self.unit_dims)
         shape = [size if dim in self.unit_dims else 1 for dim, size in enumerate(self.shape)]
         seen = term.seen.expand(-1, *shape).reshape(-1, *self.unit_shape)

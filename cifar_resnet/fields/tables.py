@@ -103,7 +103,7 @@ def _notes(fields: ReceptiveFields) -> list[str]:
     notes = []
     merges = {name for layer in fields.values() for axis in layer.axes for name in axis.merged_at}
     if merges:
-        notes.append(f"* branches of different centres or strides meet in {_some(sorted(merges))}")
+        notes.append(f"* branches of different centers or strides meet in {_some(sorted(merges))}")
     if fields.ignored:
         notes.append(f"left out on request: {_some(fields.ignored)}")
     if fields.skipped:

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from cifar_resnet.fields.steps import Call, LayerCall, LayerExit, Reading, Ref, Step, Trace
-from cifar_resnet.untouched import untouched
+from cifar_resnet.model_state import preserve_state
 
 
 class TraceError(Exception):
@@ -66,7 +66,7 @@ def trace(model: nn.Module, inputs: Sequence[Any], *, on_values: bool | None = N
 def _trace(model: nn.Module, inputs: Sequence[Any], on_values: bool) -> Trace:
     fake = contextlib.nullcontext() if on_values else FakeTensorMode(allow_non_fake_inputs=True)
     recorder = _Recorder(model, on_values)
-    with untouched(model), _one_path(), torch.no_grad(), fake as mode:
+    with preserve_state(model), _one_path(), torch.no_grad(), fake as mode:
         if mode is not None:
             inputs = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs]
         refs = tuple(recorder.ref(x) if isinstance(x, Tensor) else None for x in inputs)

@@ -16,12 +16,12 @@ from cifar_resnet.data import cifar10
 from cifar_resnet.data.augment import ImageBank
 from cifar_resnet.data.loaders import PerSampleImages, ResidentLoader
 from cifar_resnet.data.order import BatchOrder
-from cifar_resnet.errors.batches import as_source
-from cifar_resnet.errors.figures import check_figure
-from cifar_resnet.normalisation import Statistics
+from cifar_resnet.data.reading import as_source
+from cifar_resnet.misclassified.figures import check_figure
+from cifar_resnet.normalization import Statistics
+from cifar_resnet.plotting.grid import Panel, draw_grid
+from cifar_resnet.plotting.pictures import Pixels, as_pixels
 from cifar_resnet.samples.collection import Sample, as_collection
-from cifar_resnet.samples.grid import Panel, draw_grid
-from cifar_resnet.samples.pixels import Pixels, as_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -48,7 +48,7 @@ def show_augmentations(
 ) -> Figure | SubFigure:
     """Draw training images and what training gets of them in successive epochs.
 
-    The images come out of the loader that the module trains with, normalisation undone: they are
+    The images come out of the loader that the module trains with, normalization undone: they are
     those that a training with this module sees, pixel by pixel. The module stays as it is.
 
     Args:

@@ -24,10 +24,10 @@ from torch.utils.data import (
 
 from cifar_resnet import arguments
 from cifar_resnet.data.augment import Augmentation
-from cifar_resnet.errors.batches import Source, as_source
-from cifar_resnet.errors.scan import given_names
-from cifar_resnet.normalisation import Statistics
-from cifar_resnet.samples.pixels import Pixels, as_pixels, pictures_as_tensors
+from cifar_resnet.data.reading import Source, as_source
+from cifar_resnet.misclassified.scan import as_class_names
+from cifar_resnet.normalization import Statistics
+from cifar_resnet.plotting.pictures import Pixels, as_pixels, pictures_as_tensors
 
 if TYPE_CHECKING:
     from cifar_resnet.data.module import CIFAR10DataModule
@@ -174,7 +174,7 @@ def as_collection(
 ) -> Collection:
     """Take a dataset, a loader, a data module, or None for CIFAR-10; `split` is a module's."""
     arguments.choice("split", split, (*SPLITS,))
-    names = given_names(class_names)
+    names = as_class_names(class_names)
     if data is None:
         from cifar_resnet.data.module import CIFAR10DataModule
 
@@ -217,12 +217,12 @@ def _of_module(module: Any, split: str) -> Collection:
         loader = loader[0]
     collection = _of_data(loader)
     names = getattr(module, "classes", None)
-    told = tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
-    return replace(collection, what=what, class_names=collection.class_names or told)
+    message = tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+    return replace(collection, what=what, class_names=collection.class_names or message)
 
 
 def _unaugmented(module: CIFAR10DataModule) -> CIFAR10DataModule:
-    """A copy with the same images, in their order on the CPU, normalised and nothing else.
+    """A copy with the same images, in their order on the CPU, normalized and nothing else.
 
     It shares the images of the module, which stays as it is.
     """

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cifar_resnet import arguments
-from cifar_resnet.errors.figures import check_figure
-from cifar_resnet.errors.scan import check_class, class_number
-from cifar_resnet.normalisation import given_statistics
+from cifar_resnet.misclassified.figures import check_figure
+from cifar_resnet.misclassified.scan import check_class, class_index
+from cifar_resnet.normalization import as_statistics
+from cifar_resnet.plotting.grid import Panel, draw_grid, shortened
+from cifar_resnet.plotting.pictures import as_pixels, as_tensor
 from cifar_resnet.samples.collection import SPLITS, as_collection
-from cifar_resnet.samples.grid import Panel, draw_grid, shortened
-from cifar_resnet.samples.pixels import as_pixels, as_tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -74,7 +74,7 @@ def show_samples(
     Raises:
         TypeError: If `data` is none of the above, or another argument has the wrong type.
         ValueError: If an argument is out of its range, there is no image, or the images cannot be
-            shown because their normalisation is unknown.
+            shown because their normalization is unknown.
         OSError: If `save_path` cannot be written; before anything is read.
 
     Examples:
@@ -86,7 +86,7 @@ def show_samples(
         4
     """
     check_figure(fig, figsize, save_path, n=n, columns=columns, dpi=dpi, seed=seed)
-    collection = as_collection(data, split, class_names, given_statistics(mean, std))
+    collection = as_collection(data, split, class_names, as_statistics(mean, std))
     draw = collection.at_random(seed, n, None)
     samples = draw.groups.get(0)
     if not samples:
@@ -159,7 +159,7 @@ def show_class_samples(
     check_figure(fig, figsize, save_path, dpi=dpi, seed=seed)
     per_class = arguments.integer("per_class", per_class, least=1)
     wanted = None if classes is None else _wanted(classes)
-    collection = as_collection(data, split, class_names, given_statistics(mean, std))
+    collection = as_collection(data, split, class_names, as_statistics(mean, std))
     numbers = collection.labels()
     names = collection.class_names or tuple(map(str, numbers))
     chosen = dict.fromkeys(
@@ -198,7 +198,7 @@ def show_rgb_channels(
 ) -> Figure | SubFigure:
     """Draw an image beside its red, green and blue channel: what a tensor (3, H, W) holds.
 
-    The upper row shows each channel in its colour, the lower one its values as grey. All run from
+    The upper row shows each channel in its color, the lower one its values as gray. All run from
     0 (black) to 255, whatever the values of the image.
 
     Args:
@@ -233,7 +233,7 @@ def show_rgb_channels(
     """
     check_figure(fig, figsize, save_path, dpi=dpi, class_names=class_names)
     arguments.choice("split", split, (*SPLITS,))
-    given = given_statistics(mean, std)
+    given = as_statistics(mean, std)
     if arguments.is_integer(image):
         sample = as_collection(data, split, class_names, given).at([int(image)])[0]
         pixels, title = sample.pixels, f"{sample.name}, #{sample.index}"
@@ -241,17 +241,17 @@ def show_rgb_channels(
         pixels, title = as_pixels(as_tensor(image), given, name="image"), "image"
     height, width = pixels.shape[:2]
     channels = [pixels[..., channel] for channel in range(3)]
-    coloured, grey = [], []
+    colored, gray = [], []
     for number, (name, values) in enumerate(zip(_CHANNELS, channels, strict=True)):
         alone = np.zeros_like(pixels)
         alone[..., number] = values
-        coloured.append(Panel(alone, f"channel {number}: {name}"))
-        grey.append(Panel(values, f"{values.min()} to {values.max()}\nmean {values.mean():.0f}"))
-    told = Panel(
+        colored.append(Panel(alone, f"channel {number}: {name}"))
+        gray.append(Panel(values, f"{values.min()} to {values.max()}\nmean {values.mean():.0f}"))
+    message = Panel(
         None, f"3 channels of\n{height} x {width} values:\na tensor\n(3, {height}, {width})"
     )
     return draw_grid(
-        [[Panel(pixels, "all three"), *coloured], [told, *grey]],
+        [[Panel(pixels, "all three"), *colored], [message, *gray]],
         side=_LARGE_SIDE,
         title=title,
         note="in every panel 0 is black and 255 is full brightness",
@@ -276,7 +276,7 @@ def _class(wanted: int | str, numbers: Sequence[int], names: Sequence[str]) -> i
     if not isinstance(wanted, str) and wanted in numbers:
         return int(wanted)
     if list(numbers) == list(range(len(names))) or wanted in names:
-        place = class_number(wanted, names, "classes")
+        place = class_index(wanted, names, "classes")
         assert place is not None
         return numbers[place]
     raise ValueError(

@@ -1,0 +1,1 @@
+"""Sets of input positions along one axis, and the operations on them."""

@@ -1,0 +1,193 @@
+"""Rules for the operations that only move elements: views, slices, concatenation."""
+
+from __future__ import annotations
+
+from cifar_resnet.fields.positions import taps
+from cifar_resnet.fields.positions.merging import concatenate
+from cifar_resnet.fields.positions.support import Support
+from cifar_resnet.fields.rules.operation import Operation, Rule
+
+
+def _reshape(op: Operation) -> Support:
+    return op.first[1].reshape(op.shape)
+
+
+def _as_strided(op: Operation) -> Support:
+    ref, support = op.first
+    same = ref.shape == op.shape and all(
+        size == 1 or mine == new
+        for size, mine, new in zip(ref.shape, ref.strides, op["stride"], strict=True)
+    )
+    if not same or op["storage_offset"]:
+        raise NotImplementedError(
+            f"{op.call.op}, called from {op.call.source}, reads memory by its address, which "
+            "receptive fields do not follow. Use slices, unfold or reshape there."
+        )
+    return support
+
+
+def _permute(op: Operation) -> Support:
+    ref, support = op.first
+    order = list(range(len(ref.shape)))
+    if op.call.name == "permute":
+        order = op["dims"]
+    elif len(order) > 1:
+        a, b = (0, 1) if op.call.name == "t" else (op["dim0"], op["dim1"])
+        order[a], order[b] = order[b], order[a]
+    return support.permute(order)
+
+
+def _squeeze(op: Operation) -> Support:
+    ref, support = op.first
+    dims = op["dim"]
+    if dims is None:
+        dims = range(len(ref.shape))
+    elif isinstance(dims, int):
+        dims = [dims]
+    return support.drop([dim for dim in dims if ref.shape[dim] == 1])
+
+
+def _unsqueeze(op: Operation) -> Support:
+    return op.first[1].insert(op["dim"])
+
+
+def _expand(op: Operation) -> Support:
+    return op.first[1].expand(op.shape)
+
+
+def _copy(op: Operation) -> Support | None:
+    source = op.support("src")
+    return None if source is None else source.expand(op.shape)
+
+
+def _slice(op: Operation) -> Support:
+    ref, support = op.first
+    dim = op["dim"]
+    start, _, step = slice(op["start"], op["end"], op["step"]).indices(ref.shape[dim])
+    return support.window(dim, taps.sliced(ref.shape[dim], start, step, op.shape[dim]))
+
+
+def _select(op: Operation) -> Support:
+    ref, support = op.first
+    dim = op["dim"]
+    index = op["index"] % ref.shape[dim]
+    # one unit is left, and it is gone as a dimension: no pattern goes on around it
+    return support.window(dim, taps.moved(ref.shape[dim], [index])).drop([dim])
+
+
+def _split(op: Operation) -> list[Support]:
+    ref, support = op.first
+    dim = op["dim"]
+    parts = []
+    start = 0
+    for out in op.call.outputs:
+        parts.append(support.window(dim, taps.sliced(ref.shape[dim], start, 1, out.shape[dim])))
+        start += out.shape[dim]
+    return parts
+
+
+def _unbind(op: Operation) -> list[Support]:
+    ref, support = op.first
+    dim = op["dim"]
+    size = ref.shape[dim]
+    return [support.window(dim, taps.moved(size, [i])).drop([dim]) for i in range(size)]
+
+
+def _cat(op: Operation) -> Support:
+    tensors = [ref for ref in op["tensors"] if ref.shape != (0,)]
+    dim = op["dim"]
+    supports = [op.support_of(ref) for ref in tensors]
+    return concatenate(supports, [ref.shape[dim] for ref in tensors], dim, op.where)
+
+
+def _stack(op: Operation) -> Support:
+    supports = [op.support_of(ref) for ref in op["tensors"]]
+    dim = op["dim"] % len(op.shape)
+    lifted = [support and support.insert(dim) for support in supports]
+    return concatenate(lifted, [1] * len(lifted), dim, op.where)
+
+
+def _flip(op: Operation) -> Support:
+    ref, support = op.first
+    for dim in op["dims"]:
+        size = ref.shape[dim]
+        support = support.window(dim, taps.sliced(size, size - 1, -1, size))
+    return support
+
+
+def _roll(op: Operation) -> Support:
+    ref, support = op.first
+    shifts, dims = op["shifts"], op["dims"]
+    if not dims:  # of the flattened tensor
+        size = support.reshape((-1,)).shape[0]
+        rolled = [(i - shifts[0]) % size for i in range(size)]
+        return support.reshape((size,)).window(0, taps.moved(size, rolled)).reshape(ref.shape)
+    for shift, dim in zip(shifts, dims, strict=True):
+        size = ref.shape[dim]
+        rolled = [(i - shift) % size for i in range(size)]
+        support = support.window(dim, taps.moved(size, rolled))
+    return support
+
+
+def _repeat(op: Operation) -> Support:
+    ref, support = op.first
+    repeats = op["repeats"]
+    support = support.expand((*[1] * (len(repeats) - len(ref.shape)), *ref.shape))
+    for dim, times in enumerate(repeats):
+        size = support.shape[dim]
+        if times != 1:
+            support = support.window(dim, taps.moved(size, list(range(size)) * times))
+    return support
+
+
+def _pixel_shuffle(op: Operation) -> Support:
+    ref, support = op.first
+    *batch, channels, height, width = ref.shape
+    factor = op["upscale_factor"]
+    n = len(batch)
+    split = (*batch, channels // factor**2, factor, factor, height, width)
+    order = (*range(n), n, n + 3, n + 1, n + 4, n + 2)
+    return support.reshape(split).permute(order).reshape(op.shape)
+
+
+def _pixel_unshuffle(op: Operation) -> Support:
+    ref, support = op.first
+    *batch, channels, height, width = ref.shape
+    factor = op["downscale_factor"]
+    n = len(batch)
+    split = (*batch, channels, height // factor, factor, width // factor, factor)
+    order = (*range(n), n, n + 2, n + 4, n + 1, n + 3)
+    return support.reshape(split).permute(order).reshape(op.shape)
+
+
+def _channel_shuffle(op: Operation) -> Support:
+    ref, support = op.first
+    groups = op["groups"]
+    n, channels, *rest = ref.shape
+    split = support.reshape((n, groups, channels // groups, *rest))
+    return split.permute((0, 2, 1, *range(3, 3 + len(rest)))).reshape(ref.shape)
+
+
+MOVEMENT: dict[str, Rule] = {
+    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias"), _reshape),
+    "as_strided": _as_strided,
+    **dict.fromkeys(("permute", "transpose", "t"), _permute),
+    "squeeze": _squeeze,
+    "unsqueeze": _unsqueeze,
+    "expand": _expand,
+    "copy": _copy,
+    "slice": _slice,
+    "select": _select,
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), _split
+    ),
+    "unbind": _unbind,
+    "cat": _cat,
+    "stack": _stack,
+    "flip": _flip,
+    "roll": _roll,
+    "repeat": _repeat,
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
+    "channel_shuffle": _channel_shuffle,
+}

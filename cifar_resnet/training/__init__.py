@@ -1,0 +1,1 @@
+"""Recipes, the Lightning module that trains with them, optimizers, checkpoints and curves."""

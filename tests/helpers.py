@@ -1,0 +1,219 @@
+"""Networks, trainers and data that several test files use."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from cifar_resnet import (
+    CIFAR10DataModule,
+    CustomResNet,
+    ImageClassifier,
+    LastCheckpoint,
+    Recipe,
+)
+from cifar_resnet.training.curves import read_curves
+
+DATA_MODULES: dict[str, CIFAR10DataModule] = {}
+
+
+class Recorder(pl.LightningModule):
+    """Trains next to nothing, and keeps a fingerprint of every image it is shown, by epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen: dict[str, list[tuple[int, Tensor]]] = {"train": [], "val": [], "test": []}
+
+    def see(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        assert images.shape[1:] == (3, 32, 32)
+        assert len(images) == len(labels)
+        self.seen[stage].append((self.current_epoch, images.double().sum(dim=(1, 2, 3))))
+        return self.layer(images.mean().reshape(1, 1)).sum()
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return self.see("train", batch)
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.see("val", batch)
+
+    def test_step(self, batch: Any, index: int) -> None:
+        self.see("test", batch)
+
+    def predict_step(self, batch: Any, index: int) -> Tensor:
+        return batch[1]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    def epoch(self, stage: str, epoch: int) -> list[float]:
+        return [v for e, values in self.seen[stage] if e == epoch for v in values.tolist()]
+
+
+def trainer(folder: Path, **options: Any) -> pl.Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return pl.Trainer(**settings | options)
+
+
+def ready(data_dir: Path, **options: Any) -> CIFAR10DataModule:
+    data = CIFAR10DataModule(data_dir, **options)
+    data.setup()
+    return data
+
+
+def per_sample(data_dir: Path, **options: Any) -> CIFAR10DataModule:
+    transform = v2.Compose(
+        [
+            v2.RandomCrop(32, padding=4),
+            v2.RandomHorizontalFlip(),
+            CIFAR10DataModule.default_transforms(),
+        ]
+    )
+    plain = CIFAR10DataModule.default_transforms()
+    # a small training set keeps these tests fast: 49,000 images are held out
+    settings: dict[str, Any] = {"val_split": 49_000, "batch_size": 128} | options
+    return CIFAR10DataModule(
+        data_dir,
+        train_transforms=transform,
+        val_transforms=plain,
+        test_transforms=plain,
+        **settings,
+    )
+
+
+class Collect(pl.Callback):
+    """Keeps the loss and the learning rate of every training step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, t: pl.Trainer, *_: Any) -> None:
+        self.rates.append(t.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(self, t: pl.Trainer, m: Any, outputs: Any, *_: Any) -> None:
+        self.losses.append(outputs["loss"].item())
+
+
+def small(data_dir: Path, **options: Any) -> CIFAR10DataModule:
+    return CIFAR10DataModule(data_dir, **{"val_split": 49_000, "batch_size": 100} | options)
+
+
+class Flat(nn.Module):
+    """A network of somebody else's, which returns logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3072, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.flatten(1))
+
+
+class Send(pl.Callback):
+    """Sends this process a signal, as the user or the system does, when a batch begins."""
+
+    def __init__(self, number: int, at: int, times: int = 1, validation: bool = False) -> None:
+        self.number, self.at, self.times, self.validation = number, at, times, validation
+
+    def on_train_batch_start(self, t: pl.Trainer, *_: Any) -> None:
+        if t.global_step == self.at and not self.validation:
+            self._send()
+
+    def on_validation_batch_start(self, t: pl.Trainer, *_: Any) -> None:
+        if t.global_step == self.at and self.validation:
+            self._send()
+
+    def _send(self) -> None:
+        times, self.times = self.times, 0
+        for _ in range(times):
+            os.kill(os.getpid(), self.number)
+
+
+class Training:
+    """One training that is started as often as it takes, with the same lines each time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        data_dir: Path,
+        network: Callable[[], nn.Module] = lambda: CustomResNet(width=1),
+        recipe: Recipe | str = "muon",
+        callbacks: Callable[[], list[pl.Callback]] = list,
+        data: dict[str, Any] | None = None,
+        every_seconds: float = 1000.0,
+        **options: Any,
+    ) -> None:
+        self.folder = folder
+        self.last = LastCheckpoint(folder, every_seconds=every_seconds)
+        self.data_dir, self.data = data_dir, data or {}
+        self.network, self.recipe = network, recipe
+        self.callbacks = callbacks
+        self.options = {"max_epochs": 3, "log_every_n_steps": 1} | options
+        self.losses: list[float] = []
+
+    def run(self, *callbacks: pl.Callback) -> pl.Trainer:
+        torch.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)
+        collect = Collect()
+        model = ImageClassifier(self.network(), self.recipe, num_classes=10)
+        logger = TensorBoardLogger(str(self.folder), name="", version="log")
+        t = trainer(
+            self.folder, callbacks=[self.last, collect, *self.callbacks(), *callbacks],
+            logger=logger, enable_checkpointing=True, **self.options,
+        )  # fmt: skip
+        try:
+            newest = self.last.newest()
+            t.fit(model, self._data_module(), ckpt_path=newest, weights_only=True)
+        finally:
+            self.losses += collect.losses
+        return t
+
+    def _data_module(self) -> CIFAR10DataModule:
+        """One for all trainings of a kind: it gives each fit a loader of its own."""
+        key = str(self.data)
+        if key not in DATA_MODULES:
+            DATA_MODULES[key] = small(self.data_dir, **self.data)
+        return DATA_MODULES[key]
+
+    def left(self) -> dict[str, Any]:
+        """What a finished training has left."""
+        path = self.last.newest()
+        assert path is not None
+        saved = torch.load(path, weights_only=True)
+        return {
+            "weights": saved["state_dict"],
+            "averages": saved.get("current_model_state"),
+            "optimizer": saved["optimizer_states"],
+            "schedule": saved["lr_schedulers"],
+            "generators": saved["callbacks"].get("LastCheckpoint"),
+            "step": saved["global_step"],
+            "log": read_curves(self.folder / "log"),
+        }
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
