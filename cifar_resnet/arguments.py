@@ -24,11 +24,11 @@ __all__ = [
     "FRACTION",
     "NON_NEGATIVE",
     "POSITIVE",
+    "boolean",
     "choice",
     "colormap",
     "device",
     "figure",
-    "flag",
     "function",
     "integer",
     "is_integer",
@@ -50,12 +50,12 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def integer(name: str, value: Any, *, least: int, instead: str = "") -> int:
-    """An integer of at least `least`. `instead` tells what else the caller takes."""
-    message = f"{name} must be an integer of at least {least}{instead}, but got {value!r}."
+def integer(name: str, value: Any, *, minimum: int, instead: str = "") -> int:
+    """An integer of at least `minimum`. `instead` names what else the caller accepts."""
+    message = f"{name} must be an integer of at least {minimum}{instead}, but got {value!r}."
     if not is_integer(value):
         raise TypeError(message)
-    if value < least:
+    if value < minimum:
         raise ValueError(message)
     return int(value)
 
@@ -72,7 +72,7 @@ def number(name: str, value: Any, within: Range) -> float:
     return plain
 
 
-def flag(name: str, value: Any) -> bool:
+def boolean(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, but got {value!r}.")
     return value

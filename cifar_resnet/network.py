@@ -80,12 +80,12 @@ class CustomResNet(nn.Module):
         head_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.width = width = arguments.integer("width", width, least=1)
-        self.num_classes = num_classes = arguments.integer("num_classes", num_classes, least=1)
-        self.in_channels = in_channels = arguments.integer("in_channels", in_channels, least=1)
-        self.norm_first = arguments.flag("norm_first", norm_first)
+        self.width = width = arguments.integer("width", width, minimum=1)
+        self.num_classes = num_classes = arguments.integer("num_classes", num_classes, minimum=1)
+        self.in_channels = in_channels = arguments.integer("in_channels", in_channels, minimum=1)
+        self.norm_first = arguments.boolean("norm_first", norm_first)
         self.activation = activation = arguments.choice("activation", activation, (*_ACTIVATIONS,))
-        arguments.flag("residual2", residual2)
+        arguments.boolean("residual2", residual2)
         self.head_scale = arguments.number("head_scale", head_scale, arguments.POSITIVE)
 
         block = partial(_conv_block, norm_first=norm_first, activation=activation)

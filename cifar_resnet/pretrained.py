@@ -99,7 +99,7 @@ def save(
     from safetensors.torch import save as to_bytes
 
     path = arguments.path("path", path)
-    arguments.flag("half", half)
+    arguments.boolean("half", half)
     if training is not None and not isinstance(training, Mapping):
         raise TypeError(f"training must be a dictionary, but got {training!r}.")
     try:

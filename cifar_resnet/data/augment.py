@@ -71,7 +71,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in ("crop_padding", "cutout"):
-            pixels = arguments.integer(name, getattr(self, name), least=0)
+            pixels = arguments.integer(name, getattr(self, name), minimum=0)
             object.__setattr__(self, name, pixels)
         arguments.choice("flip", self.flip, _FLIPS)
         arguments.choice("padding_mode", self.padding_mode, _PADDING_MODES)

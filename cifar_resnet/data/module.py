@@ -117,14 +117,14 @@ class CIFAR10DataModule(LightningDataModule):
             if data_dir is not None
             else sources.default_data_dir()
         )
-        self.batch_size = arguments.integer("batch_size", batch_size, least=1)
+        self.batch_size = arguments.integer("batch_size", batch_size, minimum=1)
         self.val_split = val_split
         self._held_out = _held_out(val_split)
-        self.num_workers = arguments.integer("num_workers", num_workers, least=0)
-        self.seed = arguments.integer("seed", seed, least=0)
-        self.shuffle = arguments.flag("shuffle", shuffle)
-        self.pin_memory = arguments.flag("pin_memory", pin_memory)
-        self.drop_last = arguments.flag("drop_last", drop_last)
+        self.num_workers = arguments.integer("num_workers", num_workers, minimum=0)
+        self.seed = arguments.integer("seed", seed, minimum=0)
+        self.shuffle = arguments.boolean("shuffle", shuffle)
+        self.pin_memory = arguments.boolean("pin_memory", pin_memory)
+        self.drop_last = arguments.boolean("drop_last", drop_last)
         self.augmentation = Augmentation(crop_padding, flip, cutout, padding_mode)
         self.augmentation.check_side(self.dims[1])
         expected = (
@@ -141,7 +141,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.val_transforms = val_transforms
         self.test_transforms = test_transforms
         self.device = arguments.device("device", device)
-        self.download = arguments.flag("download", download)
+        self.download = arguments.boolean("download", download)
         self._arrays: Arrays | None = None
         self._split: dict[str, NDArray[np.intp]] = {}
         self._banks: dict[tuple[str, torch.device, Augmentation | None], ImageBank] = {}
@@ -255,7 +255,7 @@ class CIFAR10DataModule(LightningDataModule):
         ]
         order = BatchOrder(
             len(samples),
-            arguments.integer("batch_size", self.batch_size, least=1),
+            arguments.integer("batch_size", self.batch_size, minimum=1),
             # overfitting is about the same few batches again and again
             shuffle=self.shuffle and training and not overfit,
             drop_last=self.drop_last and training,

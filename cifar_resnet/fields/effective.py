@@ -175,7 +175,7 @@ def effective_receptive_field(
             f"images must have the shape (N, C, *spatial) with at least one image, "
             f"but got {tuple(images.shape)}."
         )
-    batch_size = arguments.integer("batch_size", batch_size, least=1)
+    batch_size = arguments.integer("batch_size", batch_size, minimum=1)
     if unit is not None:
         given = arguments.sequence("unit", unit, "an index for each direction")
         if not all(map(arguments.is_integer, given)):

@@ -138,7 +138,7 @@ def plot_effective(field: EffectiveReceptiveField, log: bool, fig: Figure | None
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    arguments.flag("log", log)
+    arguments.boolean("log", log)
     arguments.figure("fig", fig)
     if field.map.dim() != 2:
         raise ValueError(

@@ -110,8 +110,8 @@ def check_receptive_field(
         40 outputs agree in every unit; rows probed: 32 of 32 x 32 of 32
     """
     if positions is not None:
-        positions = integer("positions", positions, least=1, instead=", or None for all")
-    batch_size = integer("batch_size", batch_size, least=1)
+        positions = integer("positions", positions, minimum=1, instead=", or None for all")
+    batch_size = integer("batch_size", batch_size, minimum=1)
     fields = receptive_field(
         model, input_size, inputs=inputs, source=source, spatial_dims=spatial_dims, rules=rules
     )

@@ -186,7 +186,7 @@ class LayerField:
             IndexError: If there is no such unit.
             ValueError: If the unit sees nothing.
         """
-        arguments.flag("clip", clip)
+        arguments.boolean("clip", clip)
         place = self._place(unit)
         regions = []
         for support in self._supports:

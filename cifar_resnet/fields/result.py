@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cifar_resnet.arguments import flag
+from cifar_resnet.arguments import boolean
 from cifar_resnet.fields.records import LayerField
 
 if TYPE_CHECKING:
@@ -91,13 +91,13 @@ class ReceptiveFields(Mapping[str, LayerField]):
         """
         from cifar_resnet.fields.tables import text_table
 
-        return text_table(self, flag("every_layer", every_layer))
+        return text_table(self, boolean("every_layer", every_layer))
 
     def to_markdown(self, *, every_layer: bool = False) -> str:
         """The same table in Markdown."""
         from cifar_resnet.fields.tables import markdown_table
 
-        return markdown_table(self, flag("every_layer", every_layer))
+        return markdown_table(self, boolean("every_layer", every_layer))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """All records as plain numbers, strings and lists, ready for `json.dumps`."""

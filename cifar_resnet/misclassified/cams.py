@@ -135,8 +135,8 @@ def explain(
         )
     check_target_layers(target_layers)
     check_reshape(reshape_transform)
-    arguments.flag("raw", raw)
-    batch_size = arguments.integer("batch_size", batch_size, least=1)
+    arguments.boolean("raw", raw)
+    batch_size = arguments.integer("batch_size", batch_size, minimum=1)
     if device is not None:
         device = arguments.device("device", device)
     if len(images) == 0:

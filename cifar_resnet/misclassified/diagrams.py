@@ -65,7 +65,7 @@ def show_confusion_matrix(
     from matplotlib.figure import Figure
 
     _check(found, "show_confusion_matrix")
-    arguments.flag("normalize", normalize)
+    arguments.boolean("normalize", normalize)
     check_figure(fig, None, save_path, cmap=cmap, dpi=dpi)
     classes = len(found.class_names)
     counts = found.confusion.double().numpy()

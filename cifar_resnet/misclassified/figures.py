@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from cifar_resnet import arguments
+from cifar_resnet.data.class_names import as_class_names, check_class
 from cifar_resnet.misclassified.cams import METHODS, check_method, check_reshape, explain
 from cifar_resnet.misclassified.cells import GAP, LEAST_WIDTH, LINE, PANEL, bars_of, draw_cell
 from cifar_resnet.misclassified.layers import Reshape, check_target_layers
 from cifar_resnet.misclassified.records import MisclassifiedSamples
-from cifar_resnet.misclassified.scan import SORTS, as_class_names, check_class, find_misclassified
+from cifar_resnet.misclassified.scan import SORTS, find_misclassified
 from cifar_resnet.normalization import as_statistics
 from cifar_resnet.plotting.saving import check_save_path, save_figure
 
@@ -233,7 +234,7 @@ def _check_figsize(figsize: Any) -> None:
 
 # The arguments that can be told before the work, each with its check.
 _CHECKS: dict[str, Callable[[Any], object]] = {
-    "n": partial(arguments.integer, "n", least=1),
+    "n": partial(arguments.integer, "n", minimum=1),
     "sort_by": partial(arguments.choice, "sort_by", choices=SORTS),
     "true_class": partial(check_class, "true_class"),
     "pred_class": partial(check_class, "pred_class"),
@@ -243,13 +244,13 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
     "reshape_transform": check_reshape,
     "alpha": partial(arguments.number, "alpha", within=arguments.FRACTION),
     "cmap": partial(arguments.colormap, "cmap"),
-    "top_k": partial(arguments.integer, "top_k", least=0),
-    "columns": partial(arguments.integer, "columns", least=1),
+    "top_k": partial(arguments.integer, "top_k", minimum=0),
+    "columns": partial(arguments.integer, "columns", minimum=1),
     "figsize": _check_figsize,
     "dpi": partial(arguments.number, "dpi", within=arguments.POSITIVE),
-    "batch_size": partial(arguments.integer, "batch_size", least=1),
+    "batch_size": partial(arguments.integer, "batch_size", minimum=1),
     "class_names": as_class_names,
-    "seed": partial(arguments.integer, "seed", least=0),
+    "seed": partial(arguments.integer, "seed", minimum=0),
 }
 _OPTIONAL = {
     "true_class", "pred_class", "target_layers", "reshape_transform", "columns", "figsize",

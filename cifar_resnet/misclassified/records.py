@@ -162,7 +162,7 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
             TypeError: If `n` is no integer.
             ValueError: If it is smaller than 1.
         """
-        n = arguments.integer("n", n, least=1)
+        n = arguments.integer("n", n, minimum=1)
         wrong = self.confusion.clone().fill_diagonal_(0)
         classes = len(self.class_names)
         order = wrong.flatten().argsort(descending=True, stable=True)[:n].tolist()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_resnet import arguments
+from cifar_resnet.data.class_names import as_class_names, check_class, class_index
 from cifar_resnet.data.reading import Source, as_source
 from cifar_resnet.misclassified.execution import placed
 from cifar_resnet.misclassified.records import (
@@ -89,16 +90,16 @@ def find_misclassified(
     """
     model = unwrap_compiled(model)
     if n is not None:
-        n = arguments.integer("n", n, least=1, instead=", or None for all")
+        n = arguments.integer("n", n, minimum=1, instead=", or None for all")
     sort_by = arguments.choice("sort_by", sort_by, SORTS)
     check_class("true_class", true_class)
     check_class("pred_class", pred_class)
-    batch_size = arguments.integer("batch_size", batch_size, least=1)
+    batch_size = arguments.integer("batch_size", batch_size, minimum=1)
     if device is not None:
         device = arguments.device("device", device)
     names = as_class_names(class_names)
     given = as_statistics(mean, std)
-    seed = arguments.integer("seed", seed, least=0)
+    seed = arguments.integer("seed", seed, minimum=0)
     source = as_source(data, batch_size)
     with (
         preserve_state(model),
@@ -251,35 +252,3 @@ class _Keeper:
             true_class=None if self.numbers[0] is None else self.names[self.numbers[0]],
             pred_class=None if self.numbers[1] is None else self.names[self.numbers[1]],
         )
-
-
-def class_index(wanted: int | str | None, names: Sequence[str], argument: str) -> int | None:
-    """A class given by name or number, as a number."""
-    check_class(argument, wanted)
-    if wanted is None:
-        return None
-    if isinstance(wanted, str) and wanted in names:
-        return list(names).index(wanted)
-    if not isinstance(wanted, str) and 0 <= wanted < len(names):
-        return int(wanted)
-    raise ValueError(
-        f"{argument} must be a number from 0 to {len(names) - 1} or one of {', '.join(names[:20])}"
-        f"{', ...' if len(names) > 20 else ''}, but got {wanted!r}."
-    )
-
-
-def check_class(argument: str, wanted: Any) -> None:
-    """Raise for what cannot be a class, whatever classes there are."""
-    if wanted is None or isinstance(wanted, str):
-        return
-    message = f"{argument} must be the number or the name of a class, but got {wanted!r}."
-    if not arguments.is_integer(wanted):
-        raise TypeError(message)
-    if wanted < 0:
-        raise ValueError(message)
-
-
-def as_class_names(class_names: Any) -> tuple[str, ...] | None:
-    if class_names is None:
-        return None
-    return tuple(map(str, arguments.sequence("class_names", class_names, "a sequence of names")))

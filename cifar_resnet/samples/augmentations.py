@@ -81,7 +81,7 @@ def show_augmentations(
     from cifar_resnet.data.module import CIFAR10DataModule
 
     check_figure(fig, figsize, save_path, n=n, dpi=dpi, seed=seed)
-    epochs = arguments.integer("epochs", epochs, least=1)
+    epochs = arguments.integer("epochs", epochs, minimum=1)
     wanted = None if indices is None else _indices(indices)
     data = CIFAR10DataModule() if data is None else data
     if not isinstance(data, CIFAR10DataModule):

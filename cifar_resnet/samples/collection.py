@@ -24,8 +24,8 @@ from torch.utils.data import (
 
 from cifar_resnet import arguments
 from cifar_resnet.data.augment import Augmentation
+from cifar_resnet.data.class_names import as_class_names
 from cifar_resnet.data.reading import Source, as_source
-from cifar_resnet.misclassified.scan import as_class_names
 from cifar_resnet.normalization import Statistics
 from cifar_resnet.plotting.pictures import Pixels, as_pixels, pictures_as_tensors
 

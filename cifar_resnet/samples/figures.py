@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cifar_resnet import arguments
+from cifar_resnet.data.class_names import check_class, class_index
 from cifar_resnet.misclassified.figures import check_figure
-from cifar_resnet.misclassified.scan import check_class, class_index
 from cifar_resnet.normalization import as_statistics
 from cifar_resnet.plotting.grid import Panel, draw_grid, shortened
 from cifar_resnet.plotting.pictures import as_pixels, as_tensor
@@ -157,7 +157,7 @@ def show_class_samples(
         6
     """
     check_figure(fig, figsize, save_path, dpi=dpi, seed=seed)
-    per_class = arguments.integer("per_class", per_class, least=1)
+    per_class = arguments.integer("per_class", per_class, minimum=1)
     wanted = None if classes is None else _wanted(classes)
     collection = as_collection(data, split, class_names, as_statistics(mean, std))
     numbers = collection.labels()

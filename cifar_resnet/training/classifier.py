@@ -77,7 +77,7 @@ class ImageClassifier(LightningModule):
         self._check_options(network)
         classes = getattr(network, "num_classes", None)
         if num_classes is not None:
-            num_classes = arguments.integer("num_classes", num_classes, least=2)
+            num_classes = arguments.integer("num_classes", num_classes, minimum=2)
             if arguments.is_integer(classes) and classes != num_classes:
                 raise ValueError(
                     f"num_classes is {num_classes} (given, or from the checkpoint that is loaded), "

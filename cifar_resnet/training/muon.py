@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
             ("weight_decay", arguments.NON_NEGATIVE),
         ):
             group[name] = arguments.number(name, group[name], within)
-        arguments.flag("orthogonal", group["orthogonal"])
+        arguments.boolean("orthogonal", group["orthogonal"])
         super().add_param_group(group)
         added = self.param_groups[-1]
         vectors = [p for p in added["params"] if p.dim() < 2]

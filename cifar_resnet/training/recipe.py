@@ -97,11 +97,11 @@ class Recipe:
         for field, choices in _CHOICES.items():
             plain[field] = arguments.choice(field, getattr(self, field), choices)
         for field in ("norm_first", "residual2"):
-            plain[field] = arguments.flag(field, getattr(self, field))
+            plain[field] = arguments.boolean(field, getattr(self, field))
         for field, within in _NUMBERS.items():
             plain[field] = arguments.number(field, getattr(self, field), within)
         for field, least in _INTEGERS.items():
-            plain[field] = arguments.integer(field, getattr(self, field), least=least)
+            plain[field] = arguments.integer(field, getattr(self, field), minimum=least)
         # Checkpoints and reports take plain values only, not those of NumPy.
         for field, value in plain.items():
             object.__setattr__(self, field, value)
