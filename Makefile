@@ -8,7 +8,7 @@ ARGS ?=
 .PHONY: train test lint types docs check-site figures build clean
 
 train: $(VENV)/installed
-	$(BIN)/python examples/train_24.py $(ARGS)
+	$(BIN)/cifar-resnet train $(ARGS)
 
 test: lint types $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
