@@ -20,7 +20,7 @@ def test_the_ranks_share_the_epoch(
     samples: int, batch_size: int, world_size: int, shuffle: bool, epoch: int
 ) -> None:
     if samples < world_size:
-        with pytest.raises(ValueError, match="cannot be shared among"):
+        with pytest.raises(ValueError, match="cannot be divided among"):
             BatchOrder(
                 samples,
                 batch_size,
