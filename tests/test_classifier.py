@@ -519,7 +519,9 @@ def test_the_first_bad_loss_of_several_is_named(
     seen: int,
 ) -> None:
     """As on a GPU, where losses are looked at together to avoid waiting at every step."""
-    monkeypatch.setattr(ImageClassifier, "_is_costly_to_ask", staticmethod(lambda device: True))
+    monkeypatch.setattr(
+        ImageClassifier, "_needs_synchronization", staticmethod(lambda device: True)
+    )
 
     class Poison(pl.Callback):
         def on_train_batch_start(self, t: pl.Trainer, m: Any, batch: Any, index: int) -> None:

@@ -27,9 +27,9 @@ def test_sums_do_not_depend_on_when_somebody_looks(look_after: tuple[int, ...]) 
         right.append((scores.numpy().argmax(1) == labels.numpy()).sum())
         sizes.append(len(labels))
         if index in look_after:
-            message += epoch_sums.look()
-            assert epoch_sums.look() == []
-    message += epoch_sums.look()
+            message += epoch_sums.synchronize()
+            assert epoch_sums.synchronize() == []
+    message += epoch_sums.synchronize()
     assert [loss for loss, _ in message] == losses
     assert [batch.step for _, batch in message] == [0, 1, 2]
     assert [batch.learning_rate for _, batch in message] == [0, 0.1, 0.2]
@@ -44,7 +44,7 @@ def test_restored_sums_go_on_and_reset_ones_begin_again() -> None:
     for index, (scores, labels) in enumerate(data):
         for sums in (whole, first if index < 2 else second):
             add(sums, scores, labels)
-            sums.look()
+            sums.synchronize()
         if index == 1:
             saved = first.sums()
             second.restore(saved)
@@ -57,5 +57,5 @@ def test_restored_sums_go_on_and_reset_ones_begin_again() -> None:
 def test_the_graph_of_a_batch_is_not_kept() -> None:
     epoch_sums, scores = EpochSums(), torch.randn(3, 4, requires_grad=True)
     add(epoch_sums, scores, torch.zeros(3, dtype=torch.long))
-    ((_, batch),) = epoch_sums.look()
+    ((_, batch),) = epoch_sums.synchronize()
     assert not batch.loss.requires_grad
