@@ -1,4 +1,4 @@
-"""EpochSums: the sums of an epoch against NumPy, however often somebody looks."""
+"""EpochSums: the sums of an epoch against NumPy, however often they are synchronized."""
 
 import numpy as np
 import pytest
@@ -17,28 +17,28 @@ def add(epoch_sums: EpochSums, scores: torch.Tensor, labels: torch.Tensor, step:
     epoch_sums.add(loss, scores, labels, step=step, learning_rate=step / 10)
 
 
-@pytest.mark.parametrize("look_after", [(), (0,), (0, 1, 2)])
-def test_sums_do_not_depend_on_when_somebody_looks(look_after: tuple[int, ...]) -> None:
-    epoch_sums, message = EpochSums(), []
-    losses, right, sizes = [], [], []
+@pytest.mark.parametrize("after", [(), (0,), (0, 1, 2)])
+def test_sums_do_not_depend_on_when_they_are_synchronized(after: tuple[int, ...]) -> None:
+    epoch_sums, batches_seen = EpochSums(), []
+    losses, correct, sizes = [], [], []
     for index, (scores, labels) in enumerate(batches()):
         add(epoch_sums, scores, labels, step=index)
         losses.append(F.cross_entropy(scores, labels).item())
-        right.append((scores.numpy().argmax(1) == labels.numpy()).sum())
+        correct.append((scores.numpy().argmax(1) == labels.numpy()).sum())
         sizes.append(len(labels))
-        if index in look_after:
-            message += epoch_sums.synchronize()
+        if index in after:
+            batches_seen += epoch_sums.synchronize()
             assert epoch_sums.synchronize() == []
-    message += epoch_sums.synchronize()
-    assert [loss for loss, _ in message] == losses
-    assert [batch.step for _, batch in message] == [0, 1, 2]
-    assert [batch.learning_rate for _, batch in message] == [0, 0.1, 0.2]
-    assert [batch.correct.item() for _, batch in message] == right
-    expected = [np.dot(losses, sizes), sum(right), sum(sizes)]
+    batches_seen += epoch_sums.synchronize()
+    assert [loss for loss, _ in batches_seen] == losses
+    assert [batch.step for _, batch in batches_seen] == [0, 1, 2]
+    assert [batch.learning_rate for _, batch in batches_seen] == [0, 0.1, 0.2]
+    assert [batch.correct.item() for _, batch in batches_seen] == correct
+    expected = [np.dot(losses, sizes), sum(correct), sum(sizes)]
     np.testing.assert_allclose(epoch_sums.sums(), expected, rtol=1e-12)
 
 
-def test_restored_sums_go_on_and_reset_ones_begin_again() -> None:
+def test_sums_can_be_restored_and_reset() -> None:
     data = batches()
     whole, first, second = EpochSums(), EpochSums(), EpochSums()
     for index, (scores, labels) in enumerate(data):
