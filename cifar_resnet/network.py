@@ -246,10 +246,9 @@ class CustomResNet(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        usual = (
-            CustomResNet.__init__.__kwdefaults__ or {}
-        )  # the options, which are shown if changed
-        shown = {name: v for name, v in self.config().items() if v != usual.get(name)}
+        # The sizes are always shown, the keyword-only options if they are not the default.
+        defaults = CustomResNet.__init__.__kwdefaults__ or {}
+        shown = {name: v for name, v in self.config().items() if v != defaults.get(name)}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def _check(self, images: Tensor) -> None:

@@ -558,7 +558,9 @@ def test_frozen_networks_and_wrong_arguments(data_dir: Path, tmp_path: Path) -> 
         trainer(tmp_path, limit_val_batches=0).fit(ImageClassifier(frozen), small(data_dir))
     with pytest.raises(TypeError, match=r"network must be a torch\.nn\.Module, but got 'resnet'"):
         ImageClassifier("resnet")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"but got None\. Pass num_classes, because Flat does not"):
+    with pytest.raises(
+        ValueError, match=r"but got None\. Pass num_classes, or set this attribute of the F"
+    ):
         ImageClassifier(Flat())
     with pytest.raises(ValueError, match="no recipe 'bets'"):
         ImageClassifier(CustomResNet(width=1), "bets")

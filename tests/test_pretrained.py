@@ -339,7 +339,7 @@ class Own(CustomResNet):
 def test_another_network_must_be_passed(tmp_path: Path, network: Callable[[], nn.Module]) -> None:
     made = network()
     path, _ = checkpoint(tmp_path, made)
-    with pytest.raises(TypeError, match=r"pass load_from_checkpoint\(path, network=\.\.\.\)"):
+    with pytest.raises(TypeError, match=r"use load_from_checkpoint\(path, network=\.\.\.\)"):
         ImageClassifier.load_from_checkpoint(path)
     again = ImageClassifier.load_from_checkpoint(path, network=network())
     assert all(map(torch.equal, again.network.parameters(), made.parameters()))

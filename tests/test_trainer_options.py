@@ -429,7 +429,7 @@ def test_a_resumed_run_goes_on_with_its_averages(
         ({}, [10, 20]),
     ],
 )
-def test_when_validation_comes_and_that_training_does_not_notice(
+def test_validation_runs_on_time_and_does_not_change_training(
     data_dir: Path, tmp_path: Path, options: dict[str, Any], after: list[int]
 ) -> None:
     steps = []

@@ -116,7 +116,7 @@ class LastCheckpoint(Checkpoint):
                 return path
             damages.append(f"{path} is damaged ({damage})")
         if damages:
-            raise ValueError(f"{'; '.join(damages)}. Delete {self.dirpath} to start again.")
+            raise ValueError(f"{'; '.join(damages)}. Delete the damaged files to start again.")
         return None
 
     # --- when to save -----------------------------------------------------------------------------

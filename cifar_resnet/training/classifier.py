@@ -27,6 +27,11 @@ from cifar_resnet.training.tta import mirror_scores, six_view_scores
 __all__ = ["ImageClassifier"]
 
 _EPOCH_SUMS = "cifar_resnet.epoch_sums"  # key in a checkpoint
+# Checkpoints store None for a network that they cannot rebuild.
+_NOT_IN_CHECKPOINT = (
+    " Only a CustomResNet is rebuilt from a checkpoint; for any other network, use "
+    "load_from_checkpoint(path, network=...)."
+)
 
 
 class ImageClassifier(LightningModule):
@@ -82,11 +87,8 @@ class ImageClassifier(LightningModule):
         if isinstance(network, Mapping):
             network = CustomResNet(**network)
         if not isinstance(network, nn.Module):
-            raise TypeError(
-                f"network must be a torch.nn.Module, but got {network!r}. If this comes from "
-                "load_from_checkpoint: only a CustomResNet is rebuilt from a checkpoint; for any "
-                "other network, pass load_from_checkpoint(path, network=...)."
-            )
+            remedy = "" if network is not None else _NOT_IN_CHECKPOINT
+            raise TypeError(f"network must be a torch.nn.Module, but got {network!r}.{remedy}")
         self.recipe = as_recipe(recipe)
         self._check_options(network)
         classes = getattr(network, "num_classes", None)
@@ -103,7 +105,7 @@ class ImageClassifier(LightningModule):
         if not arguments.is_integer(classes) or classes < 2:
             raise ValueError(
                 f"The number of classes must be an integer of at least 2, but got {classes!r}. "
-                f"Pass num_classes, because {type(network).__name__} does not have this attribute."
+                f"Pass num_classes, or set this attribute of the {type(network).__name__}."
             )
         # Plain values only, so that checkpoints load with torch's weights_only=True.
         classes = int(classes)
