@@ -48,6 +48,8 @@ ALLOWED = {
     "effective_receptive_field": {"torch"},
     "find_misclassified": {"torch"},
     "label_suspects": set(),
+    "make_optimizer": {"torch"},
+    "make_scheduler": {"torch"},
     "pretrained_weights": {"torch"},
     "receptive_field": {"torch"},
     "show_augmentations": {"torch"},

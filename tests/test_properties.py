@@ -383,8 +383,8 @@ def test_the_sums_of_an_epoch_are_the_sums_over_its_images(case: Any, sizes: lis
             F.cross_entropy(batch, answers), batch, answers, step=step, learning_rate=0.1
         )
         if step % 2:
-            epoch_sums.look()
-    epoch_sums.look()
+            epoch_sums.synchronize()
+    epoch_sums.synchronize()
     loss, correct, number = epoch_sums.sums().tolist()
     classes = list(range(scores.shape[1]))
     assert loss == pytest.approx(
