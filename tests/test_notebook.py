@@ -70,15 +70,15 @@ def test_every_step_is_explained() -> None:
     cells = nbformat.read(PATH, as_version=4).cells
     assert [cell.source.splitlines()[0] for cell in cells if cell.source.startswith("## ")] == [
         "## 1. The data",
-        "## 2. An image is numbers",
-        "## 3. The network and what it sees",
+        "## 2. An image is a tensor",
+        "## 3. The network and its receptive fields",
         "## 4. Augmentation",
         "## 5. Training",
         "## 6. Curves",
         "## 7. Test",
-        "## 8. Beside a pretrained network",
-        "## 9. What it gets wrong, and where it looked",
-        "## 10. Keep your network",
+        "## 8. Comparison with a pretrained network",
+        "## 9. Misclassified images",
+        "## 10. Save your network",
         "## What to try next",
     ]
     for cell in cells:
@@ -122,7 +122,8 @@ def test_it_prints_no_warnings(executed: nbformat.NotebookNode) -> None:
 
 def test_the_training_prints_its_progress(executed: nbformat.NotebookNode) -> None:
     text = text_of(executed, "train")
-    lines = re.findall(r"epoch +(\d+) of 2   loss +\d+\.\d{3}   training +\d+\.\d\d % right", text)
+    line = r"epoch +(\d+) of 2   loss +\d+\.\d{3}   training accuracy +\d+\.\d\d %   validation "
+    lines = re.findall(line, text)
     assert lines == ["1", "2"]
 
 
