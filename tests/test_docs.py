@@ -5,7 +5,6 @@ below a block is what it prints, and the messages on the troubleshooting page ar
 import io
 import logging
 import re
-import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -197,24 +196,22 @@ class _Raise(logging.Handler):
 
 
 def _warned(function: Callable[[], Any]) -> None:
-    """Raise warnings that are logged, and the message with which a script exits."""
+    """Raise warnings that are logged."""
     log, handler = logging.getLogger("cifar_resnet"), _Raise(logging.WARNING)
     log.addHandler(handler)
     try:
         function()
-    except SystemExit as ended:
-        raise RuntimeError(ended.code) from ended
     finally:
         log.removeHandler(handler)
 
 
 def _resumed(folder: Path, **files: bytes) -> None:
     from cifar_resnet import LastCheckpoint
+    from cifar_resnet.cli.run_folder import newest_checkpoint
 
     for name, content in files.items():
         (folder / f"{name}.ckpt").write_bytes(content)
-    script = runpy.run_path(str(ROOT / "examples" / "train_24.py"))
-    _warned(lambda: script["newest_checkpoint"](LastCheckpoint(folder)))
+    _warned(lambda: newest_checkpoint(LastCheckpoint(folder)))
 
 
 def _unwritable_checkpoint(folder: Path) -> None:
