@@ -54,7 +54,7 @@ def label_suspects() -> dict[int, LabelSuspect]:
         >>> label_suspects()[1227].given, label_suspects()[1227].guessed
         ('cat', 'dog')
     """
-    file = resources.files("cifar_resnet.misclassified") / "label_suspects.csv"
+    file = resources.files("cifar_resnet.data") / "label_suspects.csv"
     with file.open(encoding="utf-8") as lines:
         rows = csv.DictReader(line for line in lines if not line.startswith("#"))
         found = [
