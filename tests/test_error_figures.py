@@ -1,7 +1,9 @@
-"""The error figures: what they say, in every number of errors; and the callback that logs them."""
+"""Test the figures of errors, for every number of errors, and the callback that logs them."""
 
+import inspect
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,10 +31,16 @@ from cifar_resnet import (
     show_confusion_matrix,
     show_misclassified,
 )
+from cifar_resnet.misclassified.cams import CamOptions
+from cifar_resnet.misclassified.figures import FigureOptions
+from cifar_resnet.misclassified.scan import ScanOptions
+from cifar_resnet.plotting.saving import save_figure
+
+ROOT = Path(__file__).parents[1]
 
 
 class Brightest(nn.Module):
-    """The class is the channel (of a learned mixture) with the highest mean."""
+    """Predict the channel (of a learned mixture) with the highest mean."""
 
     def __init__(self, classes: int = 3, channels: int = 3) -> None:
         super().__init__()
@@ -44,7 +53,7 @@ class Brightest(nn.Module):
 
 
 def data(errors: int, right: int = 3, channels: int = 3) -> TensorDataset:
-    """Images of one channel each; of the errors the label is the next class."""
+    """Return images that are bright in one channel; the label of an error is the next class."""
     number = errors + right
     seen = torch.arange(number) % 3
     images = torch.zeros(number, channels, 8, 8)
@@ -87,12 +96,12 @@ def test_there_is_a_cell_for_each_error(errors: int) -> None:
 
 def test_without_errors_the_figure_says_so() -> None:
     fig = show_misclassified(Brightest(), data(0, right=6))
-    assert texts(fig) == ["No errors in 6 images (100.00 % right)."]
+    assert texts(fig) == ["No errors in 6 images (accuracy 100.00 %)."]
     none = show_misclassified(Brightest(), data(3), true_class=2, pred_class=0)
-    assert texts(none) == ["No errors of 2 taken for 0 in 6 images (50.00 % right)."]
+    assert texts(none) == ["No errors (2 predicted as 0) in 6 images (accuracy 50.00 %)."]
 
 
-def test_a_cell_tells_label_prediction_and_probabilities() -> None:
+def test_a_cell_shows_label_prediction_and_probabilities() -> None:
     names = ["red", "green", "blue"]
     fig = show_misclassified(Brightest(), data(1), class_names=names, top_k=1, pred_class="red")
     said = texts(fig)
@@ -102,7 +111,7 @@ def test_a_cell_tells_label_prediction_and_probabilities() -> None:
                  f"{100 * share:.0f} %", f"{50 * (1 - share):.0f} %"):  # fmt: skip
         assert text in said
     assert "blue" not in said
-    assert "(any class taken for red)" in " ".join(said[0].split())
+    assert "(any class predicted as red)" in " ".join(said[0].split())
 
 
 def test_images_are_nearest_and_keep_their_brightness() -> None:
@@ -150,7 +159,7 @@ def test_suspects_are_marked(data_dir: Path) -> None:
     assert "suspect" not in " ".join(texts(show_misclassified(model, found[plain : plain + 1])))
 
 
-def test_a_found_result_saves_the_second_scan() -> None:
+def test_a_result_saves_the_second_scan() -> None:
     found = find_misclassified(Brightest(), data(10), sort_by="index")
     calls = []
     model = Brightest()
@@ -168,7 +177,10 @@ def test_grey_images_and_images_with_transparency(channels: int) -> None:
 
 
 def test_channels_that_cannot_be_drawn() -> None:
-    with pytest.raises(ValueError, match="Images with 2 channels cannot be drawn"):
+    message = (
+        r"Image \d must have the shape \(C, H, W\) with 1 \(gray\), 3 or 4 channels, but has \(2,"
+    )
+    with pytest.raises(ValueError, match=message):
         show_misclassified(Brightest(channels=2), data(3, channels=2))
 
 
@@ -187,8 +199,8 @@ def test_it_draws_into_a_figure_of_the_user() -> None:
     assert show_misclassified(Brightest(), data(4), n=2, fig=left) is left
     assert show_confusion_matrix(find_misclassified(Brightest(), data(4)), fig=right) is right
     FigureCanvasAgg(mine).draw()
-    fig = show_misclassified(Brightest(), data(4), figsize=(5, 7), columns=1, dpi=80)
-    assert (tuple(fig.get_size_inches()), fig.dpi) == ((5, 7), 80)
+    fig = show_misclassified(Brightest(), data(4), figsize=(5, 7), columns=1)
+    assert (tuple(fig.get_size_inches()), fig.dpi) == ((5, 7), 150)
     lefts = {round(axes.get_position().x0, 3) for axes in cells(fig)}
     assert len(lefts) == 1
 
@@ -200,10 +212,17 @@ def test_pyplot_and_rcparams_are_left_alone() -> None:
     assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
 
 
-def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("errors.png", "errors.pdf", "errors.svg"):
-        show_misclassified(Brightest(), data(2), save_path=tmp_path / name)
-        assert (tmp_path / name).stat().st_size > 1000
+def test_a_figure_is_saved_completely_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fig = show_misclassified(Brightest(), data(2))
+    for name, start in (
+        ("errors.png", b"\x89PNG"),
+        ("errors.PDF", b"%PDF"),
+        ("errors.svg", b"<?xm"),
+    ):
+        save_figure(fig, tmp_path / name)
+        assert (tmp_path / name).read_bytes()[:4] == start
     (tmp_path / "errors.png").write_text("mine")
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -212,44 +231,63 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        show_misclassified(Brightest(), data(2), save_path=tmp_path / "errors.png")
+        save_figure(fig, tmp_path / "errors.png")
     assert (tmp_path / "errors.png").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_path_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
-    class Costly(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            raise AssertionError("it was run")
+def test_the_resolution_of_a_saved_figure(tmp_path: Path) -> None:
+    mine = Figure(figsize=(6, 3))
+    left, _ = mine.subfigures(1, 2)
+    for figure, options, size in ((mine, {}, (900, 450)), (left, {"dpi": 50}, (300, 150))):
+        save_figure(figure, tmp_path / "given.png", **options)  # of a subfigure, the whole figure
+        with Image.open(tmp_path / "given.png") as image:
+            assert image.size == size
 
-    for path, error in (
-        (tmp_path / "missing" / "errors.png", FileNotFoundError),
-        (Path("/proc/errors.png"), PermissionError),
-    ):
-        with pytest.raises(error, match="save_path"):
-            show_misclassified(Costly(), data(3), save_path=path)
-    folder = tmp_path / "folder.png"
-    folder.mkdir()
-    with pytest.raises(IsADirectoryError, match="is a folder"):
-        show_misclassified(Costly(), data(3), save_path=folder)
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("errors.docx", ValueError, "Format 'docx' is not supported"),
+        ("errors", ValueError, "Format '' is not supported"),
+        ("missing/errors.png", FileNotFoundError, "missing"),
+        ("folder.png", OSError, "folder.png"),
+    ],
+)
+def test_a_figure_that_cannot_be_saved(
+    name: str, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(error, match=message):
+        save_figure(Figure(), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_the_options_have_the_defaults_of_the_function() -> None:
+    parameters = inspect.signature(show_misclassified).parameters
+    for options in (ScanOptions, CamOptions, FigureOptions):
+        defaults = {each.name: each.default for each in fields(options) if each.name in parameters}
+        if options is CamOptions:
+            del defaults["batch_size"]  # of the maps; the argument is that of the scan
+        assert defaults == {name: parameters[name].default for name in defaults}
+        assert len(defaults) > 2
 
 
 # -- matrix and calibration -------------------------------------------------------------------
 
 
-def test_the_confusion_matrix_shows_the_counts(tmp_path: Path) -> None:
+def test_the_confusion_matrix_shows_the_counts() -> None:
     found = find_misclassified(Brightest(), data(4), class_names=["red", "green", "blue"])
-    fig = show_confusion_matrix(found, save_path=tmp_path / "matrix.png")
+    fig = show_confusion_matrix(found)
     numbers = [int(text.get_text()) for text in fig.axes[0].texts]
     assert numbers == found.confusion.flatten().tolist()
     errors = fig.axes[0].images[0].get_array()
     assert np.ma.getmaskarray(errors).diagonal().all()  # gray
     labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
-    assert labels[0] == "red  (50.0 % right)"
+    assert labels[0] == "red  (50.0 %)"
     shares = show_confusion_matrix(found, normalize=True).axes[0].texts
     rows = np.array([float(text.get_text()) for text in shares]).reshape(3, 3).sum(1)
     assert rows == pytest.approx([100] * 3, abs=0.2)
-    assert (tmp_path / "matrix.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_many_classes_and_classes_without_images() -> None:
@@ -261,7 +299,7 @@ def test_many_classes_and_classes_without_images() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         labels = show_confusion_matrix(few).axes[0].get_yticklabels()
-    assert labels[4].get_text() == "4  (no image)"
+    assert labels[4].get_text() == "4  (no images)"
 
 
 def test_the_reliability_diagram() -> None:
@@ -311,7 +349,7 @@ def test_the_callback_logs_and_saves_after_a_test(data_dir: Path, tmp_path: Path
     assert sorted(path.stem for path in (tmp_path / "figures").glob("*.png")) == names
 
 
-def test_the_callback_sees_what_a_limited_test_saw(data_dir: Path, tmp_path: Path) -> None:
+def test_the_callback_sees_the_samples_of_a_limited_test(data_dir: Path, tmp_path: Path) -> None:
     callback = LogMisclassified(n=2)
     run_test(callback, tmp_path, CIFAR10DataModule(data_dir, batch_size=100), logger=False,
              limit_test_batches=2)  # fmt: skip
@@ -319,7 +357,7 @@ def test_the_callback_sees_what_a_limited_test_saw(data_dir: Path, tmp_path: Pat
     assert callback.found.total == 200
 
 
-def test_the_callback_with_a_loader_of_the_user(tmp_path: Path) -> None:
+def test_the_callback_with_a_plain_loader(tmp_path: Path) -> None:
     samples = TensorDataset(torch.rand(20, 3, 32, 32), torch.arange(20) % 10)
     callback = LogMisclassified(class_names="abcdefghij", sort_by="index")
     run_test(callback, tmp_path, DataLoader(samples, batch_size=8), logger=False)
@@ -330,7 +368,7 @@ def test_the_callback_with_a_loader_of_the_user(tmp_path: Path) -> None:
         run_test(LogMisclassified(), tmp_path, loaders, logger=False)
 
 
-def test_the_callback_looks_in_the_precision_of_the_trainer() -> None:
+def test_the_callback_uses_the_precision_of_the_trainer() -> None:
     lower: list[bool] = []
 
     class Watched(Brightest):
@@ -356,15 +394,15 @@ def test_the_callback_looks_in_the_precision_of_the_trainer() -> None:
     [
         (
             {"true_class": 3},
-            "true_class cannot be given for errors that are found already. Give it",
+            "true_class cannot be given for errors that are already found. Pass it",
         ),
-        ({"sort_by": "index", "seed": 1}, "sort_by and seed cannot .* Give them to find_miscl"),
+        ({"sort_by": "index", "seed": 1}, "sort_by and seed cannot .* Pass them to find_miscl"),
         ({"mean": torch.zeros(3), "std": torch.ones(3)}, "mean and std cannot be given"),
         ({"class_names": list("abcdefghij")}, "class_names cannot be given"),
         ({"pred_class": "cat"}, "pred_class cannot be given"),
     ],
 )
-def test_found_errors_are_not_chosen_or_sorted_again(options: Any, message: str) -> None:
+def test_a_result_is_not_filtered_or_sorted_again(options: Any, message: str) -> None:
     model = Brightest()
     found = find_misclassified(model, data(10))
     with pytest.raises(ValueError, match=message):
@@ -372,6 +410,6 @@ def test_found_errors_are_not_chosen_or_sorted_again(options: Any, message: str)
     assert show_misclassified(model, found, cam=None, sort_by="loss", batch_size=7).texts
 
 
-def test_samples_are_told_in_a_line() -> None:
+def test_the_repr_of_a_sample_is_short() -> None:
     found = find_misclassified(Brightest(), data(10))
     assert len(repr(found[0])) < 200
