@@ -5,17 +5,21 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test lint types docs check-site figures build clean
+.PHONY: train test test-slow lint types docs check-site figures build clean
 
 train: $(VENV)/installed
-	$(BIN)/python examples/train_24.py $(ARGS)
+	$(BIN)/cifar-resnet train $(ARGS)
 
 test: lint types $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy

@@ -7,13 +7,15 @@ The library's own path trains: `ImageClassifier` under Lightning's `Trainer`, wi
 With --held-out a run trains on 45,000 images, is measured on the 5,000 others, and never looks at
 the test set: that is the mode for tuning. Runs that the result file holds already are not repeated,
 so that an interrupted call goes on where it stopped; calls with different seeds may share a file.
-No run starts that would not end within --minutes. The data must be on disk.
+No run starts that would not end within --minutes. With --checkpoints FOLDER a run that was
+interrupted resumes from its last checkpoint. The data must be on disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import itertools
 import json
 import math
@@ -76,13 +78,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="start no run that ends later"
     )
+    parser.add_argument("--checkpoints", type=Path, help="folder in which runs can resume")
     parser.add_argument("--results", type=Path, default=None)
     args = parser.parse_args()
     try:
         args.recipes = list(chosen_recipes(args.recipes, args.set))
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    from train_24 import pick_device, pick_precision
+    from cifar_resnet.cli.hardware import pick_device, pick_precision
 
     args.device = pick_device()
     args.precision = args.precision or pick_precision(args.device)
@@ -142,9 +145,16 @@ def run_key(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, An
 
 def matches(line: dict[str, Any], key: dict[str, Any]) -> bool:
     """Whether a line is of such a run; recipe fields that came later had their defaults then."""
-    recipe = Recipe().to_dict() | line["recipe"]
+    recipe = Recipe().to_dict() | renamed(line["recipe"])
     same = recipe | {"name": ""} == key["recipe"] | {"name": ""}  # whatever it is called
     return same and all(line[k] == key[k] for k in key if k != "recipe")
+
+
+def renamed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe of a result line with today's field names; older lines have other ones."""
+    names = {"norm_bias_lr": "norm_bias_lr_scale", "test_views": "tta"}
+    values = {names.get(name, name): value for name, value in recipe.items()}
+    return values | ({"tta": "none"} if values.get("tta") == "plain" else {})
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -161,7 +171,13 @@ def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]
     import pytorch_lightning as pl
     import torch
 
-    from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier
+    from cifar_resnet import (
+        AtomicCheckpointIO,
+        CIFAR10DataModule,
+        CustomResNet,
+        ImageClassifier,
+        LastCheckpoint,
+    )
 
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", ".*`isinstance")
@@ -176,19 +192,27 @@ def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]
     )
     network = CustomResNet(args.width, **recipe.network_options())
     model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)
+    last = None
+    if args.checkpoints is not None:
+        key = json.dumps(run_key(recipe, seed, args), sort_keys=True)
+        folder = args.checkpoints / hashlib.sha256(key.encode()).hexdigest()[:16]
+        last = LastCheckpoint(folder, every_seconds=30)
+    checkpoint = last.newest() if last else None
     trainer = pl.Trainer(
+        callbacks=[last] if last else [],
+        plugins=[AtomicCheckpointIO()] if last else [],
         max_epochs=args.epochs,
         accelerator="gpu" if args.device.type in ("cuda", "mps") else "cpu",
         devices=1,
         precision=args.precision,
         limit_val_batches=0,  # the held-out images are looked at once, at the end
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=last is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     start = time.perf_counter()
-    trainer.fit(model, data)
+    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     train_seconds = time.perf_counter() - start
     train_acc = trainer.callback_metrics["train_acc_epoch"].item()
     data.setup()
@@ -198,6 +222,7 @@ def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]
         **{name.removeprefix("test_"): value for name, value in scores.items()},
         "train_acc": train_acc,
         "train_seconds": train_seconds,
+        "resumed": checkpoint is not None,  # then the seconds are those of the last part alone
         "total_seconds": time.perf_counter() - start,
         "parameters": sum(p.numel() for p in network.parameters()),
         **machine(args.device),

@@ -1,4 +1,4 @@
-"""Add finished runs of examples/train_24.py to a result file, and summarize them.
+"""Add finished runs of `cifar-resnet train` to a result file, and summarize them.
 
 python benchmarks/collect.py runs/* --to benchmarks/results/train_24_cpu.jsonl
 """

@@ -1,4 +1,4 @@
-"""Turn a finished run of examples/train_24.py into weights that come with the package.
+"""Turn a finished run of `cifar-resnet train` into weights that come with the package.
 
     python benchmarks/export_weights.py runs/NAME --name quarter
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder that train_24.py has left")
+    parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--name", required=True, help="what from_pretrained shall call them")
     parser.add_argument("--folder", type=Path, default=ROOT / "cifar_resnet" / "weights")
     parser.add_argument("--data-dir", default=None)
@@ -46,7 +46,7 @@ def main() -> None:
     training: dict[str, Any] = {
         "recipe": recipe.name,
         **{name: run[name] for name in FROM_RUN},
-        "command": f"python examples/train_24.py --recipe {recipe.name} --width {run['width']} "
+        "command": f"cifar-resnet train --recipe {recipe.name} --width {run['width']} "
         f"--epochs {run['epochs']} --seed {run['seed']}",
     }
     path = args.folder / f"{args.name}.safetensors"

@@ -39,7 +39,7 @@ class Step:
 
 
 TRAINING = (
-    "examples/train_24.py --width {width} --epochs {epochs} --data-dir {data} --quiet "
+    "-m cifar_resnet train --width {width} --epochs {epochs} --data-dir {data} --quiet "
     "--output-dir {to}/runs"
 )
 COLLECT = "benchmarks/collect.py {run} --to {to}/train_24.jsonl"

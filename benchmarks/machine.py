@@ -1,11 +1,10 @@
-"""What a measurement was made on, and where its result goes."""
+"""Describe the machine of a measurement, and append its result to a file."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import platform
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +15,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-sys.path.insert(0, str(ROOT / "examples"))
 
 
 def machine(device: torch.device | str = "cpu", threads: int | None = None) -> dict[str, Any]:
-    """Hardware, versions and date, for a line of results."""
+    """Return hardware, versions and date, for a line of results."""
     import torch
-    from train_24 import device_name
+
+    from cifar_resnet.cli.hardware import device_name
 
     packages = ("torch", "torchvision", "pytorch-lightning", "cifar_resnet")
     return {
@@ -39,7 +38,7 @@ def machine(device: torch.device | str = "cpu", threads: int | None = None) -> d
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line of results; several processes may write to one file."""
+    """Append a line of results; several processes may write to one file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -97,7 +97,7 @@ def main() -> None:
 
 def in_process(arm: str, args: argparse.Namespace) -> float:
     """Images a second of one arm, in a new process with the allocator that the arm uses."""
-    from train_24 import LARGE_PAGES
+    from cifar_resnet.cli.hardware import LARGE_PAGES
 
     plain = arm.endswith(("plain", "beginner", "torchvision"))
     environment = {name: value for name, value in os.environ.items() if name not in LARGE_PAGES}
@@ -155,7 +155,7 @@ def synchronize() -> None:
 
 
 def picked_device() -> torch.device:
-    from train_24 import pick_device
+    from cifar_resnet.cli.hardware import pick_device
 
     return pick_device()
 
@@ -248,9 +248,9 @@ def steps(width: int, way: str) -> Iterator[int]:
     """Forward, backward and optimizer step on the same batch again and again."""
     import torch
     import torch.nn.functional as F
-    from train_24 import pick_precision
 
     from cifar_resnet import CustomResNet
+    from cifar_resnet.cli.hardware import pick_precision
 
     device = picked_device()
     model = CustomResNet(width).to(device)
@@ -321,7 +321,8 @@ def loop(width: int, data_dir: str) -> Iterator[int]:
     """Our pieces in a loop by hand: the least that a training needs."""
     import torch
     import torch.nn.functional as F
-    from train_24 import pick_precision
+
+    from cifar_resnet.cli.hardware import pick_precision
 
     network, recipe, data = pieces(width, data_dir)
     device = picked_device()
@@ -405,12 +406,13 @@ def under_trainer(
     precision: str | None = None,
     benchmark: bool | None = None,
 ) -> float:
-    """Images a second of a Trainer with a logger and a checkpoint an epoch, as train_24.py has."""
+    """Measure images per second of a Trainer with a logger and a checkpoint per epoch."""
     import logging
 
     import pytorch_lightning as pl
     from pytorch_lightning.loggers import TensorBoardLogger
-    from train_24 import pick_precision
+
+    from cifar_resnet.cli.hardware import pick_precision
 
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", ".*`isinstance")

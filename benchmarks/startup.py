@@ -1,5 +1,5 @@
 """What it costs to start: importing each piece, the first figure of errors with the weights of the
-package, and train_24.py up to its first training step.
+package, and `cifar-resnet train` up to its first training step.
 
     python benchmarks/startup.py [--data-dir DATA] [--rounds 5]
 
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import RESULTS, ROOT, append, machine
+from machine import RESULTS, append, machine
 
 PIECES = (
     "Recipe",
@@ -70,7 +70,9 @@ def main() -> None:
     }
     stages["seconds"] = [sum(run["stage_seconds"][s] for s in BEFORE_STEP) for run in runs]
     stages["process"] = [run["process"] for run in runs]
-    tell(f"train_24.py, width {runs[0]['width']}, to the end of its first step", stages, args)
+    tell(
+        f"cifar-resnet train, width {runs[0]['width']}, to the end of its first step", stages, args
+    )
 
 
 def process(code: str, **options: Any) -> float:
@@ -81,11 +83,14 @@ def process(code: str, **options: Any) -> float:
 
 def smoke_run(data_dir: str) -> dict[str, Any]:
     """The report of a run of a few batches, which starts like a whole one."""
-    script = str(ROOT / "examples" / "train_24.py")
     with tempfile.TemporaryDirectory() as folder:
         options = ["--smoke", "--quiet", "--data-dir", data_dir, "--output-dir", folder]
         start = time.perf_counter()
-        subprocess.run([sys.executable, script, *options], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "cifar_resnet", "train", *options],
+            check=True,
+            capture_output=True,
+        )
         seconds = time.perf_counter() - start
         (report,) = Path(folder).glob("*/metrics.json")
         metrics: dict[str, Any] = json.loads(report.read_text())
@@ -93,7 +98,7 @@ def smoke_run(data_dir: str) -> dict[str, Any]:
 
 
 def tell(title: str, values: dict[str, list[float]], args: argparse.Namespace) -> None:
-    from train_24 import pick_device
+    from cifar_resnet.cli.hardware import pick_device
 
     line = {"benchmark": title, "unit": "s", **values, "n": args.rounds}
     append(args.results, line | machine(pick_device()))

@@ -1,10 +1,11 @@
 """Networks, trainers and data that several test files use."""
 
+import math
 import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -217,3 +218,74 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+def state(module: nn.Module) -> dict[str, Any]:
+    """Return everything that a call might change in a module, as values that can be compared."""
+    result: dict[str, Any] = {}
+    for name, part in module.named_modules():
+        hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks)
+        result[name] = (part.training, sorted(vars(part)), [list(hook.items()) for hook in hooks])
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        values = [None if t is None else (id(t), t.tolist()) for t in (tensor, tensor.grad)]
+        result[f"{name} values"] = (tensor.requires_grad, *values)
+    return result
+
+
+# --- wrong arguments: see test_arguments.py ------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """A wrong value, the error it must raise, and other arguments to pass with it.
+
+    `{name}` in the message stands for the name of the argument.
+    """
+
+    value: Any
+    error: type[Exception]
+    message: str
+    others: dict[str, Any]
+
+
+def row(value: Any, error: type[Exception], message: str, **others: Any) -> Row:
+    return Row(value, error, message, others)
+
+
+def types_and_values(expected: str, types: list[Any], values: list[Any]) -> list[Row]:
+    """Return rows for values of a wrong type and for values out of range."""
+    return [
+        row(value, error, f"{{name}} must be {expected}, but got {value!r}")
+        for error, group in ((TypeError, types), (ValueError, values))
+        for value in group
+    ]
+
+
+def integers(least: int, *, instead: str = "", optional: bool = False) -> list[Row]:
+    types = ["4", 4.0, True, [4], math.nan, np.float64(4), np.bool_(True)]
+    values = [least - 1, np.int64(least - 1), -(10**30)]
+    expected = f"an integer of at least {least}{instead}"
+    return types_and_values(expected, types + ([] if optional else [None]), values)
+
+
+def numbers(expected: str, *outside: float) -> list[Row]:
+    types = ["0.1", True, None, [0.1], 1j, np.bool_(False)]
+    return types_and_values(expected, types, [math.nan, math.inf, -math.inf, *outside])
+
+
+def flags() -> list[Row]:
+    return types_and_values("True or False", ["no", 1, None, np.bool_(True), [True]], [])
+
+
+def choices(*given: str | None) -> list[Row]:
+    expected = f"one of {', '.join(map(repr, given))}"
+    types = [3, True, [given[0]], {given[0]}, b"x", *([] if None in given else [None])]
+    values = ["", "other", str(given[0]).upper(), f"{given[0]} "]
+    return types_and_values(expected, types, values)
+
+
+def paths(expected: str = "a path", *, none: bool = False) -> list[Row]:
+    return types_and_values(expected, [3, b"x", True, *([None] if none else [])], ["", "a\0b"])
+
+
+def functions(expected: str) -> list[Row]:
+    return types_and_values(expected, ["flip", 3, [len]], [])

@@ -1,8 +1,8 @@
-"""Every argument of every public name, given wrongly: by its kind, by its range, and against
-another one. The error is of the kind that is documented, and says what was given and what was
-expected.
+"""Pass wrong arguments to every public function: wrong types, values out of range, and values that
+do not fit the others. Check the error type and a message with the value and what was expected.
 """
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -13,6 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import (
+    Row,
+    choices,
+    flags,
+    functions,
+    integers,
+    numbers,
+    paths,
+    row,
+    state,
+    types_and_values,
+)
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -41,11 +53,11 @@ from cifar_resnet import (
 )
 from cifar_resnet.training.muon import Muon
 
-# --- right arguments ----------------------------------------------------------------------------
+# --- valid arguments -----------------------------------------------------------------------------
 
 
 class Small(nn.Module):
-    """A network of two classes for images of one channel, which takes all for the first."""
+    """A network with two classes for images with one channel; it predicts class 0 for all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,18 +80,32 @@ def data() -> TensorDataset:
     return TensorDataset(images(), torch.tensor([0, 1, 0, 1]))
 
 
-def colors() -> TensorDataset:
+def color_data() -> TensorDataset:
     return TensorDataset(images().expand(4, 3, 4, 4), torch.tensor([0, 1, 0, 1]))
+
+
+def with_state(module: nn.Module) -> Any:
+    """Give a module gradients, hooks and mixed modes, which a call might disturb."""
+    first = next(iter(module.parameters()))
+    first.grad = torch.ones_like(first)
+    # The normalizations stay in training mode: each pass through them would be seen.
+    next(part for part in module.modules() if isinstance(part, nn.Conv2d)).eval()
+    norm = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)][-1]
+    norm.bias.requires_grad_(False)
+    norm.register_forward_hook(lambda *args: None)
+    norm.register_forward_pre_hook(lambda *args: None)
+    norm.register_full_backward_hook(lambda *args: None)
+    return module
 
 
 @cache
 def model() -> Small:
-    return Small()
+    return with_state(Small())
 
 
 @cache
 def network() -> CustomResNet:
-    return CustomResNet(width=1)
+    return with_state(CustomResNet(width=1))
 
 
 @cache
@@ -101,119 +127,20 @@ def kernel() -> nn.Parameter:
     return nn.Parameter(torch.ones(2, 2))
 
 
+def bias() -> nn.Parameter:
+    return nn.Parameter(torch.ones(3))
+
+
 def muon(**options: Any) -> Muon:
     if "orthogonal" in options:  # of a group
         options["params"] = [{name: options.pop(name) for name in ("params", "orthogonal")}]
     return Muon(**options)
 
 
-# Each call by its name: what is called, and right arguments.
-Call = tuple[Callable[..., Any], dict[str, Any]]
-CALLS: dict[str, Callable[[], Call]] = {
-    "CIFAR10DataModule": lambda: (CIFAR10DataModule, {}),
-    "CIFAR10DataModule.denormalize": lambda: (CIFAR10DataModule.denormalize, {}),
-    "CustomResNet": lambda: (CustomResNet, {"width": 1}),
-    "CustomResNet.forward": lambda: (network().forward, {}),
-    "CustomResNet.from_pretrained": lambda: (CustomResNet.from_pretrained, {}),
-    "CustomResNet.logits": lambda: (network().logits, {}),
-    "CustomResNet.save_pretrained": lambda: (
-        network().save_pretrained,
-        {"path": "nowhere/own.safetensors"},
-    ),
-    "EffectiveReceptiveField.plot": lambda: (effective().plot, {}),
-    "EffectiveReceptiveField.side": lambda: (effective().side, {}),
-    "ImageClassifier": lambda: (ImageClassifier, {"network": model(), "num_classes": 2}),
-    "LastCheckpoint": lambda: (LastCheckpoint, {"dirpath": "nowhere"}),
-    "LayerField.center": lambda: (fields()["conv"].center, {}),
-    "LayerField.pixels": lambda: (fields()["conv"].pixels, {}),
-    "LayerField.region": lambda: (fields()["conv"].region, {}),
-    "LayerField.seen": lambda: (fields()["conv"].seen, {}),
-    "LogMisclassified": lambda: (LogMisclassified, {}),
-    "MisclassifiedSamples.most_confused": lambda: (found().most_confused, {}),
-    "Muon": lambda: (muon, {"params": [kernel()], "lr": 0.1}),
-    "Muon.add_param_group": lambda: (Muon([kernel()], 0.1).add_param_group, {}),
-    "ReceptiveFields.plot": lambda: (fields().plot, {"layer": "conv"}),
-    "ReceptiveFields.plot_growth": lambda: (fields().plot_growth, {}),
-    "ReceptiveFields.table": lambda: (fields().table, {}),
-    "ReceptiveFields.to_markdown": lambda: (fields().to_markdown, {}),
-    "Recipe": lambda: (Recipe, {}),
-    "Recipe.learning_rate_factor": lambda: (Recipe.preset("sgd").learning_rate_factor, {}),
-    "Recipe.preset": lambda: (Recipe.preset, {}),
-    "check_receptive_field": lambda: (
-        check_receptive_field,
-        {"model": model(), "input_size": (1, 1, 4, 4)},
-    ),
-    "compute_cams": lambda: (compute_cams, {"model": model(), "images": images(2)}),
-    "effective_receptive_field": lambda: (
-        effective_receptive_field,
-        {"model": model(), "images": images(), "layer": "conv"},
-    ),
-    "find_misclassified": lambda: (find_misclassified, {"model": model(), "data": data()}),
-    "receptive_field": lambda: (receptive_field, {"model": model(), "input_size": (1, 1, 4, 4)}),
-    "show_augmentations": lambda: (show_augmentations, {}),
-    "show_calibration": lambda: (show_calibration, {"found": found()}),
-    "show_class_samples": lambda: (show_class_samples, {"data": data()}),
-    "show_confusion_matrix": lambda: (show_confusion_matrix, {"found": found()}),
-    "show_misclassified": lambda: (show_misclassified, {"model": model(), "data": data()}),
-    "show_rgb_channels": lambda: (show_rgb_channels, {"data": colors()}),
-    "show_samples": lambda: (show_samples, {"data": data()}),
-    "show_training_curves": lambda: (show_training_curves, {"log": {"val_loss": ([1], [0.5])}}),
-}
+# --- arguments that several functions take -------------------------------------------------------
 
-# --- wrong ones ---------------------------------------------------------------------------------
-
-# A value, the error, what its message says, and other arguments to go with it.
-Row = tuple[Any, type[Exception], str, dict[str, Any]]
-
-
-def row(value: Any, error: type[Exception], message: str, **others: Any) -> Row:
-    return value, error, message, others
-
-
-def all_of(name: str, expected: str, kinds: list[Any], values: list[Any]) -> list[Row]:
-    """Values of another kind, and values out of the range."""
-    return [
-        row(value, error, f"{name} must be {expected}, but got {value!r}")
-        for error, group in ((TypeError, kinds), (ValueError, values))
-        for value in group
-    ]
-
-
-def integers(name: str, least: int, *, instead: str = "", optional: bool = False) -> list[Row]:
-    kinds = ["4", 4.0, True, [4], math.nan, np.float64(4), np.bool_(True)]
-    values = [least - 1, np.int64(least - 1), -(10**30)]
-    expected = f"an integer of at least {least}{instead}"
-    return all_of(name, expected, kinds + ([] if optional else [None]), values)
-
-
-def numbers(name: str, expected: str, *outside: float) -> list[Row]:
-    kinds = ["0.1", True, None, [0.1], 1j, np.bool_(False)]
-    return all_of(name, expected, kinds, [math.nan, math.inf, -math.inf, *outside])
-
-
-def flags(name: str) -> list[Row]:
-    return all_of(name, "True or False", ["no", 1, None, np.bool_(True), [True]], [])
-
-
-def choices(name: str, *given: str | None) -> list[Row]:
-    expected = f"one of {', '.join(map(repr, given))}"
-    kinds = [3, True, [given[0]], {given[0]}, b"x", *([] if None in given else [None])]
-    return all_of(name, expected, kinds, ["", "other", str(given[0]).upper(), f"{given[0]} "])
-
-
-def paths(name: str, expected: str = "a path", *, none: bool = False) -> list[Row]:
-    return all_of(name, expected, [3, b"x", True, *([None] if none else [])], ["", "a\0b"])
-
-
-def functions(name: str, expected: str) -> list[Row]:
-    return all_of(name, expected, ["flip", 3, [len]], [])
-
-
-DEVICE = all_of(
-    "device",
-    "a device or its name, such as 'cpu' or 'cuda:0'",
-    [1.5, True, ["cpu"]],
-    ["gpu", "", "cuda:x"],
+DEVICE = types_and_values(
+    "a device or its name, such as 'cpu' or 'cuda:0'", [1.5, True, ["cpu"]], ["gpu", "", "cuda:x"]
 )
 MODEL = [
     row(value, TypeError, f"model must be a torch.nn.Module, but got {kind}")
@@ -225,8 +152,7 @@ DATA = [
     row(TensorDataset(images()), ValueError, "without labels"),
     row(TensorDataset(images().flatten(1), torch.arange(4)), ValueError, "(N, C, H, W)"),
 ]
-FIGSIZE = all_of(
-    "figsize",
+FIGSIZE = types_and_values(
     "a width and a height in inches",
     [6, "ab", (6, "4"), {6, 4}, (True, 4)],
     [(6,), (6, 4, 2), (0, 4), (6, -4), (math.nan, 4), (6, math.inf)],
@@ -240,11 +166,11 @@ FIG = [
         (Figure().subplots(), "for a new one, but got <Axes"),
     )
 ]
-DPI = numbers("dpi", "a finite number greater than 0", 0, -150)
+DPI = numbers("a finite number greater than 0", 0, -150)
 SAVED = {
     "fig": FIG,
     "save_path": [
-        *paths("save_path"),
+        *paths(),
         row("errors.docx", ValueError, "save_path must end with a picture format, one of"),
         row("errors", ValueError, "but is 'errors'"),
         row("nowhere/errors.png", FileNotFoundError, "save_path 'nowhere/errors.png' does not"),
@@ -254,8 +180,7 @@ SAVED = {
 FIGURE = SAVED | {
     "figsize": [*FIGSIZE, row((6, 4), ValueError, "Give fig or figsize, not both", fig=Figure())]
 }
-COLOURS = all_of(
-    "cmap",
+COLORMAP = types_and_values(
     "the name of a Matplotlib color map, such as 'viridis', 'cividis' or 'inferno'",
     [3, None, ["viridis"], True],
     ["rainbows", "", "Viridis"],
@@ -263,63 +188,56 @@ COLOURS = all_of(
 STATISTICS = {
     name: [
         *(
-            row(value, error, f"{name} must be {kind}, one or one for each channel, but got "
-                f"{value!r}", **{other: 0.5})
-            for error, group in (
-                (TypeError, ["0.5", True, ("0.5",), {0.5}, {"red": 0.5}, np.ones((1, 1))]),
-                (ValueError, [math.nan, (math.inf,), (), *outside]),
+            Row(wrong.value, wrong.error, wrong.message, {other: 0.5})
+            for wrong in types_and_values(
+                f"{kind} numbers, one or one for each channel",
+                ["0.5", True, ("0.5",), {0.5}, {"red": 0.5}, np.ones((1, 1))],
+                [math.nan, (math.inf,), (), *outside],
             )
-            for value in group
         ),
         row(0.5, ValueError, "Give both mean and std, or neither, but got "),
     ]
     for name, other, kind, outside in (
-        ("mean", "std", "finite numbers", []),
-        ("std", "mean", "positive numbers", [0, -0.5, (0.0,)]),
+        ("mean", "std", "finite", []),
+        ("std", "mean", "positive", [0, -0.5, (0.0,)]),
     )
-}  # fmt: skip
+}
 METHODS = (
     "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "gradcamelementwise", "eigencam",
     "eigengradcam",
 )  # fmt: skip
 LAYER = "the name of a submodule or the submodule, or several of them"
 
-# Options of the error figures: wrong whatever the model and the data are, and wrong for these.
-ALONE = {
-    "n": integers("n", 1),
-    "sort_by": choices("sort_by", "loss", "confidence", "margin", "index", "random"),
+# Options of the error figures: wrong for any model and data
+OPTIONS = {
+    "n": integers(1),
+    "sort_by": choices("loss", "confidence", "margin", "index", "random"),
     **{
-        name: all_of(name, "the number or the name of a class", [1.0, True, [1], b"cat"], [-1])
+        name: types_and_values("the number or the name of a class", [1.0, True, [1], b"cat"], [-1])
         for name in ("true_class", "pred_class")
     },
-    "cam": choices("cam", "both", "predicted", "true", "contrast", None),
-    "method": choices("method", *METHODS),
+    "cam": choices("both", "predicted", "true", "contrast", None),
+    "method": choices(*METHODS),
     "target_layers": [
-        *all_of(
-            "target_layers", LAYER, [3, True, [3], {"conv"}, ["conv", None], iter(["conv"])], []
-        ),
+        *types_and_values(LAYER, [3, True, [3], {"conv"}, ["conv", None], iter(["conv"])], []),
         row([], ValueError, "target_layers is empty"),
     ],
-    "reshape_transform": functions(
-        "reshape_transform", "a function from a layer's output to its maps"
-    ),
-    "alpha": numbers("alpha", "a number in [0, 1]", -0.01, 1.01),
-    "cmap": COLOURS,
-    "top_k": integers("top_k", 0),
-    "columns": integers("columns", 1, optional=True),
+    "reshape_transform": functions("a function from a layer's output to its maps"),
+    "alpha": numbers("a number in [0, 1]", -0.01, 1.01),
+    "cmap": COLORMAP,
+    "top_k": integers(0),
+    "columns": integers(1, optional=True),
     "figsize": FIGSIZE,
     "dpi": DPI,
-    "batch_size": integers("batch_size", 1),
-    "class_names": all_of(
-        "class_names",
-        "a sequence of names",
-        [3, {"cat"}, {"cat": 0}, b"a", iter(["cat", "dog"])],
-        [],
+    "batch_size": integers(1),
+    "class_names": types_and_values(
+        "a sequence of names", [3, {"cat"}, {"cat": 0}, b"a", iter(["cat", "dog"])], []
     ),
     **STATISTICS,
-    "seed": integers("seed", 0),
+    "seed": integers(0),
 }
-HERE = {
+# and wrong for the model and the data that are passed here.
+OPTIONS_FOR_THESE = {
     **{
         name: [
             row(2, ValueError, f"{name} must be a number from 0 to 1 or one of 0, 1, but got 2"),
@@ -343,27 +261,22 @@ HERE = {
     "mean": [row((0.5, 0.5), ValueError, "mean and std have 2 and 1 values", std=1.0)],
     "std": [row((0.5, 0.5), ValueError, "mean and std have 1 and 2 values", mean=0.5)],
 }
-BOTH = {name: rows + HERE.get(name, []) for name, rows in ALONE.items()}
-SCANNED = (
-    "sort_by",
-    "true_class",
-    "pred_class",
-    "batch_size",
-    "class_names",
-    "mean",
-    "std",
-    "seed",
-)
-SPLIT = choices("split", "train", "val", "test")
+ALL_OPTIONS = {name: rows + OPTIONS_FOR_THESE.get(name, []) for name, rows in OPTIONS.items()}
+OF_FIGURES = (
+    "n", "cam", "method", "target_layers", "reshape_transform", "alpha", "cmap", "top_k", "columns",
+    "figsize", "dpi",
+)  # fmt: skip
+SPLIT = choices("train", "val", "test")
 
-RULE = "A rule must be 'pointwise', 'global', a mapping with kernel_size"
-SHAPE = "the shape of the input with the batch, positive integers such as (1, 3, 32, 32)"
+RULE = (
+    "A rule must be 'pointwise', 'global', a mapping with kernel_size (and stride, padding, "
+    "dilation), or a function of the operation"
+)
 FIELD = {
     "model": MODEL,
     "input_size": [
-        *all_of(
-            "input_size",
-            SHAPE,
+        *types_and_values(
+            "the shape of the input with the batch, positive integers such as (1, 3, 32, 32)",
             [32, 2.5, "1x1x4x4", (1, 1, 4.0, 4), (1, 1, True, 4), ((1, 1, 4),)],
             [(), (1, 1, 0, 4), (1, 1, -4, 4)],
         ),
@@ -385,30 +298,26 @@ FIELD = {
         ),
     ],
     "source": [
+        *types_and_values("0 with input_size, which is that of one input", ["0", None], [1]),
         *(
-            (value, error, message, {"inputs": (images(1),), "input_size": None})
-            for value, error, message, _ in all_of(
-                "source", "the place of a tensor among the 1 inputs", ["0", 0.0, False], [1, -1]
-            )
+            row(value, error, "{name} must be the place of a tensor among the 1 inputs, but got "
+                f"{value}", inputs=(images(1),), input_size=None)
+            for value, error in ((0.0, TypeError), (False, TypeError), (1, ValueError),
+                                 (-1, ValueError))
         ),
-        *all_of("source", "0 with input_size, which is that of one input", ["0", None], [1]),
     ],
-    "spatial_dims": all_of(
-        "spatial_dims",
+    "spatial_dims": types_and_values(
         "dimensions of (1, 1, 4, 4), each once",
         [2, {2, 3}, ("2",), (2.0,), (True,)],
         [(), (4,), (-5,), (2, 2), (2, -2)],
     ),
     "rules": [
-        *all_of(
-            "rules",
+        *types_and_values(
             "a mapping from the names of operations to rules",
-            [3, "pointwise", {3: "pointwise"}],
-            [],
+            [3, "pointwise", {3: "pointwise"}], [],
         ),
         *(
-            row({"a::b": rule}, error, f"{RULE} (and stride, padding, dilation), or a function of "
-                f"the operation, but got {rule!r}")
+            row({"a::b": rule}, error, f"{RULE}, but got {rule!r}")
             for error, rules in (
                 (TypeError, [3, None]),
                 (ValueError, ["local", {"stride": 2}, {"kernel_size": 0}, {"kernel_size": "3"},
@@ -424,16 +333,16 @@ UNIT = [
     for value in (3, "ab", (0.5, 0), (True, 0), (4, 0), (-1, 0), (0,), (0, 0, 0))
 ]  # fmt: skip
 RECIPE_OF_DATA = {
-    "batch_size": integers("batch_size", 1),
-    "crop_padding": integers("crop_padding", 0),
-    "cutout": integers("cutout", 0),
-    "flip": choices("flip", "random", "alternating", "none"),
+    "batch_size": integers(1),
+    "crop_padding": integers(0),
+    "cutout": integers(0),
+    "flip": choices("random", "alternating", "none"),
 }
 RECIPE_OF_NETWORK = {
-    "norm_first": flags("norm_first"),
-    "activation": choices("activation", "relu", "gelu"),
-    "residual2": flags("residual2"),
-    "head_scale": numbers("head_scale", "a finite number greater than 0", 0, -1),
+    "norm_first": flags(),
+    "activation": choices("relu", "gelu"),
+    "residual2": flags(),
+    "head_scale": numbers("a finite number greater than 0", 0, -1),
 }
 IMAGES = [
     row([[1.0]], TypeError, "expects a float tensor of shape (N, 3, 32, 32), but got list"),
@@ -447,418 +356,522 @@ IMAGES = [
 TRANSFORM = (
     "a callable from a PIL image to a tensor, such as torchvision.transforms.v2.Compose([...])"
 )
+FOUND = [
+    row(value, TypeError, f" draws what find_misclassified(model, data) gives, but got {kind}")
+    for value, kind in (([1, 2], "list"), (None, "NoneType"), (3, "int"))
+]
 CLASSES = "a class number, or one for each of the 2 images"
+CURVES = "log must hold curves as (epochs, values), sequences of numbers of the same length"
 CLASS = "the number or the name of a class"
 
-TABLE: dict[str, dict[str, list[Row]]] = {
-    "CIFAR10DataModule": {
-        "data_dir": paths("data_dir"),
-        "batch_size": integers("batch_size", 1),
-        "val_split": all_of(
-            "val_split",
-            "a count in [0, 50000) or a share in [0, 1) of the 50000 training images",
-            ["0.1", True, (5000,)],
-            [50_000, -1, 1.0, -1e-9, 0.999999, math.nan, math.inf],
+
+# --- one table of wrong arguments for each function ----------------------------------------------
+
+TABLES: dict[str, tuple[Callable[[], Callable[..., Any]], dict[str, list[Row]]]] = {}
+
+
+def table(call: str, valid: Callable[[], Callable[..., Any]], /, **rows: list[Row]) -> None:
+    """Add the wrong values of each argument. `valid` returns the function with valid arguments."""
+    TABLES[call] = valid, rows
+
+
+table(
+    "CIFAR10DataModule",
+    lambda: CIFAR10DataModule,
+    data_dir=paths(),
+    batch_size=integers(1),
+    val_split=types_and_values(
+        "a count in [0, 50000) or a share in [0, 1) of the 50000 training images",
+        ["0.1", True, (5000,)],
+        [50_000, -1, 1.0, -1e-9, 0.999999, math.nan, math.inf],
+    ),
+    num_workers=integers(0),
+    seed=integers(0),
+    **{name: flags() for name in ("shuffle", "pin_memory", "drop_last", "download")},
+    crop_padding=[*integers(0), row(32, ValueError, "crop_padding must be less than 32 pixels")],
+    flip=choices("random", "alternating", "none"),
+    cutout=[
+        *integers(0),
+        row(33, ValueError, "cutout must be at most 32 pixels (the image's side), but got 33"),
+    ],
+    padding_mode=choices("reflect", "constant"),
+    **{
+        name: functions(TRANSFORM)
+        for name in ("train_transforms", "val_transforms", "test_transforms")
+    },
+    device=DEVICE,
+)
+
+table(
+    "CIFAR10DataModule.denormalize",
+    lambda: CIFAR10DataModule.denormalize,
+    images=[
+        row([[1.0]], TypeError, "denormalize expects a floating-point tensor, but got [[1.0]]"),
+        row(np.zeros((3, 4, 4)), TypeError, "denormalize expects a floating-point tensor"),
+        row(torch.zeros(3, 4, 4).byte(), TypeError, "tensor, but got torch.uint8"),
+        row(torch.zeros(4, 1, 5, 5), ValueError, "(..., 3, H, W), but got (4, 1, 5, 5)"),
+        row(torch.zeros(3, 4), ValueError, "(..., 3, H, W), but got (3, 4)"),
+    ],
+)
+
+table(
+    "CustomResNet",
+    lambda: partial(CustomResNet, width=1),
+    width=integers(1),
+    num_classes=integers(1),
+    in_channels=integers(1),
+    **RECIPE_OF_NETWORK,
+)
+
+table("CustomResNet.forward", lambda: network().forward, images=IMAGES)
+
+table(
+    "CustomResNet.from_pretrained",
+    lambda: CustomResNet.from_pretrained,
+    name=[
+        *types_and_values("that of trained weights or a path", [3, None, b"quarter", True], []),
+        row("half", ValueError, "There are no weights 'half'; choose one of ('quarter', "),
+        row("", ValueError, "There are no weights ''"),
+        row("no.safetensors", FileNotFoundError, "There is no file 'no.safetensors'"),
+    ],
+)
+
+table("CustomResNet.logits", lambda: network().logits, images=IMAGES)
+
+table(
+    "CustomResNet.save_pretrained",
+    lambda: partial(network().save_pretrained, path="nowhere/own.safetensors"),
+    path=[
+        *paths(none=True),
+        row("own.pt", ValueError, "path must end in .safetensors, but got 'own.pt'"),
+        row("nowhere/own.safetensors", FileNotFoundError, "There is no folder 'nowhere'"),
+    ],
+    half=flags(),
+    training=[
+        *types_and_values("a dictionary", [3, "adam", ["adam"]], []),
+        row({"who": {1}}, TypeError, "training must hold what JSON can hold: Object of type"),
+        row({"loss": math.nan}, ValueError, "training must hold what JSON can hold: Out of"),
+    ],
+)
+
+table("EffectiveReceptiveField.plot", lambda: effective().plot, log=flags(), fig=FIG)
+
+table(
+    "EffectiveReceptiveField.side",
+    lambda: effective().side,
+    mass=numbers("a share in (0, 1]", 0, -0.1, 1.01),
+)
+
+table(
+    "ImageClassifier",
+    lambda: partial(ImageClassifier, network=model(), num_classes=2),
+    network=types_and_values("a torch.nn.Module", ["resnet", None, Small], []),
+    recipe=[
+        row(3, TypeError, "recipe must be a Recipe or one of ('adam', 'sgd', 'muon', 'best')"),
+        row(None, TypeError, "but got None"),
+        row("bets", ValueError, "There is no recipe 'bets'; choose one of ('adam', "),
+        row({"warmup": 2}, ValueError, "warmup must be a number in [0, 1], but got 2"),
+    ],
+    num_classes=[
+        *integers(2, optional=True),
+        row(None, ValueError, "must be an integer of at least 2, but got None"),
+        row(3, ValueError, "but CustomResNet has 10 classes. Build", network=network()),
+    ],
+)
+
+table(
+    "LastCheckpoint",
+    lambda: partial(LastCheckpoint, dirpath="nowhere"),
+    dirpath=paths(none=True),
+    every_seconds=types_and_values(
+        "a number of at least 0", ["30", True, None, [1.0]], [-1, math.nan, -math.inf]
+    ),
+)
+
+table("LayerField.center", lambda: fields()["conv"].center, unit=UNIT)
+
+table("LayerField.pixels", lambda: fields()["conv"].pixels, unit=UNIT)
+
+table("LayerField.region", lambda: fields()["conv"].region, unit=UNIT, clip=flags())
+
+table(
+    "LayerField.seen",
+    lambda: fields()["conv"].seen,
+    axis=[
+        *types_and_values("an integer from 0 to 1", ["0", 0.0, True], []),
+        row(2, IndexError, "axis must be an integer from 0 to 1, but got 2"),
+        row(-1, IndexError, "axis must be an integer from 0 to 1, but got -1"),
+    ],
+)
+
+table(
+    "LogMisclassified",
+    lambda: LogMisclassified,
+    n=integers(1),
+    save_dir=[*paths(), row(__file__, NotADirectoryError, "is a file; give a folder")],
+    options=[
+        *(
+            Row(..., error, message.replace("{name}", name), {name: value, **others})
+            for name, rows in OPTIONS.items()
+            if name != "n"
+            for value, error, message, others in rows
         ),
-        "num_workers": integers("num_workers", 0),
-        "seed": integers("seed", 0),
-        **{name: flags(name) for name in ("shuffle", "pin_memory", "drop_last", "download")},
-        "crop_padding": [
-            *integers("crop_padding", 0),
-            row(32, ValueError, "crop_padding must be less than 32 pixels"),
-        ],
-        "flip": choices("flip", "random", "alternating", "none"),
-        "cutout": [
-            *integers("cutout", 0),
-            row(33, ValueError, "cutout must be at most 32 pixels (the image's side), but got 33"),
-        ],
-        "padding_mode": choices("padding_mode", "reflect", "constant"),
-        **{
-            name: functions(name, TRANSFORM)
-            for name in ("train_transforms", "val_transforms", "test_transforms")
-        },
-        "device": DEVICE,
-    },
-    "CIFAR10DataModule.denormalize": {
-        "images": [
-            row([[1.0]], TypeError, "denormalize expects a floating-point tensor, but got [[1.0]]"),
-            row(np.zeros((3, 4, 4)), TypeError, "denormalize expects a floating-point tensor"),
-            row(torch.zeros(3, 4, 4).byte(), TypeError, "tensor, but got torch.uint8"),
-            row(torch.zeros(4, 1, 5, 5), ValueError, "(..., 3, H, W), but got (4, 1, 5, 5)"),
-            row(torch.zeros(3, 4), ValueError, "(..., 3, H, W), but got (3, 4)"),
-        ],
-    },
-    "CustomResNet": {
-        "width": integers("width", 1),
-        "num_classes": integers("num_classes", 1),
-        "in_channels": integers("in_channels", 1),
-        **RECIPE_OF_NETWORK,
-    },
-    "CustomResNet.forward": {"images": IMAGES},
-    "CustomResNet.from_pretrained": {
-        "name": [
-            *all_of("name", "that of trained weights or a path", [3, None, b"quarter", True], []),
-            row("half", ValueError, "There are no weights 'half'; choose one of ('quarter', "),
-            row("", ValueError, "There are no weights ''"),
-            row("no.safetensors", FileNotFoundError, "There is no file 'no.safetensors'"),
-        ],
-    },
-    "CustomResNet.logits": {"images": IMAGES},
-    "CustomResNet.save_pretrained": {
-        "path": [
-            *paths("path", none=True),
-            row("own.pt", ValueError, "path must end in .safetensors, but got 'own.pt'"),
-            row("nowhere/own.safetensors", FileNotFoundError, "There is no folder 'nowhere'"),
-        ],
-        "half": flags("half"),
-        "training": [
-            *all_of("training", "a dictionary", [3, "adam", ["adam"]], []),
-            row({"who": {1}}, TypeError, "training must hold what JSON can hold: Object of type"),
-            row({"loss": math.nan}, ValueError, "training must hold what JSON can hold: Out of"),
-        ],
-    },
-    "EffectiveReceptiveField.plot": {"log": flags("log"), "fig": FIG},
-    "EffectiveReceptiveField.side": {"mass": numbers("mass", "a share in (0, 1]", 0, -0.1, 1.01)},
-    "ImageClassifier": {
-        "network": all_of("network", "a torch.nn.Module", ["resnet", None, Small], []),
-        "recipe": [
-            row(3, TypeError, "recipe must be a Recipe or one of ('adam', 'sgd', 'muon', 'best')"),
-            row(None, TypeError, "but got None"),
-            row("bets", ValueError, "There is no recipe 'bets'; choose one of ('adam', "),
-            row({"warmup": 2}, ValueError, "warmup must be a number in [0, 1], but got 2"),
-        ],
-        "num_classes": [
-            *integers("num_classes", 2, optional=True),
-            row(None, ValueError, "must be an integer of at least 2, but got None"),
-            row(3, ValueError, "but CustomResNet has 10 classes. Build", network=network()),
-        ],
-    },
-    "LastCheckpoint": {
-        "dirpath": paths("dirpath", none=True),
-        "every_seconds": all_of(
-            "every_seconds",
-            "a number of at least 0",
-            ["30", True, None, [1.0]],
-            [-1, math.nan, -math.inf],
+        *(
+            row(..., TypeError, f"There is no option {name!r}; there are n, ", **{name: 3})
+            for name in ("layers", "device", "data", "fig", "save_path")
         ),
-    },
-    "LayerField.center": {"unit": UNIT},
-    "LayerField.pixels": {"unit": UNIT},
-    "LayerField.region": {"unit": UNIT, "clip": flags("clip")},
-    "LayerField.seen": {
-        "axis": [
-            *all_of("axis", "an integer from 0 to 1", ["0", 0.0, True], []),
-            row(2, IndexError, "axis must be an integer from 0 to 1, but got 2"),
-            row(-1, IndexError, "axis must be an integer from 0 to 1, but got -1"),
-        ],
-    },
-    "LogMisclassified": {
-        "n": integers("n", 1),
-        "save_dir": [
-            *paths("save_dir"),
-            row(__file__, NotADirectoryError, "is a file; give a folder"),
-        ],
-        "options": [
-            *(
-                (..., error, message, {name: value, **others})
-                for name, rows in ALONE.items()
-                if name != "n"
-                for value, error, message, others in rows
-            ),
-            *(
-                row(..., TypeError, f"There is no option {name!r}; there are n, ", **{name: 3})
-                for name in ("layers", "device", "data", "fig", "save_path")
-            ),
-        ],
-    },
-    "MisclassifiedSamples.most_confused": {"n": integers("n", 1)},
-    "Muon": {
-        "params": [
-            row([], ValueError, "empty parameter list"),
-            row([3], TypeError, "can only optimize Tensors, but one of the params is int"),
-            row([nn.Parameter(torch.ones(3))], ValueError, "of at least 2 dimensions, but got one "
-                "of shape (3,)", orthogonal=True),
-        ],
-        "lr": numbers("lr", "a finite number of at least 0", -1e-9),
-        "momentum": numbers("momentum", "a number in [0, 1)", -0.01, 1),
-        "weight_decay": numbers("weight_decay", "a finite number of at least 0", -1e-9),
-        "orthogonal": flags("orthogonal"),
-    },
-    "Muon.add_param_group": {
-        "param_group": [
-            row([kernel()], TypeError, "A group of parameters must be a dictionary, but got ["),
-            row({"params": [kernel()], "lr": "1"}, TypeError, "lr must be a finite number of at"),
-            row({"params": [kernel()], "lr": -1}, ValueError, "at least 0, but got -1"),
-            row({"params": [nn.Parameter(torch.ones(3))], "orthogonal": True}, ValueError,
-                "Put it into a group with orthogonal=False"),
-        ],
-    },
-    "ReceptiveFields.plot": {
-        "image": [
-            row("cat.png", ValueError, "image must be (C, 4, 4) or (4, 4), as was analysed"),
-            row(torch.zeros(3, 28, 28), ValueError, "but got (3, 28, 28)"),
-            row(torch.full((4, 4), 1.5), ValueError, "but they go from 1.50 to 1.50"),
-            row(np.full((4, 4), -0.5), ValueError, "but they go from -0.50 to -0.50"),
-        ],
-        "layer": [
-            row(value, KeyError, f"No layer of this network is called {value!r}")
-            for value in (3, "cnv", True)
-        ],
-        "units": [
-            *all_of("units", "a sequence of units, such as [(0, 0), (1, 2)]", [3, {(0, 0)}], []),
-            row([], ValueError, "units must be at least one unit, or None, but got []"),
-            *(row([value], error, message) for value, error, message, _ in UNIT),
-        ],
-        "fig": FIG,
-    },
-    "ReceptiveFields.plot_growth": {"fig": FIG},
-    "ReceptiveFields.table": {"every_layer": flags("every_layer")},
-    "ReceptiveFields.to_markdown": {"every_layer": flags("every_layer")},
-    "Recipe": {
-        "name": all_of("name", "a text", [3, None, b"adam"], []),
-        "optimizer": choices("optimizer", "adam", "sgd", "muon"),
-        "learning_rate": numbers("learning_rate", "a finite number greater than 0", 0, -0.1),
-        "conv_learning_rate": numbers(
-            "conv_learning_rate", "a finite number greater than 0", 0, -0.1
-        ),
-        "momentum": numbers("momentum", "a number in [0, 1)", -0.01, 1),
-        "weight_decay": numbers("weight_decay", "a finite number of at least 0", -1e-9),
-        "schedule": choices("schedule", "constant", "linear"),
-        "warmup": numbers("warmup", "a number in [0, 1]", -0.01, 1.01),
-        "norm_bias_lr_scale": numbers(
-            "norm_bias_lr_scale", "a finite number greater than 0", 0, -1
-        ),
-        "label_smoothing": numbers("label_smoothing", "a number in [0, 1)", -0.01, 1),
-        "tta": choices("tta", "none", "mirror", "six"),
-        **RECIPE_OF_DATA,
-        **RECIPE_OF_NETWORK,
-    },
-    "Recipe.learning_rate_factor": {
-        "progress": numbers("progress", "a finite number of at least 0", -1e-9),
-    },
-    "Recipe.preset": {
-        "name": [
-            *all_of("name", "one of ('adam', 'sgd', 'muon', 'best')", [3, None, ["adam"]], []),
-            row("adma", ValueError, "There is no recipe 'adma'; choose one of ('adam', 'sgd', "),
-        ],
-    },
-    "check_receptive_field": {
-        **FIELD,
+    ],
+)
+
+table("MisclassifiedSamples.most_confused", lambda: found().most_confused, n=integers(1))
+
+table(
+    "Muon",
+    lambda: partial(muon, params=[kernel()], lr=0.1),
+    params=[
+        row([], ValueError, "empty parameter list"),
+        row([3], TypeError, "can only optimize Tensors, but one of the params is int"),
+        row([bias()], ValueError, "least 2 dimensions, but got one of shape (3,)", orthogonal=True),
+    ],
+    lr=numbers("a finite number of at least 0", -1e-9),
+    momentum=numbers("a number in [0, 1)", -0.01, 1),
+    weight_decay=numbers("a finite number of at least 0", -1e-9),
+    orthogonal=flags(),
+)
+
+table(
+    "Muon.add_param_group",
+    lambda: Muon([kernel()], 0.1).add_param_group,
+    param_group=[
+        row([kernel()], TypeError, "A group of parameters must be a dictionary, but got ["),
+        row({"params": [kernel()], "lr": "1"}, TypeError, "lr must be a finite number of at"),
+        row({"params": [kernel()], "lr": -1}, ValueError, "at least 0, but got -1"),
+        row({"params": [bias()], "orthogonal": True}, ValueError, "group with orthogonal=False"),
+    ],
+)
+
+table(
+    "ReceptiveFields.plot",
+    lambda: partial(fields().plot, layer="conv"),
+    image=[
+        row("cat.png", ValueError, "image must be (C, 4, 4) or (4, 4), as was analysed"),
+        row(torch.zeros(3, 28, 28), ValueError, "but got (3, 28, 28)"),
+        row(torch.full((4, 4), 1.5), ValueError, "but they go from 1.50 to 1.50"),
+        row(np.full((4, 4), -0.5), ValueError, "but they go from -0.50 to -0.50"),
+    ],
+    layer=[
+        row(value, KeyError, f"No layer of this network is called {value!r}")
+        for value in (3, "cnv", True)
+    ],
+    units=[
+        *types_and_values("a sequence of units, such as [(0, 0), (1, 2)]", [3, {(0, 0)}], []),
+        row([], ValueError, "units must be at least one unit, or None, but got []"),
+        *(row([value], error, message) for value, error, message, _ in UNIT),
+    ],
+    fig=FIG,
+)
+
+table("ReceptiveFields.plot_growth", lambda: fields().plot_growth, fig=FIG)
+
+table("ReceptiveFields.table", lambda: fields().table, every_layer=flags())
+
+table("ReceptiveFields.to_markdown", lambda: fields().to_markdown, every_layer=flags())
+
+table(
+    "Recipe",
+    lambda: Recipe,
+    name=types_and_values("a text", [3, None, b"adam"], []),
+    optimizer=choices("adam", "sgd", "muon"),
+    learning_rate=numbers("a finite number greater than 0", 0, -0.1),
+    conv_learning_rate=numbers("a finite number greater than 0", 0, -0.1),
+    momentum=numbers("a number in [0, 1)", -0.01, 1),
+    weight_decay=numbers("a finite number of at least 0", -1e-9),
+    schedule=choices("constant", "linear"),
+    warmup=numbers("a number in [0, 1]", -0.01, 1.01),
+    norm_bias_lr_scale=numbers("a finite number greater than 0", 0, -1),
+    label_smoothing=numbers("a number in [0, 1)", -0.01, 1),
+    tta=choices("none", "mirror", "six"),
+    **RECIPE_OF_DATA,
+    **RECIPE_OF_NETWORK,
+)
+
+table(
+    "Recipe.learning_rate_factor",
+    lambda: Recipe.preset("sgd").learning_rate_factor,
+    progress=numbers("a finite number of at least 0", -1e-9),
+)
+
+table(
+    "Recipe.preset",
+    lambda: Recipe.preset,
+    name=[
+        *types_and_values("one of ('adam', 'sgd', 'muon', 'best')", [3, None, ["adam"]], []),
+        row("adma", ValueError, "There is no recipe 'adma'; choose one of ('adam', 'sgd', "),
+    ],
+)
+
+table(
+    "check_receptive_field",
+    lambda: partial(check_receptive_field, model=model(), input_size=(1, 1, 4, 4)),
+    **FIELD
+    | {
         "input_size": [
             *FIELD["input_size"],
             row((2, 1, 4, 4), ValueError, "with a batch of 1, but got torch.float32 of shape (2,"),
-        ],
-        "positions": integers("positions", 1, instead=", or None for all", optional=True),
-        "batch_size": integers("batch_size", 1),
-    },
-    "compute_cams": {
-        "model": MODEL,
-        "images": [
-            row([[1.0]], TypeError, "images must be a tensor (N, C, H, W), but got list"),
-            row(images(1)[0], ValueError, "but got torch.float32 of shape (1, 4, 4)"),
-            row(images(1).byte(), ValueError, "but got torch.uint8 of shape (1, 1, 4, 4)"),
-            row(images(1) * math.nan, ValueError, "The scores of image 0 are not finite: [nan, "),
-            row(torch.zeros(2, 3, 4, 4), ValueError, "fails on a batch of shape (1, 3, 4, 4)"),
-        ],
-        **{
-            name: [
-                *all_of(name, CLASSES, [1.0, True, "ab", {0, 1}, [0.5, 1], [True, 0]], [[0], []]),
-                row(2, ValueError, f"{name} holds 2, but the model has the classes 0 to 1"),
-                row([0, -1], ValueError, f"{name} holds -1, but the model has"),
-            ]
-            for name in ("classes", "against")
-        },
-        "method": BOTH["method"],
-        "target_layers": BOTH["target_layers"],
-        "reshape_transform": BOTH["reshape_transform"],
-        "raw": [
-            *flags("raw"),
-            row(True, ValueError, "raw maps are of one layer, but target_layers has 2",
-                target_layers=["conv", "norm"]),
-        ],
-        "batch_size": integers("batch_size", 1),
-        "device": DEVICE,
-    },
-    "effective_receptive_field": {
-        "model": MODEL,
-        "images": [
-            row([1.0], TypeError, "images must be a floating-point tensor (N, C, *spatial), but"),
-            row(images().byte(), TypeError, "but got torch.uint8"),
-            row(images(0), ValueError, "with at least one image, but got (0, 1, 4, 4)"),
-            row(images().flatten(1), ValueError, "but got (4, 16)"),
-            row(torch.zeros(2, 3, 4, 4), ValueError, "fails on images of shape (2, 3, 4, 4)"),
-            row(images().double(), ValueError, "(4, 1, 4, 4), torch.float64: "),
-        ],
-        "layer": [
-            *all_of("layer", "the name of a submodule, or None", [3, True, ["conv"]], []),
-            row("cnv", KeyError, "The model has no submodule 'cnv'. Close ones: conv"),
-            row("unused", KeyError, "The model does not call 'unused' for these images"),
-        ],
-        "unit": [
-            row(3, TypeError, "unit must be an index for each direction, but got 3"),
-            row((0.5, 0), TypeError, "unit must be integers, one for each direction, but got (0.5"),
-            row((True, 0), TypeError, "but got (True, 0)"),
-            row((4, 0), IndexError, "has units of shape (4, 4), but got the unit (4, 0)"),
-            row((-1, 0), IndexError, "but got the unit (-1, 0)"),
-            row((0,), IndexError, "but got the unit (0,)"),
-            row((0, 0), IndexError, "units of shape (), but got the unit (0, 0)", layer=None),
-        ],
-        "channel": [
-            *all_of("channel", "an integer, or None for all", ["0", 0.0, True], []),
-            row(2, IndexError, "The output has 2 channels, but got channel 2"),
-            row(-1, IndexError, "but got channel -1"),
-        ],
-        "batch_size": integers("batch_size", 1),
-    },
-    "find_misclassified": {
-        "model": MODEL,
-        "data": DATA,
-        "n": integers("n", 1, instead=", or None for all", optional=True),
-        "device": DEVICE,
-        **{name: BOTH[name] for name in SCANNED},
-    },
-    "receptive_field": {
-        **FIELD,
-        "ignore": [
-            *all_of(
-                "ignore",
-                "names or classes of submodules, or patterns of them, as texts",
-                [3, [3], nn.ReLU, {"conv"}],
-                [],
-            ),
-            row("cnv", ValueError, "ignore='cnv' fits no submodule's name or class. There are: "),
-        ],
-        "unknown": choices("unknown", "raise", "skip"),
-    },
-    "show_augmentations": {
-        **FIGURE,
-        "data": [
-            row(value, TypeError, f"data must be a CIFAR10DataModule, whose loader is asked, but "
-                f"got {kind}")
-            for value, kind in ((3, "int"), (data(), "TensorDataset"), ("data", "str"))
-        ],
-        "n": integers("n", 1),
-        "indices": [
-            *all_of("indices", "a sequence of integers", [3, "ab", {0}, [1.5], [True], ["0"]], []),
-            row([], ValueError, "indices are empty: give at least one, or None"),
-        ],
-        "epochs": integers("epochs", 1),
-        "seed": integers("seed", 0),
-    },
-    "show_calibration": SAVED,
-    "show_class_samples": {
-        **FIGURE,
-        "mean": BOTH["mean"],
-        "std": BOTH["std"],
-        "data": DATA,
-        "per_class": integers("per_class", 1),
-        "classes": [
-            *all_of("classes", "names or numbers of classes", [1.5, True, {0}], []),
-            row([0.5], TypeError, f"classes must be {CLASS}, but got 0.5"),
-            row([-1], ValueError, f"classes must be {CLASS}, but got -1"),
-            row([2], ValueError, "classes must be a number from 0 to 1 or one of 0, 1, but got 2"),
-            row("cow", ValueError, "0, 1, but got 'cow'"),
-            row([], ValueError, "There is no class to draw"),
-        ],
-        "split": SPLIT,
-        "seed": integers("seed", 0),
-        "class_names": BOTH["class_names"],
-    },
-    "show_confusion_matrix": {**SAVED, "normalize": flags("normalize"), "cmap": COLOURS},
-    "show_misclassified": {
-        **FIGURE,
-        "model": MODEL,
-        "data": DATA,
-        "device": DEVICE,
-        **BOTH,
-        "figsize": FIGURE["figsize"],
-    },
-    "show_rgb_channels": {
-        **FIGURE,
-        "mean": BOTH["mean"],
-        "std": BOTH["std"],
-        "data": DATA,
-        "image": [
-            row("cat.png", TypeError, "image must be an index, a tensor (3, H, W), an array"),
-            row(True, TypeError, "or a PIL image, but got bool"),
-            row(None, TypeError, "or a PIL image, but got NoneType"),
-            row(1.0, TypeError, "or a PIL image, but got float"),
-            row(4, IndexError, "There is no image 4 among the 4 samples"),
-            row(-1, IndexError, "There is no image -1 among the 4 samples"),
-            row(torch.zeros(1, 8, 8), ValueError, "but has the shape (1, 8, 8)"),
-            row(torch.zeros(2, 3, 8, 8), ValueError, "but has the shape (2, 3, 8, 8)"),
-            row(np.zeros((8, 8)), ValueError, "but has the shape (8, 8)"),
-            row(torch.full((3, 8, 8), 2.0), ValueError, "image has values from 2.00 to 2.00"),
-        ],
-        "split": SPLIT,
-        "class_names": ALONE["class_names"],
-    },
-    "show_samples": {
-        **FIGURE,
-        "mean": BOTH["mean"],
-        "std": BOTH["std"],
-        "data": DATA,
-        "n": integers("n", 1),
-        "split": SPLIT,
-        "seed": integers("seed", 0),
-        "columns": integers("columns", 1, optional=True),
-        "class_names": BOTH["class_names"],
-    },
-    "show_training_curves": {
-        "log": [
-            *paths("log", "a run's folder, or curves by their names", none=True),
-            row("nowhere", FileNotFoundError, "nowhere holds neither a TensorBoard event file nor"),
-            row({3: ([1], [2])}, TypeError, "curves by their names, but got 3 for a name"),
-            row({"loss": ([1], [2])}, ValueError, "no training curves, only ['loss']"),
-            *(
-                row({"val_loss": value}, error, f"log must hold curves as (epochs, values), "
-                    f"sequences of numbers of the same length, but 'val_loss' is {value!r}")
-                for error, values in (
-                    (TypeError, [3, ("a", "b"), ([1], ["x"])]),
-                    (ValueError, [([1, 2], [1]), ([1],), (1, 2)]),
-                )
-                for value in values
-            ),
-        ],
-        "fig": FIG,
-    },
-}  # fmt: skip
-for _name in ("show_calibration", "show_confusion_matrix"):
-    TABLE[_name] = TABLE[_name] | {
-        "found": [
-            row(
-                value, TypeError, f"{_name} draws what find_misclassified(model, data) gives, {got}"
-            )
-            for value, got in (([1, 2], "but got list"), (None, "but got NoneType"), (3, "but got"))
         ]
-    }
+    },
+    positions=integers(1, instead=", or None for all", optional=True),
+    batch_size=integers(1),
+)
 
-CASES = [(call, argument) for call, arguments in TABLE.items() for argument in arguments]
+table(
+    "compute_cams",
+    lambda: partial(compute_cams, model=model(), images=images(2)),
+    model=MODEL,
+    images=[
+        row([[1.0]], TypeError, "images must be a tensor (N, C, H, W), but got list"),
+        row(images(1)[0], ValueError, "but got torch.float32 of shape (1, 4, 4)"),
+        row(images(1).byte(), ValueError, "but got torch.uint8 of shape (1, 1, 4, 4)"),
+        row(images(1) * math.nan, ValueError, "The scores of image 0 are not finite: [nan, "),
+        row(torch.zeros(2, 3, 4, 4), ValueError, "fails on a batch of shape (1, 3, 4, 4)"),
+    ],
+    **{
+        name: [
+            *types_and_values(CLASSES, [1.0, True, "ab", {0, 1}, [0.5, 1], [True, 0]], [[0], []]),
+            row(2, ValueError, f"{name} holds 2, but the model has the classes 0 to 1"),
+            row([0, -1], ValueError, f"{name} holds -1, but the model has"),
+        ]
+        for name in ("classes", "against")
+    },
+    method=ALL_OPTIONS["method"],
+    target_layers=ALL_OPTIONS["target_layers"],
+    reshape_transform=ALL_OPTIONS["reshape_transform"],
+    raw=[
+        *flags(),
+        row(True, ValueError, "one layer, but target_layers has 2", target_layers=["conv", "norm"]),
+    ],
+    batch_size=integers(1),
+    device=DEVICE,
+)
+
+table(
+    "effective_receptive_field",
+    lambda: partial(effective_receptive_field, model=model(), images=images(), layer="conv"),
+    model=MODEL,
+    images=[
+        row([1.0], TypeError, "images must be a floating-point tensor (N, C, *spatial), but"),
+        row(images().byte(), TypeError, "but got torch.uint8"),
+        row(images(0), ValueError, "with at least one image, but got (0, 1, 4, 4)"),
+        row(images().flatten(1), ValueError, "but got (4, 16)"),
+        row(torch.zeros(2, 3, 4, 4), ValueError, "fails on images of shape (2, 3, 4, 4)"),
+        row(images().double(), ValueError, "(4, 1, 4, 4), torch.float64: "),
+    ],
+    layer=[
+        *types_and_values("the name of a submodule, or None", [3, True, ["conv"]], []),
+        row("cnv", KeyError, "The model has no submodule 'cnv'. Close ones: conv"),
+        row("unused", KeyError, "The model does not call 'unused' for these images"),
+    ],
+    unit=[
+        row(3, TypeError, "unit must be an index for each direction, but got 3"),
+        row((0.5, 0), TypeError, "unit must be integers, one for each direction, but got (0.5"),
+        row((True, 0), TypeError, "but got (True, 0)"),
+        row((4, 0), IndexError, "has units of shape (4, 4), but got the unit (4, 0)"),
+        row((-1, 0), IndexError, "but got the unit (-1, 0)"),
+        row((0,), IndexError, "but got the unit (0,)"),
+        row((0, 0), IndexError, "units of shape (), but got the unit (0, 0)", layer=None),
+    ],
+    channel=[
+        *types_and_values("an integer, or None for all", ["0", 0.0, True], []),
+        row(2, IndexError, "The output has 2 channels, but got channel 2"),
+        row(-1, IndexError, "but got channel -1"),
+    ],
+    batch_size=integers(1),
+)
+
+table(
+    "find_misclassified",
+    lambda: partial(find_misclassified, model=model(), data=data()),
+    model=MODEL,
+    data=DATA,
+    n=integers(1, instead=", or None for all", optional=True),
+    device=DEVICE,
+    **{name: rows for name, rows in ALL_OPTIONS.items() if name not in OF_FIGURES},
+)
+
+table(
+    "receptive_field",
+    lambda: partial(receptive_field, model=model(), input_size=(1, 1, 4, 4)),
+    **FIELD,
+    ignore=[
+        *types_and_values(
+            "names or classes of submodules, or patterns of them, as texts",
+            [3, [3], nn.ReLU, {"conv"}],
+            [],
+        ),
+        row("cnv", ValueError, "ignore='cnv' fits no submodule's name or class. There are: "),
+    ],
+    unknown=choices("raise", "skip"),
+)
+
+table(
+    "show_augmentations",
+    lambda: show_augmentations,
+    **FIGURE,
+    data=[
+        row(value, TypeError, f"CIFAR10DataModule, whose loader is asked, but got {kind}")
+        for value, kind in ((3, "int"), (data(), "TensorDataset"), ("data", "str"))
+    ],
+    n=integers(1),
+    indices=[
+        *types_and_values("a sequence of integers", [3, "ab", {0}, [1.5], [True], ["0"]], []),
+        row([], ValueError, "indices are empty: give at least one, or None"),
+    ],
+    epochs=integers(1),
+    seed=integers(0),
+)
+
+table(
+    "show_calibration",
+    lambda: partial(show_calibration, found=found()),
+    found=FOUND,
+    **SAVED,
+)
+
+table(
+    "show_class_samples",
+    lambda: partial(show_class_samples, data=data()),
+    **FIGURE,
+    mean=ALL_OPTIONS["mean"],
+    std=ALL_OPTIONS["std"],
+    data=DATA,
+    per_class=integers(1),
+    classes=[
+        *types_and_values("names or numbers of classes", [1.5, True, {0}], []),
+        row([0.5], TypeError, f"classes must be {CLASS}, but got 0.5"),
+        row([-1], ValueError, f"classes must be {CLASS}, but got -1"),
+        row([2], ValueError, "classes must be a number from 0 to 1 or one of 0, 1, but got 2"),
+        row("cow", ValueError, "0, 1, but got 'cow'"),
+        row([], ValueError, "There is no class to draw"),
+    ],
+    split=SPLIT,
+    seed=integers(0),
+    class_names=ALL_OPTIONS["class_names"],
+)
+
+table(
+    "show_confusion_matrix",
+    lambda: partial(show_confusion_matrix, found=found()),
+    found=FOUND,
+    **SAVED,
+    normalize=flags(),
+    cmap=COLORMAP,
+)
+
+table(
+    "show_misclassified",
+    lambda: partial(show_misclassified, model=model(), data=data()),
+    **ALL_OPTIONS | FIGURE,
+    model=MODEL,
+    data=DATA,
+    device=DEVICE,
+)
+
+table(
+    "show_rgb_channels",
+    lambda: partial(show_rgb_channels, data=color_data()),
+    **FIGURE,
+    mean=ALL_OPTIONS["mean"],
+    std=ALL_OPTIONS["std"],
+    data=DATA,
+    image=[
+        row("cat.png", TypeError, "image must be an index, a tensor (3, H, W), an array"),
+        row(True, TypeError, "or a PIL image, but got bool"),
+        row(None, TypeError, "or a PIL image, but got NoneType"),
+        row(1.0, TypeError, "or a PIL image, but got float"),
+        row(4, IndexError, "There is no image 4 among the 4 samples"),
+        row(-1, IndexError, "There is no image -1 among the 4 samples"),
+        row(torch.zeros(1, 8, 8), ValueError, "but has the shape (1, 8, 8)"),
+        row(torch.zeros(2, 3, 8, 8), ValueError, "but has the shape (2, 3, 8, 8)"),
+        row(np.zeros((8, 8)), ValueError, "but has the shape (8, 8)"),
+        row(torch.full((3, 8, 8), 2.0), ValueError, "image has values from 2.00 to 2.00"),
+    ],
+    split=SPLIT,
+    class_names=OPTIONS["class_names"],
+)
+
+table(
+    "show_samples",
+    lambda: partial(show_samples, data=data()),
+    **FIGURE,
+    mean=ALL_OPTIONS["mean"],
+    std=ALL_OPTIONS["std"],
+    data=DATA,
+    n=integers(1),
+    split=SPLIT,
+    seed=integers(0),
+    columns=integers(1, optional=True),
+    class_names=ALL_OPTIONS["class_names"],
+)
+
+table(
+    "show_training_curves",
+    lambda: partial(show_training_curves, log={"val_loss": ([1], [0.5])}),
+    log=[
+        *paths("a run's folder, or curves by their names", none=True),
+        row("nowhere", FileNotFoundError, "nowhere holds neither a TensorBoard event file nor"),
+        row({3: ([1], [2])}, TypeError, "curves by their names, but got 3 for a name"),
+        row({"loss": ([1], [2])}, ValueError, "no training curves, only ['loss']"),
+        *(
+            row({"val_loss": value}, error, f"{CURVES}, but 'val_loss' is {value!r}")
+            for error, values in (
+                (TypeError, [3, ("a", "b"), ([1], ["x"])]),
+                (ValueError, [([1, 2], [1]), ([1],), (1, 2)]),
+            )
+            for value in values
+        ),
+    ],
+    fig=FIG,
+)
 
 
-def wrong_calls(call: str, argument: str) -> Iterator[tuple[Callable[[], Any], Row]]:
-    """What fails, and how. An argument that is `...` is left out; the others are what is wrong."""
-    for value, error, message, others in TABLE[call][argument]:
-        function, right = CALLS[call]()
-        given = right | others | ({} if value is ... else {argument: value})
-        yield partial(function, **given), (value, error, message, others)
+# --- the tests -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("call", "argument"), CASES, ids=lambda part: part)
-def test_the_error_says_what_was_given_and_what_was_expected(
-    call: str, argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return type(value).__name__ if len(text) > 30 or " at 0x" in text else text
+
+
+def cases() -> Iterator[Any]:
+    for call, (_, arguments) in TABLES.items():
+        for argument, rows in arguments.items():
+            for wrong in rows:
+                value = wrong.others if wrong.value is ... else wrong.value
+                yield pytest.param(call, argument, wrong, id=f"{call}({argument}={short(value)})")
+
+
+@pytest.fixture(scope="module")
+def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("empty")
+    with contextlib.chdir(folder):
+        yield folder
+
+
+@pytest.mark.parametrize(("call", "argument", "wrong"), [*cases()])
+def test_a_wrong_argument_is_named_and_nothing_changes(
+    call: str, argument: str, wrong: Row, empty_folder: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for fails, (value, error, message, others) in wrong_calls(call, argument):
-        with pytest.raises(Exception) as caught:  # noqa: PT011
-            fails()
-        assert caught.type is error, (value, others, caught.value)
-        # the text of a KeyError is the representation of its argument
-        assert message in str(caught.value.args[0]), (value, others)
-    assert not list(tmp_path.iterdir())
+    function = TABLES[call][0]()
+    given = wrong.others if wrong.value is ... else {argument: wrong.value, **wrong.others}
+    before = [state(model()), state(network())]
+    with pytest.raises(wrong.error) as caught:
+        function(**given)
+    assert caught.type is wrong.error
+    # the string of a KeyError is the representation of its argument
+    assert wrong.message.replace("{name}", argument) in str(caught.value.args[0])
+    assert [state(model()), state(network())] == before
+    assert not list(empty_folder.iterdir())
 
-
-# --- completeness -------------------------------------------------------------------------------
 
 MADE_BY_THE_LIBRARY = {
     "AxisField", "Calibration", "EffectiveReceptiveField", "LabelSuspect", "LayerField",
@@ -868,9 +881,10 @@ MADE_BY_THE_LIBRARY = {
 
 
 def public_arguments() -> Iterator[tuple[str, str]]:
-    """Each argument of each public function, of each class and of its own methods.
+    """Return the arguments of all public functions and classes, and of the methods they define.
 
-    Methods that a class of another library declares (hooks of Lightning, say) are called by it.
+    Methods that a base class from another library declares (such as Lightning's hooks) are left
+    out: that library calls them.
     """
     for name in (*cifar_resnet.__all__, "Muon"):
         thing = Muon if name == "Muon" else getattr(cifar_resnet, name)
@@ -878,8 +892,8 @@ def public_arguments() -> Iterator[tuple[str, str]]:
         if inspect.isclass(thing):
             if issubclass(thing, Exception) or name in MADE_BY_THE_LIBRARY:
                 del callables[name]
-            foreign = [base for base in thing.__mro__ if base.__module__.split(".")[0] not in
-                       ("cifar_resnet", "builtins")]  # fmt: skip
+            own = ("cifar_resnet", "builtins")
+            foreign = [base for base in thing.__mro__ if base.__module__.split(".")[0] not in own]
             callables |= {
                 f"{name}.{method}": getattr(thing, method)
                 for method, value in vars(thing).items()
@@ -894,20 +908,18 @@ def public_arguments() -> Iterator[tuple[str, str]]:
 
 
 def test_every_argument_is_in_the_table_at_least_three_times() -> None:
-    there = set(public_arguments())
-    missing = {
-        f"{call}({argument})"
-        for call, argument in there
-        if len(TABLE.get(call, {}).get(argument, [])) < 3
+    public = set(public_arguments())
+    tested = {
+        (call, argument)
+        for call, (_, arguments) in TABLES.items()
+        for argument, rows in arguments.items()
+        if len(rows) >= 3
     }
-    assert not missing
-    assert len(there) > 150
+    assert not public - tested
+    assert len(public) > 150
 
 
-# --- what counts as a number --------------------------------------------------------------------
-
-
-def test_numpys_numbers_count_as_what_they_are(tmp_path: Path) -> None:
+def test_numpy_numbers_are_accepted(tmp_path: Path) -> None:
     two = np.int64(2)
     small = CustomResNet(two, num_classes=two, in_channels=np.uint8(3), head_scale=np.float32(0.5))
     assert [type(v) for v in (small.width, small.num_classes, small.in_channels)] == [int] * 3
@@ -917,11 +929,8 @@ def test_numpys_numbers_count_as_what_they_are(tmp_path: Path) -> None:
     module = CIFAR10DataModule(
         batch_size=two, val_split=np.float32(0.5), seed=two, crop_padding=np.int8(31)
     )
-    assert (module.batch_size, module.num_samples, module.augmentation.crop_padding) == (
-        2,
-        25000,
-        31,
-    )
+    assert (module.batch_size, module.num_samples) == (2, 25_000)
+    assert module.augmentation.crop_padding == 31
     groups = Muon([kernel()], lr=np.float64(0.1)).param_groups
     assert type(groups[0]["lr"]) is float
 
@@ -953,63 +962,12 @@ def test_numpys_numbers_count_as_what_they_are(tmp_path: Path) -> None:
     )
     assert len(fig.axes) == 2
     assert len(show_class_samples(data(), classes=np.arange(2), per_class=two).axes) == 4
-    assert len(show_rgb_channels(np.int64(1), colors()).axes) == 7
+    assert len(show_rgb_channels(np.int64(1), color_data()).axes) == 7
 
 
-def test_names_may_come_in_any_order_that_can_be_read_again() -> None:
+def test_names_may_be_any_ordered_collection() -> None:
     for names in ("ab", ["a", "b"], ("a", "b"), {"a": 0, "b": 1}.keys(), np.array(["a", "b"])):
         found = find_misclassified(model(), data(), class_names=names)
         assert found.class_names == ("a", "b")
-    looked_through = receptive_field(model(), (1, 1, 4, 4), ignore=iter(["norm"]))
-    assert looked_through.ignored == ("norm",)
-
-
-# --- nothing is left behind ---------------------------------------------------------------------
-
-OF_MODELS = [
-    call
-    for call, arguments in TABLE.items()
-    if "model" in arguments or call.startswith(("CustomResNet.", "ImageClassifier"))
-]
-
-
-def state(module: nn.Module) -> dict[str, Any]:
-    """All that a call may leave behind in a module, in values that can be compared."""
-    found: dict[str, Any] = {}
-    for name, part in module.named_modules():
-        found[f"{name} training"] = part.training
-        found[f"{name} attributes"] = sorted(vars(part))
-        for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
-            found[f"{name} {kind}"] = [id(hook) for hook in getattr(part, kind).values()]
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        grad = None if tensor.grad is None else (id(tensor.grad), tensor.grad.tolist())
-        found[name] = (id(tensor), tensor.tolist(), tensor.requires_grad, grad)
-    return found
-
-
-@pytest.mark.parametrize("call", OF_MODELS)
-def test_a_call_that_fails_leaves_the_model_as_it_was(
-    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    model.cache_clear()
-    network.cache_clear()
-    watched = [model(), network()]
-    for module in watched:
-        first = next(iter(module.parameters()))
-        first.grad = torch.ones_like(first)
-        # The normalizations stay in training: each pass through them would be seen.
-        next(part for part in module.modules() if isinstance(part, nn.Conv2d)).eval()
-        norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-        norms[-1].bias.requires_grad_(False)
-        norms[-1].register_forward_hook(lambda *args: None)
-        norms[-1].register_forward_pre_hook(lambda *args: None)
-        norms[-1].register_full_backward_hook(lambda *args: None)
-    before = [state(module) for module in watched]
-    for argument in TABLE[call]:
-        for fails, (value, _, _, others) in wrong_calls(call, argument):
-            with pytest.raises(Exception):  # noqa: B017, PT011
-                fails()
-            assert [state(module) for module in watched] == before, (argument, value, others)
-    model.cache_clear()
-    network.cache_clear()
+    result = receptive_field(model(), (1, 1, 4, 4), ignore=iter(["norm"]))
+    assert result.ignored == ("norm",)

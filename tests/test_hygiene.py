@@ -122,14 +122,6 @@ def test_the_package_works_as_the_release_tries_it(tmp_path: Path) -> None:
 # --- tools ---------------------------------------------------------------------------------------
 
 
-def test_pre_commit_has_the_pinned_ruff() -> None:
-    repos = {repo["repo"]: repo for repo in parsed(ROOT / ".pre-commit-config.yaml")["repos"]}
-    (pinned,) = [d for d in PROJECT["project"]["optional-dependencies"]["dev"] if "ruff" in d]
-    assert repos["https://github.com/astral-sh/ruff-pre-commit"]["rev"] == (
-        pinned.replace("ruff==", "v")
-    )
-
-
 @pytest.mark.parametrize("stored", ['"execution_count": 3', '"output_type": "stream"'])
 def test_pre_commit_finds_outputs_in_a_notebook(stored: str) -> None:
     local = parsed(ROOT / ".pre-commit-config.yaml")["repos"][-1]["hooks"]

@@ -1,60 +1,34 @@
-"""The demo in the browser: classify an image, look at errors, see what a unit sees.
-
-python examples/app.py                                   # the weights that come with the package
-python examples/app.py --checkpoint runs/NAME/last.ckpt  # and a network of your own
-python examples/app.py --share                           # with a public address for 72 hours
-
-Needs Gradio: pip install "cifar-resnet[app]". Runs on the CPU and without a network connection;
-uploads are deleted within 70 minutes, and when it ends. What it shows comes from demo.py.
-"""
+"""Build and serve the page of the demo with Gradio; what it shows comes from `views`."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
-import sys
-import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when imported
-try:
-    import gradio as gr
-except ImportError:
-    sys.exit("The demo needs Gradio. Install it with: pip install 'cifar-resnet[app]'")
-
-from demo import (
-    ANY,
-    CLASSES,
-    METHODS,
-    PREDICTED,
-    SIDE,
-    ZOOM,
-    Demo,
-    Pixels,
-    nearest_unit,
-    read_image,
-)
+import gradio as gr
 from PIL import Image
 
-# NUMBER-CLASS.png, in the order of the classes
+from cifar_resnet.cli.demo.drawing import ZOOM
+from cifar_resnet.cli.demo.views import ANY, CLASSES, METHODS, PREDICTED, Demo, nearest_unit
+from cifar_resnet.cli.images import SIDE, Pixels, read_image
+
+# Named NUMBER-CLASS.png; sorted by class.
 EXAMPLES = sorted(
     (Path(__file__).parent / "images").glob("*.png"),
     key=lambda path: CLASSES.index(path.stem.partition("-")[2]),
 )
 INTRODUCTION = f"""# CIFAR-10 with a custom ResNet
-The network knows ten classes: {", ".join(CLASSES)}. It always answers one of them, whatever the
-image shows.
+The network knows ten classes: {", ".join(CLASSES)}. It always answers with one of them, whatever
+the image shows.
 """
-TAKEN = (
+PREPROCESSING = (
     f"The network gets the middle square of the image, scaled to {SIDE} x {SIDE} pixels. "
-    "Transparency becomes white; of an animation the first frame is taken."
+    "Transparent pixels become white; of an animation, the first frame is used."
 )
 
 
-# Fonts of the system: nothing is loaded from elsewhere. Greys dark enough to be read.
+# System fonts: nothing is loaded from other sites. The grays are dark enough to be read.
 THEME = gr.themes.Default(
     primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"]
 ).set(body_text_color_subdued="*neutral_500", slider_color="*primary_600")
@@ -69,7 +43,7 @@ STYLE = """
 button[role=tab].selected { color: var(--body-text-color) }
 @media (max-width: 640px) { #errors .grid-container { grid-template-columns: 1fr 1fr } }
 """
-# Gradio's pictures to click on have no names, or a number as a name, for screen readers.
+# Names for screen readers: Gradio gives its clickable pictures none, or numbers.
 NAMES = r"""
 <script>
 const named = (button, name) => button.setAttribute("aria-label", name);
@@ -88,12 +62,12 @@ new MutationObserver(() => {
 
 
 def build(demo: Demo) -> gr.Blocks:
-    """The page, with the demo's functions behind it."""
+    """Build the page around the demo's functions."""
     first = demo.choices[0][1]
-    layers, all_layers = demo.layers(first), demo.layers(first, least_units=1)
+    layers, all_layers = demo.layers(first), demo.layers(first, min_units=1)
     classes = [*CLASSES]
     view: Any = {"format": "png", "interactive": False, "buttons": [], "elem_classes": "pixels"}
-    # Uploads and what the page makes are deleted when they are an hour old.
+    # Uploads and generated pictures are deleted when they are an hour old.
     page = gr.Blocks(title="CIFAR-10 with a custom ResNet", delete_cache=(600, 3600))
     with page:
         gr.Markdown(INTRODUCTION)
@@ -107,10 +81,10 @@ def build(demo: Demo) -> gr.Blocks:
                     label="Image", sources=["upload", "clipboard"],
                     type="filepath", height=300, buttons=[], elem_id="upload",
                 )  # fmt: skip
-                gr.Markdown(TAKEN)
+                gr.Markdown(PREPROCESSING)
                 gr.Examples(
                     [[str(path)] for path in EXAMPLES], upload,
-                    label="Or the first image of a class in the test set",
+                    label="Or the first test image of each class",
                     elem_id="examples",
                 )  # fmt: skip
             with gr.Column():
@@ -122,7 +96,7 @@ def build(demo: Demo) -> gr.Blocks:
                 cam = gr.Checkbox(True, label="Class activation map")
                 method = gr.Dropdown(METHODS, value="gradcam", label="Method")
                 layer = gr.Dropdown(layers, value=layers[-1][1], label="Layer")
-                wanted = gr.Dropdown([PREDICTED, *classes], label="Evidence for")
+                target = gr.Dropdown([PREDICTED, *classes], label="Evidence for")
                 opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of the map")
 
         with gr.Tab("Errors") as errors_tab:
@@ -131,8 +105,8 @@ def build(demo: Demo) -> gr.Blocks:
                 true = gr.Dropdown([ANY, *classes], label="True class", min_width=240)
                 predicted = gr.Dropdown([ANY, *classes], label="Predicted class", min_width=240)
             with_maps = gr.Checkbox(False, label="Class activation maps")
-            summary = gr.Markdown("The network runs over the test set, which takes a few seconds.")
-            fetch = gr.Button("Fetch CIFAR-10 from the network (170 MB)", visible=False)
+            summary = gr.Markdown("The network classifies the test set, which takes a few seconds.")
+            fetch = gr.Button("Download CIFAR-10 (170 MB)", visible=False)
             errors = gr.Gallery(
                 label="Errors", format="png", object_fit="contain", columns=6, height="auto",
                 buttons=[], elem_id="errors", elem_classes="pixels",
@@ -154,7 +128,7 @@ def build(demo: Demo) -> gr.Blocks:
                 region = gr.Image(label="What the unit reads", elem_id="region", **view)
                 grid = gr.Image(label="The units of the layer", elem_id="grid", **view)
                 figure = gr.Plot(
-                    label="With what lies beyond the frame", format="png", elem_id="figure"
+                    label="With the part outside the image", format="png", elem_id="figure"
                 )
 
         def take(payload: dict[str, Any] | None) -> Pixels | None:
@@ -162,61 +136,61 @@ def build(demo: Demo) -> gr.Blocks:
                 return None if payload is None else read_image(payload["path"])
             except ValueError as error:
                 raise gr.Error(
-                    str(error), title="The image was not taken", print_exception=False
+                    str(error), title="The image was not accepted", print_exception=False
                 ) from None
 
         def classify(*chosen: Any) -> Any:
-            shares, picture, text = demo.classify(*chosen)
-            return shares, None if picture is None else _unique(picture), text
+            scores, picture, text = demo.classify(*chosen)
+            return scores, None if picture is None else _unique(picture), text
 
         def show_errors(name: str, opened: bool, *chosen: Any) -> Any:
-            if not opened:  # the network need not run over the test set before somebody looks
+            if not opened:  # classify the test set only when the tab is opened
                 return gr.skip(), gr.skip(), gr.skip()
             return gallery_of(name, *chosen, download=False)
 
-        def fetch_and_show(name: str, *chosen: Any) -> Any:
+        def download_and_show(name: str, *chosen: Any) -> Any:
             return gallery_of(name, *chosen, download=True)
 
         def gallery_of(*chosen: Any, download: bool) -> Any:
-            pictures, summary, there = demo.gallery(*chosen, download=download)
+            pictures, summary, is_on_disk = demo.gallery(*chosen, download=download)
             named = [(_unique(picture), text) for picture, text in pictures]
-            return named, summary, gr.Button(visible=not there)
+            return named, summary, gr.Button(visible=not is_on_disk)
 
         def show_field(*chosen: Any) -> Any:
             region, grid, figure, text = demo.field(*chosen)
             return _unique(region), _unique(grid), figure, text
 
         def network_layers(name: str, layer: str, unit_layer: str) -> Any:
-            """The same layers of another network, where it has them."""
+            """Keep the chosen layers if the other network has them."""
             updates = []
-            for least, value in ((2, layer), (1, unit_layer)):
-                choices = demo.layers(name, least_units=least)
-                kept = demo.layer(name, value, least_units=least)
+            for minimum, value in ((2, layer), (1, unit_layer)):
+                choices = demo.layers(name, min_units=minimum)
+                kept = demo.layer(name, value, min_units=minimum)
                 updates.append(gr.Dropdown(choices, value=kept))
             return updates
 
         def middle_unit(name: str, layer: str) -> Any:
-            field = demo.fields(name)[demo.layer(name, layer, least_units=1)]
+            field = demo.fields(name)[demo.layer(name, layer, min_units=1)]
             return [
                 gr.Slider(maximum=max(size - 1, 1), value=unit, interactive=size > 1)
                 for size, unit in zip(field.unit_shape, field.middle, strict=True)
             ]
 
         def clicked_pixel(name: str, layer: str, event: gr.SelectData) -> tuple[int, int]:
-            x, y = ((place + 0.5) / ZOOM - 0.5 for place in event.index)
+            x, y = ((position + 0.5) / ZOOM - 0.5 for position in event.index)
             return nearest_unit(demo.fields(name)[layer], x, y)
 
         def clicked_unit(name: str, layer: str, event: gr.SelectData) -> tuple[int, int]:
             rows, columns = demo.fields(name)[layer].unit_shape
             side = SIDE * ZOOM
-            x, y = (min(max(place, 0), side - 1) for place in event.index)
+            x, y = (min(max(position, 0), side - 1) for position in event.index)
             return y * rows // side, x * columns // side
 
         hidden: Any = {"api_visibility": "private"}
-        # The last state of the controls counts where they move faster than the network runs.
+        # If controls move faster than the network runs, only their last state counts.
         last: Any = {"trigger_mode": "always_last", "show_progress": "hidden"}
         quiet = hidden | last
-        inputs: Any = [pixels, name, top_k, cam, method, layer, opacity, wanted]
+        inputs: Any = [pixels, name, top_k, cam, method, layer, opacity, target]
         filters: Any = [count, true, predicted, with_maps]
         gallery, unit = [errors, summary, fetch], [name, unit_layer]
         field = {"fn": show_field, "inputs": [pixels, *unit, row, column],
@@ -235,7 +209,7 @@ def build(demo: Demo) -> gr.Blocks:
             [control.change for control in [opened, name, *filters]],
             show_errors, [name, opened, *filters], gallery, trigger_mode="always_last", **hidden,
         )  # fmt: skip
-        fetch.click(fetch_and_show, [name, *filters], gallery, **hidden)
+        fetch.click(download_and_show, [name, *filters], gallery, **hidden)
         unit_layer.change(middle_unit, unit, [row, column], **quiet).then(**field)
         region.select(clicked_pixel, unit, [row, column], **quiet).then(**field)
         grid.select(clicked_unit, unit, [row, column], **quiet).then(**field)
@@ -244,38 +218,13 @@ def build(demo: Demo) -> gr.Blocks:
 
 
 def _unique(picture: Image.Image) -> Image.Image:
-    """The same picture as a file of its own: Gradio names a file by its content, and would write it
-    again while another session reads it."""
+    """Make the file unique: Gradio names files by content, and would overwrite one being read."""
     picture.info["made"] = uuid.uuid4().hex
     return picture
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    parser.add_argument("--share", action="store_true", help="a public address, for 72 hours")
-    parser.add_argument("--data-dir", help="default: $CIFAR10_DIR, else the user's cache folder")
-    parser.add_argument(
-        "--checkpoint", type=Path, help=".ckpt of train_24.py or .safetensors of save_pretrained"
-    )
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder goes then, too
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads go with it when the demo ends
-        try:
-            page = build(Demo(args.data_dir, args.checkpoint))
-            try:
-                launch(page, server_port=args.port, share=args.share)
-            finally:
-                page.close(verbose=False)  # before the files that it serves go
-        except (ValueError, OSError) as error:
-            sys.exit(str(error))
-
-
 def launch(page: gr.Blocks, **options: Any) -> None:
-    """Serve the page; the options are those of Gradio's `launch`."""
+    """Serve the page; `options` are those of Gradio's `launch`."""
     # Gradio's server-side rendering needs Node, and its footer links to other sites.
     page.launch(
         theme=THEME,
@@ -287,7 +236,3 @@ def launch(page: gr.Blocks, **options: Any) -> None:
         show_error=True,
         **options,
     )
-
-
-if __name__ == "__main__":
-    main()

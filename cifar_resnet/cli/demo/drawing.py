@@ -1,0 +1,56 @@
+"""Draw the pictures of the demo."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from cifar_resnet import LayerField
+from cifar_resnet.cli.images import SIDE, Pixels
+
+ZOOM = 12  # screen pixels per image pixel
+ORANGE = (213, 94, 0)  # of Okabe and Ito's palette
+
+
+def enlarged(pixels: Pixels, cam: Tensor | None = None, opacity: float = 0.5) -> Image.Image:
+    """Enlarge an image without smoothing, and blend a map (32, 32) in [0, 1] into it."""
+    from matplotlib import colormaps
+
+    picture = pixels.repeat(ZOOM, 0).repeat(ZOOM, 1)
+    if cam is not None and cam.max() > 0:
+        smooth = F.interpolate(cam[None, None], picture.shape[:2], mode="bilinear")[0, 0]
+        colors = np.asarray(colormaps["viridis"](smooth.clamp(0, 1).numpy()))[..., :3] * 255
+        picture = (picture * (1 - opacity) + colors * opacity).round().astype(np.uint8)
+    return Image.fromarray(picture)
+
+
+def draw_region(pixels: Pixels, field: LayerField, unit: tuple[int, int]) -> Image.Image:
+    """Draw the image with the pixels that the unit reads framed, and the rest faded."""
+    picture = enlarged(pixels)
+    (top, bottom), (left, right) = field.region(unit)
+    box = (left * ZOOM, top * ZOOM, (right + 1) * ZOOM, (bottom + 1) * ZOOM)
+    faded = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.6)
+    faded.paste(picture.crop(box), box)
+    draw = ImageDraw.Draw(faded)
+    draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=ORANGE, width=3)
+    return faded
+
+
+def draw_units(field: LayerField, unit: tuple[int, int]) -> Image.Image:
+    """Draw the layer's units as a grid, with one of them marked."""
+    rows, columns = field.unit_shape
+    side = SIDE * ZOOM
+    grid = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(grid)
+    for row in range(rows):
+        for column in range(columns):
+            box = (
+                column * side // columns,
+                row * side // rows,
+                (column + 1) * side // columns - 1,
+                (row + 1) * side // rows - 1,
+            )
+            draw.rectangle(box, ORANGE if (row, column) == unit else "white", "#888888")
+    return grid

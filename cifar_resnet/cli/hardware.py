@@ -1,0 +1,112 @@
+"""Choose device, precision and allocator settings for a training, and describe the machine."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+LARGE_PAGES = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
+}
+
+
+def use_large_pages() -> None:
+    """Restart the process with an allocator set for large tensors (Linux, glibc, no NVIDIA GPU).
+
+    Without these settings, glibc returns activations of tens of megabytes to the kernel after every
+    layer, and the kernel clears their pages again for the next one. glibc reads the settings only
+    when a process starts.
+    """
+    suitable = platform.libc_ver()[0] == "glibc" and not Path("/dev/nvidiactl").exists()
+    if suitable and not any(name in os.environ for name in LARGE_PAGES):
+        os.environ.update(LARGE_PAGES)
+        sys.stdout.flush()
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def pick_device() -> torch.device:
+    """Return the first CUDA device, else Apple's GPU, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor with its number of cores."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()} ({os.cpu_count()} cores)"
+    return platform.processor() or device.type
+
+
+def pick_precision(device: torch.device, processes: int = 1) -> str:
+    """Return `"bf16-mixed"` where bfloat16 products are faster, else `"32-true"`.
+
+    One process measures a matrix product in both formats. Several processes must all come to the
+    same answer, so they do not measure: they use bfloat16 on GPUs that have it.
+    """
+    import torch
+
+    if device.type == "mps":
+        return "32-true"
+    if processes > 1:
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if has_bf16 else "32-true"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(1024, 1024, dtype=dtype, device=device)
+        _ = (matrix @ matrix).sum().item()
+        start = time.perf_counter()
+        for _ in range(3):
+            _ = (matrix @ matrix).sum().item()
+        seconds[dtype] = time.perf_counter() - start
+    return "bf16-mixed" if seconds[torch.bfloat16] < seconds[torch.float32] else "32-true"
+
+
+def expected_seconds(
+    network: nn.Module, batch_size: int, precision: str, device: torch.device
+) -> float:
+    """Estimate the seconds of training per image from a few steps of a copy of the network."""
+    import torch
+
+    network = copy.deepcopy(network).to(device)
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    size = min(batch_size, 256)
+    images = torch.zeros(size, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            loss = network(images).float().mean()
+        loss.backward()
+        loss.item()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / size
+
+
+def peak_memory_mb() -> float | None:
+    """Return the peak memory of the process in MB (10^6 bytes); None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

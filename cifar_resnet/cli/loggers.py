@@ -1,0 +1,110 @@
+"""Create the logger that `--logger` names."""
+
+from __future__ import annotations
+
+import csv
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
+
+from cifar_resnet.cli.options import CommandError
+
+_MLFLOW_RUN = "mlflow_run_id"
+
+
+def check_installed(name: str) -> None:
+    """Raise if the package of a logger is not installed."""
+    if name in ("wandb", "mlflow") and find_spec(name) is None:
+        raise CommandError(
+            f"--logger {name} needs the package {name}, which is not installed. Install it with: "
+            f"pip install {name}"
+        )
+
+
+def make_loggers(name: str, folder: Path, resume_step: int | None) -> list[Logger]:
+    """Create the logger called `name`, and one that keeps the curves in the run's folder.
+
+    Args:
+        name: `"tensorboard"`, `"csv"`, `"wandb"` or `"mlflow"`.
+        folder: Folder of the run; its name is that of the run in W&B and MLflow.
+        resume_step: Step from which the run resumes: values logged at it or later will be logged
+            again, so they are dropped where the logger allows that. If None, the run is new.
+
+    Returns:
+        The loggers; the last one writes to `folder / "tensorboard"` or `folder / "csv"`.
+    """
+    if name == "tensorboard":
+        return [
+            TensorBoardLogger(
+                str(folder), name="", version="tensorboard", default_hp_metric=False,
+                purge_step=resume_step,
+            )
+        ]  # fmt: skip
+    local = _csv_logger(folder, resume_step)
+    if name == "wandb":
+        # W&B resumes the run that has the same id.
+        online = WandbLogger(
+            project="cifar-resnet", name=folder.name, id=folder.name, save_dir=str(folder),
+            resume="allow",
+        )  # fmt: skip
+        return [online, local]
+    if name == "mlflow":
+        return [_mlflow_logger(folder), local]
+    return [local]
+
+
+def remember_run(loggers: list[Logger], folder: Path) -> None:
+    """Save in the run's folder what a resumed run needs to continue in the same logger."""
+    for logger in loggers:
+        if isinstance(logger, MLFlowLogger):
+            (folder / _MLFLOW_RUN).write_text(f"{logger.run_id}\n")
+
+
+def curves_folder(loggers: list[Logger]) -> str:
+    """Return the folder of the logger that keeps the curves on disk."""
+    local: Any = loggers[-1]
+    return str(local.log_dir)
+
+
+def log_hyperparameters(
+    loggers: list[Logger], values: dict[str, Any], metrics: dict[str, float]
+) -> None:
+    """Log the hyperparameters; in TensorBoard together with the final metrics (tab HPARAMS)."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(values, {f"hp/{name}": v for name, v in metrics.items()})
+        else:
+            logger.log_hyperparams(values)
+
+
+def _csv_logger(folder: Path, resume_step: int | None) -> CSVLogger:
+    """Create a CSV logger; a resumed run keeps its earlier rows, which Lightning would delete."""
+    path, rows = folder / "csv" / "metrics.csv", []
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < (resume_step or 0)]
+        path.unlink()
+        (folder / "csv" / "hparams.yaml").unlink(missing_ok=True)
+    logger = CSVLogger(str(folder), name="", version="csv")
+    if rows:
+        experiment = logger.experiment
+        for row in rows:
+            step = int(row.pop("step"))
+            experiment.log_metrics({k: float(v) for k, v in row.items() if v != ""}, step)
+        experiment.save()
+    return logger
+
+
+def _mlflow_logger(folder: Path) -> MLFlowLogger:
+    """Create an MLflow logger; a resumed run continues the MLflow run that it started."""
+    path = folder / _MLFLOW_RUN
+    run_id = path.read_text().strip() if path.is_file() else None
+    return MLFlowLogger(experiment_name="cifar-resnet", run_name=folder.name, run_id=run_id)

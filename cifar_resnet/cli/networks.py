@@ -1,0 +1,55 @@
+"""Load the network that a user names: a run, a checkpoint, a weight file or shipped weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cifar_resnet.cli.options import CommandError
+
+if TYPE_CHECKING:
+    from cifar_resnet import CustomResNet
+
+WEIGHTS_HELP = (
+    "folder of a run, .ckpt file of a training, .safetensors file, or name of weights that come "
+    "with the package"
+)
+
+
+def load_network(source: str) -> CustomResNet:
+    """Load a network for CIFAR-10 in evaluation mode.
+
+    Args:
+        source: Folder of a run, `.ckpt` file, `.safetensors` file, or name of shipped weights.
+
+    Raises:
+        CommandError: If there is no such network, or it is not one for ten classes and three
+            channels.
+    """
+    from cifar_resnet import CustomResNet, pretrained_weights
+
+    names = [weights.name for weights in pretrained_weights()]
+    path: Path | str = source if source in names else Path(source).expanduser()
+    if isinstance(path, Path):
+        if path.is_dir():
+            path /= "last.ckpt"
+            if not path.is_file():
+                raise CommandError(
+                    f"{source} is not a run that can be loaded: it does not contain last.ckpt. "
+                    "Give the folder of a run of `cifar-resnet train`."
+                )
+        elif not path.is_file():
+            raise CommandError(
+                f"There is no file or folder {source!r}. Expected the folder of a run, a .ckpt or "
+                f".safetensors file, or one of the shipped weights: {', '.join(names)}."
+            )
+    try:
+        network = CustomResNet.from_pretrained(path)
+    except (ValueError, TypeError, OSError) as error:
+        raise CommandError(str(error)) from error
+    if (network.num_classes, network.in_channels) != (10, 3):
+        raise CommandError(
+            f"{source} holds a network for {network.num_classes} classes and "
+            f"{network.in_channels} channels. Expected one for CIFAR-10: 10 classes, 3 channels."
+        )
+    return network.eval()

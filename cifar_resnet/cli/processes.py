@@ -1,0 +1,44 @@
+"""Find out how many processes train together."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes train together, and which of them this is."""
+
+    devices: int | list[int]  # of each node, as Lightning's Trainer takes them
+    num_nodes: int
+    strategy: str
+    is_main: bool  # the one process that writes files and prints
+
+    @property
+    def count(self) -> int:
+        per_node = len(self.devices) if isinstance(self.devices, list) else self.devices
+        return per_node * self.num_nodes
+
+
+def find_processes(args: argparse.Namespace) -> Processes:
+    """Find the processes of this training from the options, or from what torchrun has set."""
+    environment = os.environ
+    devices, num_nodes = args.devices, args.num_nodes
+    if "TORCHELASTIC_RUN_ID" in environment:
+        local, world = (int(environment[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        devices = local if devices is None else devices
+        num_nodes = world // local if num_nodes is None else num_nodes
+    devices = 1 if devices is None else devices
+    num_nodes = 1 if num_nodes is None else num_nodes
+    # The names that torchrun, Lightning and SLURM set, as far as each of them sets them.
+    rank = next(
+        (environment[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+         if name in environment), "0",
+    )  # fmt: skip
+    node = environment.get("NODE_RANK", "0") if "RANK" not in environment else "0"
+    processes = Processes(devices, num_nodes, args.strategy or "auto", rank == node == "0")
+    if processes.count == 1:  # inside a SLURM job, say, that trains with one process
+        processes = Processes(devices, num_nodes, processes.strategy, True)
+    return processes

@@ -1,0 +1,110 @@
+"""Report a finished training: figures, `metrics.json` and a summary."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import platform
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from torch import nn
+
+from cifar_resnet import Recipe, show_training_curves
+from cifar_resnet.cli import hardware, loggers, run_folder
+from cifar_resnet.cli.progress import Progress, duration
+from cifar_resnet.plotting.saving import save_figure
+
+# The run's own files, and what they show.
+FILES = {
+    "metrics.json": "all results, with versions, hardware and seed",
+    "curves.png": "loss, accuracy and learning rate",
+    "misclassified.png": "the worst errors, and which pixels the network used",
+    "confusion_matrix.png": "which classes are confused",
+    "calibration.png": "accuracy at each confidence",
+    "best.ckpt": "the epoch with the best {monitor}",
+    "last.ckpt": "the end of the training, which was tested here",
+}
+
+
+def save_curves(folder: Path, used: list[Logger], network: nn.Module) -> None:
+    """Draw the training curves; with TensorBoard, log them and the network's graph as well."""
+    figure = show_training_curves(loggers.curves_folder(used))
+    save_figure(figure, folder / "curves.png", dpi=150)
+    for logger in used:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure("training_curves", figure)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the graph writer uses a deprecated tracer
+                logger.experiment.add_graph(
+                    copy.deepcopy(network).cpu().float().eval(), torch.zeros(1, 3, 32, 32)
+                )
+
+
+def collect_metrics(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    network: nn.Module,
+    scores: dict[str, float],
+    timer: Progress,
+    train_images: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Collect what `metrics.json` holds."""
+    names = [name for name in run_folder.SAVED if name not in ("data_dir", "set")]
+    return {
+        "accuracy": scores["test_acc"],
+        "accuracy_mirror": scores.get("test_acc_mirror"),
+        "accuracy_six": scores.get("test_acc_six"),
+        "test_loss": scores["test_loss"],
+        "test_images": 10_000 if not args.smoke else 2 * recipe.batch_size,
+        "val_acc": timer.val_acc,
+        "train_images": train_images,
+        "train_seconds": timer.seconds,
+        "images_per_second": timer.images / timer.seconds,
+        "total_seconds": timer.stages.total(),
+        "stage_seconds": timer.stages.seconds,
+        "resumed": bool(args.resume),
+        "peak_memory_mb": hardware.peak_memory_mb(),
+        **{name: getattr(args, name) for name in names},
+        "batch_size": recipe.batch_size,
+        "recipe": recipe.to_dict(),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "hardware": {
+            "device": hardware.device_name(device),
+            "cpu_count": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pytorch_lightning": version("pytorch_lightning"),
+            "cifar_resnet": version("cifar_resnet"),
+        },
+    }
+
+
+def summary(folder: Path, metrics: dict[str, Any], monitor: str) -> str:
+    """Return the summary that is printed at the end."""
+    views = "".join(
+        f", {100 * metrics[name]:.2f} % with {shown}"
+        for name, shown in (("accuracy_mirror", "the mirror view"), ("accuracy_six", "six views"))
+        if metrics[name] is not None
+    )
+    width = max(map(len, FILES))
+    lines = [
+        "",
+        f"Test accuracy   {100 * metrics['accuracy']:.2f} % plain{views}",
+        f"Training        {duration(metrics['train_seconds'])}, "
+        f"{metrics['images_per_second']:,.0f} images/s",
+        f"In {folder}:",
+        *(f"  {name:<{width}}  {text.format(monitor=monitor)}" for name, text in FILES.items()),
+    ]
+    if metrics["logger"] == "tensorboard":
+        lines.append(f"Curves in the browser: tensorboard --logdir {folder.parent}")
+    return "\n".join(lines)

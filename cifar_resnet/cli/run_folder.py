@@ -1,0 +1,90 @@
+"""Create the folder of a run, or find what a resumed run needs in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_resnet.cli.options import CommandError
+from cifar_resnet.files import atomic_write
+
+if TYPE_CHECKING:
+    from cifar_resnet import LastCheckpoint
+
+# Options that `--resume` takes from the run. Those in `LAUNCH` may be given again, since a run may
+# be resumed on another machine.
+SAVED = (
+    "epochs", "seed", "batch_size", "recipe", "set", "width", "precision", "data_dir", "val_split",
+    "compile", "logger", "smoke", "devices", "num_nodes", "strategy",
+)  # fmt: skip
+LAUNCH = ("devices", "num_nodes", "strategy")
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Return a folder that does not exist yet: date, time and `name`, with a number if needed."""
+    stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}")
+    folder, count = parent / stamp, 1
+    while folder.exists():
+        folder, count = parent / f"{stamp}-{count}", count + 1
+    return folder
+
+
+def take_saved_options(args: argparse.Namespace) -> None:
+    """Replace options by those of the run that `--resume` names, except launch options given.
+
+    Raises:
+        CommandError: If the folder does not belong to a run, or the run is finished or damaged.
+    """
+    run: Path = args.resume
+    if not (run / "arguments.json").is_file():
+        raise CommandError(
+            f"{run} cannot be resumed: it does not contain arguments.json. Give the folder of a "
+            "run of `cifar-resnet train`."
+        )
+    if (run / "metrics.json").is_file():
+        raise CommandError(f"{run} is finished: see {run / 'metrics.json'}.")
+    given = {name: value for name in LAUNCH if (value := getattr(args, name)) is not None}
+    try:
+        saved = json.loads((run / "arguments.json").read_text())
+        vars(args).update({name: saved[name] for name in SAVED} | given)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CommandError(
+            f"{run} cannot be resumed: its arguments.json is damaged "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def save_options(folder: Path, args: argparse.Namespace) -> None:
+    """Write the options of a new run, so that it can be resumed."""
+    write_json(folder / "arguments.json", {name: getattr(args, name) for name in SAVED})
+
+
+def newest_checkpoint(last: LastCheckpoint) -> tuple[Path | None, int]:
+    """Return the checkpoint to resume from, if any, and its number of steps.
+
+    Raises:
+        CommandError: If all checkpoints are damaged, or are not of this library.
+    """
+    import torch
+
+    try:
+        checkpoint = last.newest()
+        if checkpoint is None:
+            return None, 0
+        return checkpoint, torch.load(checkpoint, weights_only=True, mmap=True)["global_step"]
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    except (pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise CommandError(
+            f"{checkpoint} is not a checkpoint of a training: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")

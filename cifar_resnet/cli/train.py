@@ -1,0 +1,344 @@
+"""Train the custom ResNet on CIFAR-10 and report its accuracy.
+
+  cifar-resnet train                  # the full network on a GPU, a quarter of its width on a CPU
+  cifar-resnet train --width 64       # the full network, even without a GPU
+  cifar-resnet train --resume RUN     # resume a run that was stopped or killed
+
+Ctrl-C stops with a checkpoint. A run leaves its metrics, figures, checkpoints and log in a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import logging
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_resnet.cli import hardware, run_folder
+from cifar_resnet.cli.options import CommandError, add_data_dir, non_negative, positive
+from cifar_resnet.cli.processes import Processes, find_processes
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+    from cifar_resnet import CIFAR10DataModule, Recipe
+
+_LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cifar-resnet train`."""
+    add = parser.add_argument
+    add("--epochs", type=positive, default=24, help="(default: 24)")
+    add("--seed", type=non_negative, default=0, help="random seed (default: 0)")
+    add("--recipe", default="muon", help="muon, best, sgd or adam (default: muon)")
+    add(
+        "--set", action="append", default=[], metavar="FIELD=VALUE",
+        help="change a field of the recipe, such as learning_rate=0.2; may be repeated",
+    )  # fmt: skip
+    add(
+        "--batch-size", type=positive,
+        help="images in a step, over all processes (default: the recipe's)",
+    )  # fmt: skip
+    add(
+        "--width", type=positive,
+        help="channels of the first block (default: 64 on an NVIDIA GPU, else 16)",
+    )  # fmt: skip
+    add(
+        "--precision", choices=("32-true", "bf16-mixed", "16-mixed"),
+        help="(default: bf16-mixed where it is faster, which is measured, else 32-true)",
+    )  # fmt: skip
+    add("--val-split", type=non_negative, default=0, help="images to hold out (default: 0)")
+    add_data_dir(parser)
+    add("--output-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    add("--resume", type=Path, metavar="RUN", help="folder of an interrupted run")
+    add(
+        "--save-every", type=non_negative, default=30, metavar="SECONDS",
+        help="time between two checkpoints; 0 for one after every step (default: 30)",
+    )  # fmt: skip
+    add("--logger", choices=_LOGGERS, default="tensorboard", help="(default: tensorboard)")
+    add(
+        "--compile", nargs="?", const="default",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        help="torch.compile the network, for a GPU; reduce-overhead uses CUDA graphs "
+        "(default: not compiled)",
+    )  # fmt: skip
+    add("--smoke", action="store_true", help="train two epochs of two batches, in seconds")
+    add("--quiet", action="store_true", help="show no progress bar")
+    group = parser.add_argument_group(
+        "several processes", "passed to Lightning; the batch size is divided among the processes"
+    )
+    group.add_argument(
+        "--devices", type=_devices, metavar="N",
+        help="processes on each node, or GPU numbers such as 0,2 (default: 1, or torchrun's)",
+    )  # fmt: skip
+    group.add_argument(
+        "--num-nodes", type=positive, metavar="N", help="(default: 1, or torchrun's)"
+    )
+    group.add_argument("--strategy", metavar="NAME", help="such as ddp (default: auto)")
+    parser.set_defaults(started=time.perf_counter(), default=parser.get_default)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, test and report."""
+    _check_resume(args)
+    hardware.use_large_pages()
+    from cifar_resnet.cli.progress import Progress, Stages, duration
+
+    stages = Stages(args.started)
+
+    import pytorch_lightning as pl
+    import torch
+
+    from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier, LastCheckpoint
+    from cifar_resnet.cli import report
+    from cifar_resnet.cli.loggers import (
+        check_installed,
+        log_hyperparameters,
+        make_loggers,
+        remember_run,
+    )
+
+    _set_up_messages()
+    stages.end("import")
+
+    # The run: its options, processes and folder.
+    if args.resume:
+        run_folder.take_saved_options(args)
+    elif args.smoke:
+        args.epochs = min(args.epochs, 2)
+    recipe = _recipe(args)
+    processes = find_processes(args)
+    data_options = recipe.data_options()
+    data_options["batch_size"] = _share(recipe.batch_size, processes)
+    check_installed(args.logger)
+    device = hardware.pick_device()
+    if args.width is None:
+        args.width = 64 if device.type == "cuda" else 16
+    if args.precision is None:
+        args.precision = hardware.pick_precision(device, processes.count)
+    folder = args.resume or run_folder.new_folder(
+        args.output_dir, f"{recipe.name}-width{args.width}-seed{args.seed}"
+    )
+
+    # The pieces.
+    pl.seed_everything(args.seed, workers=True, verbose=False)
+    try:
+        data = CIFAR10DataModule(
+            args.data_dir, val_split=args.val_split, seed=args.seed, **data_options
+        )
+    except ValueError as error:
+        raise CommandError(str(error), code=2) from error
+    args.data_dir = str(data.data_dir.absolute())
+    network = CustomResNet(width=args.width, **recipe.network_options())
+    model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)
+    last = LastCheckpoint(folder, every_seconds=args.save_every)
+    checkpoint, step = run_folder.newest_checkpoint(last) if args.resume else (None, 0)
+
+    # The composition.
+    loggers = make_loggers(args.logger, folder, step if args.resume else None)
+    timer = Progress(stages, show=not args.quiet and processes.is_main)
+    monitor, mode = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
+    trainer = _trainer(args, processes, device, folder, [timer, last], loggers, (monitor, mode))
+
+    # Nothing has been written so far.
+    _prepare(folder, data, args, processes)
+    stages.end("data")
+    if processes.is_main:
+        seconds = hardware.expected_seconds(network, recipe.batch_size, args.precision, device)
+        images = (data.num_samples if not args.smoke else 2 * recipe.batch_size) * args.epochs
+        times = f"{processes.count} x " if processes.count > 1 else ""
+        print(
+            f"{args.epochs} epochs of CustomResNet(width={args.width}) on "
+            f"{times}{hardware.device_name(device)}, {args.precision}, recipe {recipe.name!r}: "
+            f"about {duration(seconds * images / processes.count)}."
+        )
+        if args.width < 64:
+            print(
+                f"This is the network at {args.width}/64 of its width; --width 64 trains the full "
+                "one, which takes much longer on a CPU."
+            )
+        if checkpoint is not None:
+            print(f"Resuming after step {step}.")
+        sys.stdout.flush()
+        remember_run(loggers, folder)
+    if args.compile:
+        network.compile(mode=args.compile)
+
+    try:
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+        stages.end("train")
+        scores = dict(trainer.test(model, data, verbose=False)[0])
+    except SystemExit:  # how Lightning answers Ctrl-C and SIGTERM
+        if processes.is_main:
+            print(f"Stopped. Resume with: cifar-resnet train --resume {folder}", file=sys.stderr)
+        return 128 + (last.stopped_by or signal.SIGINT)
+    except FloatingPointError as error:
+        raise CommandError(str(error)) from error
+    stages.end("test")
+    if not processes.is_main:
+        return 0
+
+    # The report.
+    report.save_curves(folder, loggers, network)
+    values = recipe.to_dict() | {
+        name: getattr(args, name) for name in ("width", "epochs", "seed", "precision", "val_split")
+    }
+    log_hyperparameters(loggers, values, scores)
+    for logger in loggers:
+        logger.finalize("success")
+    stages.end("report")
+    metrics = report.collect_metrics(args, recipe, network, scores, timer, data.num_samples, device)
+    run_folder.write_json(folder / "metrics.json", metrics)
+    print(report.summary(folder, metrics, monitor))
+    return 0
+
+
+def _trainer(
+    args: argparse.Namespace,
+    processes: Processes,
+    device: Any,
+    folder: Path,
+    callbacks: list[Any],
+    loggers: list[Any],
+    monitored: tuple[str, str],
+) -> Trainer:
+    """Compose Lightning's Trainer."""
+    import pytorch_lightning as pl
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+
+    from cifar_resnet import AtomicCheckpointIO, LogMisclassified
+    from cifar_resnet.cli.progress import CompileOnce
+
+    limit = 2 if args.smoke else None
+    monitor, mode = monitored
+    best = ModelCheckpoint(
+        folder, "best", monitor=monitor, mode=mode,
+        save_on_train_epoch_end=True, enable_version_counter=False,
+    )  # fmt: skip
+    try:
+        return pl.Trainer(
+            max_epochs=args.epochs,
+            accelerator="gpu" if device.type in ("cuda", "mps") else "cpu",
+            devices=processes.devices,
+            num_nodes=processes.num_nodes,
+            strategy=processes.strategy,
+            precision=args.precision,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=[
+                best,
+                LearningRateMonitor("step"),
+                LogMisclassified(save_dir=folder),
+                *callbacks,
+                *([CompileOnce()] if args.compile else []),
+            ],
+            log_every_n_steps=1 if args.smoke else 10,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_train_batches=limit,
+            limit_val_batches=limit,
+            limit_test_batches=limit,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise CommandError(f"Lightning does not accept these options: {error}") from error
+
+
+def _prepare(
+    folder: Path, data: CIFAR10DataModule, args: argparse.Namespace, processes: Processes
+) -> None:
+    """Create the run's folder and make the data available; on failure leave no new folder."""
+    from cifar_resnet import DatasetError
+
+    if not processes.is_main:
+        data.prepare_data()  # waits for the process that downloads
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=bool(args.resume))
+    except OSError as error:
+        raise CommandError(f"{error}. Is --output-dir right?") from error
+    try:
+        data.prepare_data()
+        if not args.resume:
+            run_folder.save_options(folder, args)
+    except (DatasetError, OSError) as error:
+        if not args.resume:
+            folder.rmdir()
+        raise CommandError(str(error)) from error
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """Build the recipe from `--recipe`, `--set` and `--batch-size`."""
+    from dataclasses import replace
+
+    from cifar_resnet import Recipe
+
+    try:
+        recipe = Recipe.preset(args.recipe)
+        recipe = replace(recipe, **_changes(args.set, tuple(recipe.to_dict())))
+        return replace(recipe, batch_size=args.batch_size) if args.batch_size else recipe
+    except (TypeError, ValueError) as error:
+        raise CommandError(str(error), code=2) from error
+
+
+def _changes(assignments: list[str], fields: tuple[str, ...]) -> dict[str, Any]:
+    """Parse `FIELD=VALUE` strings; values are Python literals, or strings without quotes."""
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        if field not in fields or not equals:
+            raise ValueError(
+                f"--set must be FIELD=VALUE with a field of the recipe, but got {assignment!r}. "
+                f"The fields are {', '.join(fields)}."
+            )
+        try:
+            changes[field] = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            changes[field] = text
+    return changes
+
+
+def _share(batch_size: int, processes: Processes) -> int:
+    """Return the batch size of each process."""
+    if batch_size % processes.count:
+        raise CommandError(
+            f"The batch size must be divisible by the number of processes, but is {batch_size} "
+            f"with {processes.count} processes. Choose another --batch-size.",
+            code=2,
+        )
+    return batch_size // processes.count
+
+
+def _devices(text: str) -> int | list[int]:
+    """Parse `--devices`: a number of processes, or numbers of GPUs."""
+    if "," in text:
+        return [non_negative(part) for part in text.split(",") if part]
+    return positive(text)
+
+
+def _check_resume(args: argparse.Namespace) -> None:
+    """Refuse options that `--resume` takes from the run."""
+    names = [name for name in run_folder.SAVED if name not in run_folder.LAUNCH]
+    given = [name for name in names if getattr(args, name) != args.default(name)]
+    if args.resume and given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise CommandError(f"--resume takes {flags} from the saved run; leave it out.", code=2)
+
+
+def _set_up_messages() -> None:
+    """Show the library's messages, and hide warnings that do not concern this composition."""
+    for harmless in (
+        "Checkpoint directory",  # it contains arguments.json
+        "Total length of `list`",  # no validation images with --val-split 0
+        "`isinstance\\(treespec",  # Lightning 2.6 with the newest torch
+    ):
+        warnings.filterwarnings("ignore", f".*{harmless}")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("cifar_resnet").setLevel(logging.INFO)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
