@@ -1,6 +1,7 @@
 """Test the figures of errors, for every number of errors, and the callback that logs them."""
 
 import inspect
+import subprocess
 import sys
 import warnings
 from dataclasses import fields
@@ -196,8 +197,10 @@ def test_long_names_are_shortened() -> None:
 def test_it_draws_into_a_figure_of_the_user() -> None:
     mine = Figure(figsize=(8, 4))
     left, right = mine.subfigures(1, 2)
-    assert show_misclassified(Brightest(), data(4), n=2, fig=left) is left
-    assert show_confusion_matrix(find_misclassified(Brightest(), data(4)), fig=right) is right
+    assert show_misclassified(Brightest(), data(4), n=2, fig=left) is mine
+    assert show_confusion_matrix(find_misclassified(Brightest(), data(4)), fig=right) is mine
+    assert left.axes
+    assert right.axes
     FigureCanvasAgg(mine).draw()
     fig = show_misclassified(Brightest(), data(4), figsize=(5, 7), columns=1)
     assert (tuple(fig.get_size_inches()), fig.dpi) == ((5, 7), 150)
@@ -237,10 +240,8 @@ def test_a_figure_is_saved_completely_or_not_at_all(
 
 
 def test_the_resolution_of_a_saved_figure(tmp_path: Path) -> None:
-    mine = Figure(figsize=(6, 3))
-    left, _ = mine.subfigures(1, 2)
-    for figure, options, size in ((mine, {}, (900, 450)), (left, {"dpi": 50}, (300, 150))):
-        save_figure(figure, tmp_path / "given.png", **options)  # of a subfigure, the whole figure
+    for options, size in (({}, (900, 450)), ({"dpi": 50}, (300, 150))):
+        save_figure(Figure(figsize=(6, 3)), tmp_path / "given.png", **options)
         with Image.open(tmp_path / "given.png") as image:
             assert image.size == size
 
@@ -309,6 +310,18 @@ def test_the_reliability_diagram() -> None:
     assert heights == pytest.approx(found.calibration.accuracy.nan_to_num(0).tolist())
     assert sum(bar.get_height() for bar in lower.patches) == found.total
     assert f"{100 * found.calibration.expected_error:.2f} %" in upper.get_title()
+
+
+def test_the_example(data_dir: Path, tmp_path: Path) -> None:
+    script = ROOT / "examples" / "misclassified.py"
+    command = [sys.executable, str(script), "--n", "2", "--true", "cat"]
+    result = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert result.stdout.startswith("886 errors in 10,000 images, accuracy 91.14%")
+    assert "images of cat predicted as dog" in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "calibration.png", "confusion_matrix.png", "misclassified.png",
+    ]  # fmt: skip
+    assert len(script.read_text().splitlines()) <= 60
 
 
 # -- the callback -----------------------------------------------------------------------------

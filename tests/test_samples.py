@@ -492,7 +492,7 @@ def test_a_given_figure_is_used_and_pyplot_is_not(
 ) -> None:
     given = Figure(figsize=(6, 3))
     left, right = given.subfigures(1, 2)
-    assert show(fig=left) is left
+    assert show(fig=left) is given
     assert left.axes
     assert not right.axes
     sized = show(figsize=(3, 4))

@@ -14,7 +14,7 @@ from cifar_resnet.plotting.palette import BLUE, GRAY, VERMILION
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
 __all__ = ["show_calibration", "show_confusion_matrix"]
@@ -27,7 +27,7 @@ def show_confusion_matrix(
     *,
     normalize: bool = False,
     cmap: str | Colormap = "cividis",
-    fig: Figure | None = None,
+    fig: Figure | SubFigure | None = None,
 ) -> Figure:
     """Draw how many images of each class are predicted as which class.
 
@@ -37,10 +37,10 @@ def show_confusion_matrix(
         found: Result of `find_misclassified`. All samples count, not only those that were kept.
         normalize: If True, show percentages of the label's images in place of counts.
         cmap: Matplotlib color map of the errors.
-        fig: Figure to draw into. If None, create one without pyplot.
+        fig: Figure or subfigure to draw into. If None, create a figure without pyplot.
 
     Returns:
-        The figure.
+        The figure; save it with `fig.savefig(path)`.
 
     Raises:
         TypeError: If `found` is not a `MisclassifiedSamples`, or another argument has the wrong
@@ -91,7 +91,7 @@ def show_confusion_matrix(
     )
     unit = "% of the label's images" if normalize else "images"
     fig.colorbar(image, ax=axes, label=f"errors ({unit})", shrink=0.8)
-    return fig
+    return fig.figure
 
 
 def _write_numbers(
@@ -115,16 +115,16 @@ def _write_numbers(
 def show_calibration(
     found: MisclassifiedSamples,
     *,
-    fig: Figure | None = None,
+    fig: Figure | SubFigure | None = None,
 ) -> Figure:
     """Draw accuracy against confidence (a reliability diagram), with the number of images below.
 
     Args:
         found: Result of `find_misclassified`. All samples count, not only those that were kept.
-        fig: Figure to draw into. If None, create one without pyplot.
+        fig: Figure or subfigure to draw into. If None, create a figure without pyplot.
 
     Returns:
-        The figure.
+        The figure; save it with `fig.savefig(path)`.
 
     Raises:
         TypeError: If `found` is not a `MisclassifiedSamples`, or `fig` is not a figure.
@@ -163,7 +163,7 @@ def show_calibration(
     lower.set_ylim(bottom=0)
     lower.set_ylabel("images")
     lower.set_xlabel("confidence (probability of the predicted class)")
-    return fig
+    return fig.figure
 
 
 def _check(found: object, name: str) -> None:

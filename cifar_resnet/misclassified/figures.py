@@ -64,7 +64,7 @@ def show_misclassified(
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
     seed: int = 0,
-) -> Figure | SubFigure:
+) -> Figure:
     """Draw the images that a classifier gets wrong, with class activation maps.
 
     Each cell shows an image with its index, label and prediction, class activation maps laid over
@@ -101,8 +101,8 @@ def show_misclassified(
         seed: As for `find_misclassified`.
 
     Returns:
-        The figure. If there are fewer than `n` errors, it shows all of them; if there are none, it
-        says so.
+        The figure; save it with `fig.savefig(path)`. If there are fewer than `n` errors, it shows
+        all of them; if there are none, it says so.
 
     Raises:
         TypeError: If `find_misclassified` does not accept `model` or `data`, or another argument
@@ -192,7 +192,7 @@ def _check_unused(options: ScanOptions) -> None:
 
 def draw_misclassified(
     model: nn.Module, found: MisclassifiedSamples, options: FigureOptions
-) -> Figure | SubFigure:
+) -> Figure:
     """Compute the maps of errors and draw them."""
     maps: dict[str, Tensor] = {}
     notes = []
@@ -222,11 +222,11 @@ def draw_misclassified(
 
 def _draw(
     found: MisclassifiedSamples, maps: Mapping[str, Tensor], note: str, options: FigureOptions
-) -> Figure | SubFigure:
+) -> Figure:
     if not found:
         canvas = Canvas(6, 2, options.fig, options.figsize)
         canvas.text(3, 1, _no_errors(found), points=11, ha="center", va="center")
-        return canvas.fig
+        return canvas.figure
     cell = CellLayout.of(found, len(maps), options.top_k, options.cmap, options.alpha)
     across, down = cell.width + _SPACE, cell.height + _BETWEEN  # from one cell to the next
     columns = min(options.columns or _columns(len(found), down / across), len(found))
@@ -245,7 +245,7 @@ def _draw(
     canvas.text(0.25, canvas.height - 0.16, note, points=6.5, va="bottom", linespacing=1.1)
     if maps:
         _draw_color_scale(canvas, options.cmap)
-    return canvas.fig
+    return canvas.figure
 
 
 def _draw_color_scale(canvas: Canvas, colors: Colormap) -> None:

@@ -64,6 +64,11 @@ class Canvas:
         box = self.fig.bbox.transformed(self.fig.figure.dpi_scale_trans.inverted())
         self.scale = min(box.width / width, box.height / height)  # of the text
 
+    @property
+    def figure(self) -> Figure:
+        """The figure, or the one that the subfigure belongs to."""
+        return self.fig.figure
+
     def text(self, x: float, y: float, text: str, *, points: float, **style: Any) -> None:
         """Write text at a position, in a font size given for the unscaled figure."""
         self.fig.text(

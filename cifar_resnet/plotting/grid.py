@@ -43,7 +43,7 @@ def draw_grid(
     column_names: Sequence[str] = (),
     fig: Figure | SubFigure | None,
     figsize: tuple[float, float] | None,
-) -> Figure | SubFigure:
+) -> Figure:
     """Draw rows of panels that are `side` inches wide, without smoothing the images."""
     columns = max(map(len, rows))
     shapes = [panel.pixels.shape for row in rows for panel in row if panel.pixels is not None]
@@ -82,7 +82,7 @@ def draw_grid(
                 canvas.text(middle, baseline, line, va="baseline", **centered)
     if note:
         _write_line(canvas, canvas.height - _BOTTOM / 2, note, _POINTS)
-    return canvas.fig
+    return canvas.figure
 
 
 def _write_line(canvas: Canvas, y: float, text: str, points: float) -> None:

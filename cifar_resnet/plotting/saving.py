@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from cifar_resnet.files import atomic_write
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 
-def save_figure(figure: Figure | SubFigure, path: str | Path, dpi: float = 150) -> None:
+def save_figure(figure: Figure, path: str | Path, dpi: float = 150) -> None:
     """Save a figure atomically: after a failure, a file that was at `path` is unchanged.
 
     Args:
-        figure: The figure. Of a subfigure, the whole figure is saved.
+        figure: Figure to save.
         path: File to write; its suffix determines the format.
         dpi: Dots per inch.
 
@@ -25,4 +25,4 @@ def save_figure(figure: Figure | SubFigure, path: str | Path, dpi: float = 150) 
     """
     path = Path(path).expanduser()
     with atomic_write(path) as temporary:
-        figure.figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)

@@ -40,7 +40,7 @@ def show_augmentations(
     seed: int = 0,
     fig: Figure | SubFigure | None = None,
     figsize: tuple[float, float] | None = None,
-) -> Figure | SubFigure:
+) -> Figure:
     """Draw training images and their augmented versions in successive epochs.
 
     The images come from the loader that the module trains with, with the normalization undone. They

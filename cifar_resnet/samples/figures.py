@@ -41,7 +41,7 @@ def show_samples(
     class_names: Sequence[str] | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
-) -> Figure | SubFigure:
+) -> Figure:
     """Draw randomly chosen images with their class and index.
 
     Images are not smoothed and keep their brightness. Pyplot is not used.
@@ -62,7 +62,8 @@ def show_samples(
         std: Standard deviation of each channel that the images were divided by.
 
     Returns:
-        The figure. If there are fewer than `n` images, it shows all of them.
+        The figure; save it with `fig.savefig(path)`. If there are fewer than `n` images, it shows
+        all of them.
 
     Raises:
         TypeError: If `data` is none of the above, or another argument has the wrong type.
@@ -114,7 +115,7 @@ def show_class_samples(
     class_names: Sequence[str] | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
-) -> Figure | SubFigure:
+) -> Figure:
     """Draw a row of random images for each class.
 
     Args:
@@ -181,7 +182,7 @@ def show_rgb_channels(
     class_names: Sequence[str] | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
-) -> Figure | SubFigure:
+) -> Figure:
     """Draw an image next to its red, green and blue channels, the planes of a tensor (3, H, W).
 
     The upper row shows each channel in its color, the lower row its values in gray. All panels

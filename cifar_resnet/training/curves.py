@@ -16,7 +16,7 @@ from cifar_resnet.plotting.palette import BLUE, CYCLE, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["show_training_curves"]
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 
 def show_training_curves(
-    log: str | Path | Mapping[str, Curve], *, fig: Figure | None = None
+    log: str | Path | Mapping[str, Curve], *, fig: Figure | SubFigure | None = None
 ) -> Figure:
     """Draw loss, accuracy and learning rate against epochs.
 
@@ -34,7 +34,7 @@ def show_training_curves(
         log: A folder with a TensorBoard event file or Lightning's `metrics.csv`, or the curves
             themselves: a mapping from names to (epochs, values), with the names that
             `ImageClassifier` logs (`train_loss_step`, `val_acc`, ...). Missing curves are left out.
-        fig: Figure to draw into. If None, create one without pyplot.
+        fig: Figure or subfigure to draw into. If None, create a figure without pyplot.
 
     Returns:
         The figure; save it with `fig.savefig(path)`.
@@ -86,7 +86,7 @@ def show_training_curves(
             axes.legend()
         if title == "Accuracy":
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    return fig
+    return fig.figure
 
 
 def _name(name: object) -> str:
