@@ -89,7 +89,7 @@ def test_the_predicted_class_and_the_contrast() -> None:
 
 
 def test_no_evidence_is_all_zero() -> None:
-    assert compute_cams(TwoChannels(), IMAGE.abs(), 1).abs().sum() == 0  # only speaks against it
+    assert compute_cams(TwoChannels(), IMAGE.abs(), 1).abs().sum() == 0  # the evidence is negative
     raw = compute_cams(TwoChannels(), IMAGE.abs(), 1, raw=True)
     assert torch.allclose(raw[0], -IMAGE.abs()[0, 0] / 4)
 
@@ -189,15 +189,19 @@ class Functional(nn.Module):
         (tv.resnet18(weights=None, num_classes=10), 64, (2, 2)),
         (tv.mobilenet_v3_small(weights=None, num_classes=10), 64, (2, 2)),
         (tv.convnext_tiny(weights=None, num_classes=10), 64, (2, 2)),
-        (tv.vgg11(weights=None, num_classes=10), 64, (2, 2)),  # not the pooling after it, 7 x 7
-        (tv.densenet121(weights=None, num_classes=10), 64, (2, 2)),  # ReLU in place behind it
-        (small_vit(), 32, (4, 4)),  # tokens, the class token left out
+        (
+            tv.vgg11(weights=None, num_classes=10),
+            64,
+            (2, 2),
+        ),  # not the 7 x 7 pooling layer
+        (tv.densenet121(weights=None, num_classes=10), 64, (2, 2)),  # followed by an in-place ReLU
+        (small_vit(), 32, (4, 4)),  # tokens without the class token
         (Functional(named=True), 16, (14, 14)),
         (ImageClassifier(CustomResNet(width=2)), 32, (4, 4)),
     ],
     ids=["resnet18", "mobilenet_v3", "convnext", "vgg", "densenet", "vit", "functional", "ours"],
 )
-def test_the_last_layer_with_spatial_output_is_found(
+def test_the_last_layer_with_spatial_output_is_chosen(
     model: nn.Module, size: int, grid: tuple[int, int]
 ) -> None:
     images = torch.randn(2, 3, size, size)
@@ -246,11 +250,12 @@ def test_an_in_place_operation_does_not_change_the_map() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.head(F.relu_(self.split(images)).mean((2, 3)))
 
-    # activations (1, 2, 3, -4) and (-1, -2, -3, 4); gradients 0 where the ReLU is closed
+    # activations (1, 2, 3, -4) and (-1, -2, -3, 4); gradients 0 where the ReLU is inactive
     raw = compute_cams(InPlace(), IMAGE, 1, method="hirescam", raw=True)
     assert torch.allclose(raw[0], CLASS_1)
     gradcam = compute_cams(InPlace(), IMAGE, 0, target_layers="split", raw=True)
-    assert torch.allclose(gradcam[0], 3 / 16 * IMAGE[0, 0])  # three of four places are open
+    # the ReLU is active at three of four positions
+    assert torch.allclose(gradcam[0], 3 / 16 * IMAGE[0, 0])
 
 
 # -- models in every state --------------------------------------------------------------------

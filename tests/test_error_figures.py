@@ -84,7 +84,7 @@ def test_there_is_a_cell_for_each_error(errors: int) -> None:
     assert f"{errors} of {errors} errors in {errors + 3} images" in " ".join(said[0].split())
     assert {f"#{i}" for i in range(errors)} <= set(said)
     assert any("Grad-CAM of maps (8 x 8)" in " ".join(text.split()) for text in said)
-    for axes in cells(fig):  # nothing runs out of the figure
+    for axes in cells(fig):  # everything is inside the figure
         for text in axes.texts:
             box = text.get_window_extent()
             assert box.x0 >= -1
@@ -122,7 +122,7 @@ def test_images_are_nearest_and_keep_their_brightness() -> None:
     assert np.array_equal(image[::16, ::16], pixels)
     assert np.array_equal(image[15::16, 15::16], pixels)
     # 3 / 4 of the image and 1 / 4 of the map's color, which is 1 in the middle of the square
-    # and 0 far from it
+    # and 0 far away from it
     assert overlay[56, 56].tolist() == pytest.approx([1, 0.25, 0.25], abs=1e-6)
     assert overlay[120, 120].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert all(panel.get_interpolation() == "nearest" for panel in cells(fig)[0].images)
@@ -172,7 +172,7 @@ def test_a_result_saves_the_second_scan() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_grey_images_and_images_with_transparency(channels: int) -> None:
+def test_gray_images_and_images_with_transparency(channels: int) -> None:
     fig = show_misclassified(Brightest(channels=channels), data(3, channels=channels))
     assert cells(fig)[0].images[0].get_array().shape[-1] == 3
 
@@ -194,7 +194,7 @@ def test_long_names_are_shortened() -> None:
         assert all(text.get_window_extent().width < 1.1 * width for text in axes.texts)
 
 
-def test_it_draws_into_a_figure_of_the_user() -> None:
+def test_it_draws_into_a_given_figure() -> None:
     mine = Figure(figsize=(8, 4))
     left, right = mine.subfigures(1, 2)
     assert show_misclassified(Brightest(), data(4), n=2, fig=left) is mine

@@ -199,7 +199,7 @@ def test_only_the_drawn_samples_are_read() -> None:
     assert len(data.read) <= 6
 
 
-def test_fewer_images_than_asked_and_the_number_of_columns() -> None:
+def test_fewer_images_than_requested_and_the_number_of_columns() -> None:
     fig = show_samples(Numbered(7), n=25)
     assert len(fig.axes) == 7
     assert texts(fig)[0].startswith("7 of 7 samples")
@@ -314,7 +314,7 @@ def test_channels_are_the_planes_of_the_image(
         assert np.array_equal(gray, images[index][..., channel])
         assert np.array_equal(colored[..., channel], gray)
         assert not np.delete(colored, channel, axis=2).any()
-    for axes in fig.axes[4:]:  # the same scale for all, whatever their values
+    for axes in fig.axes[4:]:  # the same scale for all panels
         assert axes.images[0].get_clim() == (0, 255)
     said = texts(fig)
     assert said[0] == f"{module.classes[labels[index]]}, #{index}"
@@ -373,8 +373,8 @@ def test_augmentations_are_the_images_of_the_training_loader(
     module: CIFAR10DataModule, arrays: Arrays
 ) -> None:
     train = stratified_split(arrays.train_labels, 5000)[0]
-    places = [0, 17_000, 44_999]
-    chosen = [int(train[place]) for place in places]
+    positions = [0, 17_000, 44_999]
+    chosen = [int(train[position]) for position in positions]
     fig = show_augmentations(module, indices=chosen, epochs=3)
     rows = np.reshape(pixels(fig), (3, 4, 32, 32, 3))
     assert np.array_equal(rows[:, 0], arrays.train_images[chosen])
@@ -383,7 +383,7 @@ def test_augmentations_are_the_images_of_the_training_loader(
     for epoch in range(3):
         loader.set_epoch(epoch)
         batches = torch.cat([images for images, _ in loader])
-        at = np.argsort(order.permutation(epoch))[places]
+        at = np.argsort(order.permutation(epoch))[positions]
         expected = (module.denormalize(batches[at]) * 255).round().byte().permute(0, 2, 3, 1)
         assert np.array_equal(rows[:, 1 + epoch], expected)
     said = texts(fig)
@@ -394,7 +394,7 @@ def test_augmentations_are_the_images_of_the_training_loader(
     assert indices(fig) == chosen
 
 
-def test_the_alternating_flip_is_seen(data_dir: Path, arrays: Arrays) -> None:
+def test_the_alternating_flip_is_visible(data_dir: Path, arrays: Arrays) -> None:
     data = CIFAR10DataModule(data_dir, val_split=0, crop_padding=0, flip="alternating")
     rows = np.reshape(pixels(show_augmentations(data, indices=[5, 8], epochs=4)), (2, 5, 32, 32, 3))
     for original, *shown in rows:
@@ -461,7 +461,9 @@ def test_samples_are_drawn_without_the_class_activation_maps() -> None:
     script = """
 import sys, torch
 from torch.utils.data import TensorDataset
-from cifar_resnet import show_class_samples, show_rgb_channels, show_samples
+from cifar_resnet import (
+    show_augmentations, show_class_samples, show_rgb_channels, show_samples
+)
 
 data = TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4))
 for show in (show_samples, show_class_samples):
@@ -562,7 +564,7 @@ def test_the_script_draws_the_requested_figures(
     assert two[0].read_bytes() == one[0].read_bytes()
     for path in one:
         with Image.open(path) as image:
-            assert image.mode in ("P", "RGB")  # nothing shows through on a dark page
+            assert image.mode in ("P", "RGB")  # not transparent on a dark page
             assert image.width >= 700
     assert "network.png" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["make_figures.py", "--only", "cats"])
