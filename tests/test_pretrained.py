@@ -23,6 +23,7 @@ from cifar_resnet import (
 )
 from cifar_resnet.data import cifar10
 from cifar_resnet.data.formats import Arrays
+from cifar_resnet.plotting.saving import save_figure
 
 NAMES = ["quarter", "quarter-best", "full"]
 OPTIONS: dict[str, Any] = {"norm_first": True, "activation": "gelu", "residual2": True}
@@ -267,10 +268,11 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     CustomResNet(1).save_pretrained("~/a.safetensors")
     assert (tmp_path / "a.safetensors").is_file()
     assert CustomResNet.from_pretrained("~/a.safetensors").width == 1
-    show_class_samples(TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4)), save_path="~/a.png")
+    data = TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4))
+    save_figure(show_class_samples(data), "~/a.png")
     assert (tmp_path / "a.png").is_file()
     with pytest.raises(
-        NotADirectoryError, match="is a file. Give the folder of one run that holds"
+        NotADirectoryError, match="is a file. Pass the folder of the run that contains"
     ):
         show_training_curves("~/a.png")
 
