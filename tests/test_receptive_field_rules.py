@@ -293,6 +293,29 @@ def read_from_a_view_of_what_was_cleared(x: Tensor) -> Tensor:
     return torch.cat([rows, x[:, :, :1]], 2)
 
 
+def turned_in_place(x: Tensor) -> Tensor:
+    y = x[:, :, 1:7] * 2  # 6 rows, 6 columns
+    rows = y[:, :, 1:3]
+    y.transpose_(2, 3)  # `rows` still shows the rows that y had
+    return torch.cat([rows, y], 2)
+
+
+def written_after_it_was_turned(x: Tensor) -> Tensor:
+    y = x * 2
+    columns = y[..., 1:3]
+    columns.transpose_(2, 3)
+    columns += x[:, :, 5:7].roll(1, 2).sum(3, keepdim=True)
+    return y
+
+
+def written_with_another_dimension(x: Tensor) -> Tensor:
+    y = x * 2
+    row = y[:, :, 3]
+    row.unsqueeze_(2).add_(x[:, :, 4:5])
+    row.squeeze_(2).add_(x[:, :, 6])
+    return y
+
+
 FIXED = torch.ones(1, 4, 5, 6)
 VARIANTS = {
     "roll of the flattened tensor": each(lambda x: x.roll(7)),
@@ -352,6 +375,10 @@ VARIANTS = {
     "split_with_sizes written to": written(lambda y: y.split([1, 5, 2], 2)[1]),
     "unbind written to": written(lambda y: y.unbind(2)[5]),
     "view of a view written to": written(lambda y: y[:, :, 1:][:, 1:3, 2].unsqueeze(1)),
+    "transposed in place with a view": turned_in_place,
+    "transposed in place and written to": written_after_it_was_turned,
+    "squeezed and unsqueezed in place": written_with_another_dimension,
+    "t_ of what is written to": lambda x: (x * 2).flatten(1).t_().add_(1).t_(),
     "constants written": written_with_constants,
     "cleared behind a view": read_from_a_view_of_what_was_cleared,
     "unfolded twice": lambda x: x.unfold(2, 3, 2).unfold(3, 2, 1).amax((-1, -2)),

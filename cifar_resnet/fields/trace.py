@@ -154,6 +154,11 @@ class _Recorder(TorchDispatchMode):
         named = self.refs(kwargs, with_values=reads_indices)
         outputs = func(*args, **kwargs)
         if not self._silent:
+            if func in _IN_PLACE_VIEWS:
+                # `y.t_()` writes nothing. It makes y a view of what y was, which other views of the
+                # same memory still refer to: record `t`, with a new number for y.
+                func = _IN_PLACE_VIEWS[func]
+                del self._indices[args[0]]
             call = Call(
                 func, tuple(given), named, self.refs(outputs), tuple(self._stack), _source()
             )
@@ -232,11 +237,11 @@ class _KeepWhole(TorchFunctionMode):
         if func in _EXTRACTS_VALUES and isinstance(args[0], Tensor):
             self._recorder.record_reading(args[0], func.__name__)
         if func is torch.nn.functional.scaled_dot_product_attention:
-            op = torch.ops.aten.scaled_dot_product_attention.default
+            op = _aten.scaled_dot_product_attention.default
         elif func is torch.nn.functional.pad:
             named = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
             if named.get("mode") == "circular":
-                op = torch.ops.aten._pad_circular.default
+                op = _aten._pad_circular.default
                 args, given = (named["input"], list(named["pad"])), {}
                 kwargs = {"mode": "circular"}
         if op is None:
@@ -251,6 +256,17 @@ _READS_INDICES = {
         "index_select",
     )
 }  # fmt: skip
+
+_aten = torch.ops.aten
+_IN_PLACE_VIEWS = {
+    _aten.as_strided_.default: _aten.as_strided.default,
+    _aten.squeeze_.default: _aten.squeeze.default,
+    _aten.squeeze_.dim: _aten.squeeze.dim,
+    _aten.squeeze_.dims: _aten.squeeze.dims,
+    _aten.t_.default: _aten.t.default,
+    _aten.transpose_.default: _aten.transpose.int,
+    _aten.unsqueeze_.default: _aten.unsqueeze.default,
+}
 
 # `bool` is missing on purpose: it chooses a branch, and the branch taken is followed.
 _EXTRACTS_VALUES = {
