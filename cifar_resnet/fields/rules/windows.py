@@ -89,6 +89,7 @@ def _pool(op: Operation) -> PositionSets:
 
 
 def _adaptive_pool(op: Operation) -> PositionSets:
+    # no geometry: the size of the window varies from unit to unit
     ref, sets = op.first
     number = int(op.call.name.partition("pool")[2][0])
     for dim in range(len(ref.shape) - number, len(ref.shape)):
@@ -137,7 +138,7 @@ def _pad(mode: str) -> Rule:
             dim = len(ref.shape) - 1 - axis
             before, after = pad[2 * axis], pad[2 * axis + 1]
             size = ref.shape[dim]
-            if mode == "constant":
+            if mode == "constant":  # like a slice that begins before the tensor; may also crop
                 window = taps.sliced(size, -before, 1, size + before + after)
             else:
                 window = taps.padded(size, before, after, mode)
