@@ -113,9 +113,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=None, help="names of networks")
-    parser.add_argument(
-        "--seconds", type=float, default=8, help="time to probe one network"
-    )
+    parser.add_argument("--seconds", type=float, default=8, help="time to probe one network")
     parser.add_argument("--results", type=Path, default=RESULTS / "receptive_fields.jsonl")
     arguments = parser.parse_args()
 
