@@ -100,18 +100,18 @@ class LayerField:
 
     @property
     def channels(self) -> int | None:
-        """Elements for each unit; None if the output has no or several dimensions for that."""
+        """Number of channels, or None if no or several dimensions could be the channels."""
         others = [dim for dim in range(1, len(self.shape)) if dim not in self.unit_dims]
         return self.shape[others[0]] if len(others) == 1 else None
 
     @cached_property
     def axes(self) -> tuple[AxisField, ...]:
-        """One for each axis of the input."""
+        """The receptive field along each axis of the input."""
         return tuple(self._axis(axis) for axis in range(len(self._sets)))
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Extent in pixels along each axis."""
+        """Extent in pixels of the largest field, along each axis."""
         return tuple(axis.size for axis in self.axes)
 
     @property
@@ -126,7 +126,7 @@ class LayerField:
 
     @property
     def padding(self) -> tuple[int, ...]:
-        """Number of pixels by which the field of unit 0 begins before the input, by axis."""
+        """Number of pixels by which the field of unit 0 begins before the input, for each axis."""
         return tuple(axis.padding for axis in self.axes)
 
     @property

@@ -35,7 +35,7 @@ class PositionSets:
 
     The sets are the union of several terms. Terms with different dims stay separate: attention
     scores (queries, keys) depend on one term that differs along the queries and on another that
-    differs along the keys, and 196 + 196 sets are stored rather than 196 * 196.
+    differs along the keys. For 196 tokens, 196 + 196 sets are stored rather than 196 * 196.
 
     Attributes:
         shape: Shape of the tensor.
