@@ -27,5 +27,5 @@ def arrays(data_dir: Path) -> Arrays:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` takes 5 ms
     np.random.seed(0)

@@ -1,7 +1,9 @@
 """Long and odd use: many fits in one process, notebooks, threads, forks, copies, other defaults."""
 
+import collections
 import contextlib
 import copy
+import ctypes
 import gc
 import multiprocessing
 import pickle
@@ -14,12 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from helpers import per_sample, ready, small, trainer
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+from torch.utils.hooks import RemovableHandle
 
 import cifar_resnet
 from cifar_resnet import (
@@ -29,20 +34,16 @@ from cifar_resnet import (
     Recipe,
     find_misclassified,
     receptive_field,
+    show_misclassified,
 )
 from cifar_resnet.data import sources
 from cifar_resnet.data.formats import Arrays
 from cifar_resnet.training.epoch_sums import EpochSums
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import long_use  # noqa: E402
-
 
 @pytest.fixture(autouse=True)
 def _read_once(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading and proving the files is tested elsewhere, and takes longer than these fits."""
+    """Skip reading and verifying the files, which takes longer than these fits."""
     monkeypatch.setattr(sources, "prepare", lambda folder, *, allow_download: None)
     monkeypatch.setattr(sources, "load", lambda folder: arrays)
 
@@ -64,46 +65,80 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 # --- many fits -----------------------------------------------------------------------------------
 
+COUNTED = (
+    Tensor, nn.Module, pl.LightningModule, pl.Trainer, CIFAR10DataModule, RemovableHandle, Figure
+)  # fmt: skip
 
-def test_fits_leave_nothing_behind(data_dir: Path, tmp_path: Path) -> None:
-    """The short form of benchmarks/long_use.py, where 500 fits also show growth of memory."""
+
+def use(model: ImageClassifier, data: CIFAR10DataModule, folder: Path, *, inspect: bool) -> None:
+    """Run all stages of a Trainer on a few batches, and sometimes draw errors and fields."""
+    limits = {f"limit_{stage}_batches": 2 for stage in ("train", "val", "test", "predict")}
+    logger = TensorBoardLogger(folder)
+    t = trainer(folder, logger=logger, log_every_n_steps=1, enable_checkpointing=True, **limits)
+    t.fit(model, data)
+    t.validate(model, data, verbose=False)
+    t.test(model, data, verbose=False)
+    t.predict(model, data)
+    if inspect:
+        dataset = TensorDataset(*next(iter(data.test_dataloader())))
+        found = find_misclassified(model, dataset, n=8, mean=data.mean, std=data.std)
+        show_misclassified(model, found, n=4, cam="both").canvas.draw()
+        receptive_field(model.network, (1, 3, 32, 32))
+
+
+def memory_and_counts(model: nn.Module) -> tuple[float, dict[str, int]]:
+    """Return what the process holds after a garbage collection: megabytes, and counts of things."""
     gc.collect()
-    before = sum(type(thing) is pl.Trainer for thing in gc.get_objects())  # of other tests
-    lines = list(long_use.use(8, tmp_path, every=2, data_dir=data_dir))
-    settled = [
-        {k: v for k, v in line.items() if k in ("threads", "files", "hooks", *long_use.OBJECTS)}
-        for line in lines[1:]
-    ]
-    assert settled == [settled[0]] * 3
-    assert settled[0]["trainers"] - before <= 2
-    raised = {text for line in lines for text in line["warnings"]}
-    assert not [text for text in raised if "isinstance(treespec" not in text]  # see pyproject.toml
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # returns free pages to the system
+    status = dict(re.findall(r"(\w+):\s+(\d+)", Path("/proc/self/status").read_text()))
+    kinds = collections.Counter(type(thing) for thing in gc.get_objects())
+    return int(status["VmRSS"]) * 1024 / 1e6, {
+        "threads": int(status["Threads"]),
+        "files": sum(1 for _ in Path("/proc/self/fd").iterdir()),
+        "hooks": sum(
+            len(value)
+            for module in model.modules()
+            for name, value in vars(module).items()
+            if name.endswith("_hooks")
+        ),
+        **{
+            counted.__name__: sum(n for kind, n in kinds.items() if issubclass(kind, counted))
+            for counted in COUNTED
+        },
+    }
 
 
-def test_growth_is_found_where_there_is_some() -> None:
-    lines = [
-        dict.fromkeys(long_use.GROWING, 5) | {"fits": n, "files": n, "memory_mb": 100 / n}
-        for n in range(10, 210, 10)
-    ]
-    slopes = long_use.growth(lines)
-    assert slopes["files"] == (1, 0)
-    assert slopes["threads"] == (0, 0)
-    halves = [(line["fits"], line["memory_mb"]) for line in lines[10:]]
-    (slope, _), covariance = np.polyfit(*zip(*halves, strict=True), 1, cov=True)
-    assert slopes["memory_mb"] == pytest.approx((slope, covariance[0, 0] ** 0.5), abs=1e-6)
+@pytest.mark.parametrize("fits", [8, pytest.param(120, marks=pytest.mark.slow)])
+def test_memory_does_not_grow(data_dir: Path, tmp_path: Path, fits: int) -> None:
+    """Fit a new model and the same one in turns, and change the data module now and then."""
+    data, same_model = small(data_dir, batch_size=32), resnet()
+    every = fits // 4
+    results = []
+    for done in range(1, fits + 1):
+        model = same_model if done % 2 else resnet()
+        use(model, data, tmp_path, inspect=done % every == 0)
+        if done % every == 0:
+            data = small(data_dir, batch_size=32)
+            del model
+            results.append(memory_and_counts(same_model))
+    counts = [each for _, each in results[1:]]  # the first fits import modules and fill caches
+    assert counts == [counts[0]] * 3
+    if fits > 100:
+        assert results[-1][0] - results[1][0] < 1
 
 
-def test_the_files_are_proved_once(
+def test_the_files_are_verified_once(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proofs = []
-    monkeypatch.setattr(sources, "prepare", lambda folder, **_: proofs.append(folder))
+    verified = []
+    monkeypatch.setattr(sources, "prepare", lambda folder, **_: verified.append(folder))
     model, data = resnet(), small(data_dir)
     t = trainer(tmp_path, limit_train_batches=1, limit_val_batches=1, limit_test_batches=1)
     t.fit(model, data)
     t.validate(model, data, verbose=False)
     t.test(model, data, verbose=False)
-    assert proofs == [data_dir]
+    assert verified == [data_dir]
 
 
 # --- a notebook ----------------------------------------------------------------------------------
@@ -368,7 +403,7 @@ def test_the_sums_of_an_epoch_do_not_follow_the_default_device() -> None:
         epoch_sums.add(
             nn.functional.cross_entropy(scores, labels), scores, labels, step=0, learning_rate=1
         )
-        epoch_sums.look()
+        epoch_sums.synchronize()
     assert epoch_sums.sums()[1:].tolist() == [2, 3]
 
 

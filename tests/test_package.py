@@ -1,6 +1,8 @@
-"""What `import cifar_resnet` costs, and what it offers."""
+"""Check what `import cifar_resnet` loads, what it offers, and what the wheel contains."""
 
+import importlib
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -22,74 +24,79 @@ HEAVY = {
     "pytorch_grad_cam",
 }
 
-# The heavy packages each public name may import.
-ALLOWED = {
-    "AtomicCheckpointIO": {"torch", "pytorch_lightning", "torchmetrics"},
-    "AxisField": {"torch"},
-    "CIFAR10DataModule": {"torch", "torchvision", "pytorch_lightning", "torchmetrics"},
-    "Calibration": {"torch"},
-    "CustomResNet": {"torch"},
-    "DatasetError": set(),
-    "EffectiveReceptiveField": {"torch"},
-    "ImageClassifier": {"torch", "pytorch_lightning", "torchmetrics"},
-    "LabelSuspect": set(),
-    "LastCheckpoint": {"torch", "pytorch_lightning", "torchmetrics"},
-    "LayerField": {"torch"},
-    "LogMisclassified": {"torch", "pytorch_lightning", "torchmetrics"},
-    "MisclassifiedSample": {"torch"},
-    "MisclassifiedSamples": {"torch"},
-    "PretrainedWeights": {"torch"},
-    "ProbeReport": {"torch"},
-    "ReceptiveFieldMismatchError": {"torch"},
-    "ReceptiveFields": {"torch"},
-    "Recipe": set(),
-    "check_receptive_field": {"torch"},
-    "compute_cams": {"torch"},
-    "effective_receptive_field": {"torch"},
-    "find_misclassified": {"torch"},
-    "label_suspects": set(),
-    "pretrained_weights": {"torch"},
-    "receptive_field": {"torch"},
-    "show_augmentations": {"torch"},
-    "show_calibration": {"torch"},
-    "show_class_samples": {"torch"},
-    "show_confusion_matrix": {"torch"},
-    "show_misclassified": {"torch"},
-    "show_rgb_channels": {"torch"},
-    "show_samples": {"torch"},
-    "show_training_curves": set(),
+TORCH = {"torch"}
+# Lightning imports torchmetrics, which tries torchvision and Matplotlib.
+LIGHTNING = {"torch", "pytorch_lightning", "torchmetrics"}
+# What the names may load: groups of names, each loaded one after another in a fresh interpreter.
+ALLOWED: list[tuple[set[str], list[str]]] = [
+    (set(), ["DatasetError", "LabelSuspect", "Recipe", "label_suspects", "show_training_curves"]),
+    (
+        TORCH,
+        [
+            "AxisField", "Calibration", "CustomResNet", "EffectiveReceptiveField", "LayerField",
+            "MisclassifiedSample", "MisclassifiedSamples", "PretrainedWeights", "ProbeReport",
+            "ReceptiveFieldMismatchError", "ReceptiveFields", "check_receptive_field",
+            "compute_cams", "effective_receptive_field", "find_misclassified", "make_optimizer",
+            "make_scheduler", "pretrained_weights", "receptive_field", "show_augmentations",
+            "show_calibration", "show_class_samples", "show_confusion_matrix",
+            "show_misclassified", "show_rgb_channels", "show_samples",
+        ],
+    ),
+    (LIGHTNING, ["AtomicCheckpointIO", "ImageClassifier", "LastCheckpoint", "LogMisclassified"]),
+    (LIGHTNING | {"torchvision"}, ["CIFAR10DataModule"]),
+]  # fmt: skip
+TABLE = {
+    name: f"cifar_resnet.{module}"
+    for module, name in re.findall(
+        r"^from \.([\w.]+) import (\w+) as \2$",
+        (ROOT / "cifar_resnet/__init__.pyi").read_text(),
+        re.MULTILINE,
+    )
 }
 
 
-def imported_by(code: str) -> set[str]:
-    """Top-level packages that a fresh interpreter holds after running the code."""
-    script = f"import sys, json\n{code}\nprint(json.dumps([m.split('.')[0] for m in sys.modules]))"
+def loaded_by(*statements: str) -> list[set[str]]:
+    """Run statements in a fresh interpreter; return the heavy packages loaded after each."""
+    script = "import sys, json\n" + "\n".join(
+        f"{each}\nprint(json.dumps([m for m in sys.modules if '.' not in m]))"
+        for each in statements
+    )
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    return set(json.loads(result.stdout.splitlines()[-1]))
+    return [set(json.loads(line)) & HEAVY for line in result.stdout.splitlines()]
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    assert not imported_by("import cifar_resnet") & (HEAVY | {"numpy"})
+    assert loaded_by("import cifar_resnet") == [set()]
 
 
-@pytest.mark.parametrize("name", cifar_resnet.__all__)
-def test_a_name_imports_only_its_own_piece(name: str) -> None:
-    # Lightning itself imports torchmetrics, and torchmetrics tries torchvision and matplotlib.
-    extra = (
-        imported_by("import pytorch_lightning") if "pytorch_lightning" in ALLOWED[name] else set()
-    )
-    found = imported_by(f"from cifar_resnet import {name}") & HEAVY
-    assert found <= ALLOWED[name] | extra
+@pytest.mark.parametrize(("allowed", "names"), ALLOWED, ids=["nothing", "torch", "fit", "data"])
+def test_a_name_imports_only_its_own_piece(allowed: set[str], names: list[str]) -> None:
+    if "pytorch_lightning" in allowed:
+        allowed = allowed | loaded_by("import pytorch_lightning")[0]
+    loaded = loaded_by(*(f"from cifar_resnet import {name}" for name in names))
+    assert {
+        name: extra for name, found in zip(names, loaded, strict=True) if (extra := found - allowed)
+    } == {}
 
 
-def test_every_public_name_exists_and_is_listed() -> None:
+def test_all_lists_of_public_names_agree() -> None:
     assert sorted(cifar_resnet.__all__) == cifar_resnet.__all__
-    assert set(ALLOWED) == set(cifar_resnet.__all__)
-    for name in cifar_resnet.__all__:
+    assert sorted(TABLE) == cifar_resnet.__all__
+    assert sorted(name for _, names in ALLOWED for name in names) == cifar_resnet.__all__
+    assert set(cifar_resnet.__all__) <= set(dir(cifar_resnet))
+
+
+def test_each_public_name_has_one_import_path() -> None:
+    for name, module in TABLE.items():
         assert getattr(cifar_resnet, name).__name__ == name
-        assert name in dir(cifar_resnet)
+        assert getattr(cifar_resnet, name).__module__ == module
+    for found in pkgutil.walk_packages(cifar_resnet.__path__, "cifar_resnet."):
+        if found.name.endswith("__main__"):
+            continue
+        for name in getattr(importlib.import_module(found.name), "__all__", []):
+            assert TABLE.get(name, found.name) == found.name
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -104,21 +111,19 @@ def test_version_and_changelog_agree() -> None:
 
 
 def test_sdist_and_wheel_hold_the_package(tmp_path: Path) -> None:
-    # `build` makes the wheel out of the sdist, so both are tried
+    # `build` makes the wheel from the sdist, so this covers both
     command = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
-    source = {str(path.relative_to(ROOT)) for path in (ROOT / "cifar_resnet").rglob("*.py")} | {
-        "cifar_resnet/__init__.pyi",
-        "cifar_resnet/data/label_suspects.csv",
-        "cifar_resnet/py.typed",
-        "cifar_resnet/weights/full.safetensors",
-        "cifar_resnet/weights/quarter.safetensors",
-        "cifar_resnet/weights/quarter-best.safetensors",
+    source = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "cifar_resnet").rglob("*.*")
+        if "__pycache__" not in path.parts
     }
+    assert "cifar_resnet/weights/full.safetensors" in source
     assert {name for name in names if ".dist-info" not in name} == source
     assert wheel.stat().st_size < 18e6
     assert "License-Expression: MIT" in metadata
