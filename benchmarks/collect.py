@@ -17,12 +17,14 @@ from machine import append
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--to", required=True, type=Path, help="JSON-lines file to add to")
+    parser.add_argument("--to", required=True, type=Path, help="JSON-lines file to append to")
     args = parser.parse_args()
     runs = [json.loads((run / "metrics.json").read_text()) for run in args.runs]
-    unfit = [str(run) for run, m in zip(args.runs, runs, strict=True) if m["smoke"] or m["resumed"]]
-    if unfit:
-        parser.error(f"smoke runs and resumed runs do not count: {', '.join(unfit)}")
+    excluded = [
+        str(run) for run, m in zip(args.runs, runs, strict=True) if m["smoke"] or m["resumed"]
+    ]
+    if excluded:
+        parser.error(f"smoke runs and resumed runs cannot be collected: {', '.join(excluded)}")
     for run in runs:
         append(args.to, run)
     print(f"{len(runs)} runs, seeds {[run['seed'] for run in runs]}")

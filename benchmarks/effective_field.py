@@ -59,7 +59,7 @@ def main() -> None:
     models = [(args.weights, trained)]
     for seed in range(3):
         torch.manual_seed(seed)
-        models.append((f"seed {seed}", CustomResNet(trained.width, **trained.options())))
+        models.append((f"seed {seed}", CustomResNet(**trained.config())))
     for name, model in models:
         row = {
             "state": "trained" if model is trained else "untrained",

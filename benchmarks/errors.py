@@ -1,11 +1,11 @@
-"""What finding and explaining the errors of a classifier takes, and how the methods differ.
+"""Measure the time and memory of finding and explaining errors, and compare the methods.
 
     python benchmarks/errors.py [--weights quarter] [--data-dir DATA] [--repeats 5]
 
-WEIGHTS is what CustomResNet.from_pretrained takes. Adds to benchmarks/results/errors.jsonl, a line
-for each measurement: the scan of the 10,000 test images, 100 maps by us and by the grad-cam library
-called image by image, the figures, the memory of a scan over one and over five times the test set
-(each in its own process), and how far the methods agree on the errors.
+Appends a line for each measurement to benchmarks/results/errors.jsonl: the scan of the 10,000 test
+images; 100 maps by compute_cams and by the grad-cam library, called image by image; the figures;
+the memory of a scan over one and over five times the test set, each in its own process; and the
+agreement of the methods on the errors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", default="quarter", help="what from_pretrained takes")
+    parser.add_argument(
+        "--weights", default="quarter", help="argument of CustomResNet.from_pretrained"
+    )
     parser.add_argument("--data-dir")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--results", type=Path, default=RESULTS / "errors.jsonl")
@@ -51,7 +53,7 @@ def main() -> None:
         print(json.dumps(memory_of_a_scan(model, args.data_dir, args.memory)))
         return
 
-    # The whole first: data read and proved by their checksums.
+    # The first scan includes reading the data and verifying their checksums.
     start = time.perf_counter()
     data = CIFAR10DataModule(args.data_dir, device="cpu")
     found = find_misclassified(model, data, n=100)
@@ -94,7 +96,7 @@ def facts(found: MisclassifiedSamples) -> dict[str, Any]:
         "what": "errors",
         "errors": found.errors,
         "accuracy": round(found.accuracy, 4),
-        "class_accuracy": {name: round(share, 4) for name, share in found.class_accuracy.items()},
+        "class_accuracy": {name: round(value, 4) for name, value in found.class_accuracy.items()},
         "expected_calibration_error": round(found.calibration.expected_error, 4),
         "most_confused": [pair[:3] for pair in found.most_confused(5)],
         "suspects_in_errors": sum(sample.suspect for sample in found),
@@ -104,7 +106,7 @@ def facts(found: MisclassifiedSamples) -> dict[str, Any]:
 
 
 def maps(network: CustomResNet, found: MisclassifiedSamples, repeats: int) -> list[dict[str, Any]]:
-    """100 maps of the predicted classes: ours, and the library's, which takes logits only."""
+    """Time 100 maps of the predicted classes by compute_cams and by the library, for logits."""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -117,7 +119,7 @@ def maps(network: CustomResNet, found: MisclassifiedSamples, repeats: int) -> li
             for image, number in zip(images, classes, strict=True):
                 cam(image[None], [ClassifierOutputTarget(number)])
 
-    compute_cams(network, images, classes)  # the library is imported, the kernels are chosen
+    compute_cams(network, images, classes)  # warm-up: import the library, choose the kernels
     image_by_image()
     lines = [
         {"what": "maps", "by": "compute_cams", "method": method, "n": len(images)}
@@ -139,12 +141,12 @@ class LogitsOf(torch.nn.Module):
 
 def draw(model: CustomResNet, found: MisclassifiedSamples, n: int, cam: str | None) -> None:
     path = RESULTS / "figure.tmp.png"
-    show_misclassified(model, found, n=n, cam=cam, save_path=path)
+    show_misclassified(model, found, n=n, cam=cam).savefig(path)
     path.unlink()
 
 
 def agreement(network: CustomResNet, found: MisclassifiedSamples) -> dict[str, Any]:
-    """Correlation of each method's map of the predicted class with HiResCAM's, over the errors."""
+    """Correlate each method's map of the predicted class with HiResCAM's, over the errors."""
     images = torch.stack([sample.inputs for sample in found]).float()
     classes = [sample.predicted for sample in found]
     methods = ("gradcam", "gradcam++", "layercam", "xgradcam", "eigencam")
@@ -174,7 +176,7 @@ def agreement(network: CustomResNet, found: MisclassifiedSamples) -> dict[str, A
 
 
 def memory_of_a_scan(model: CustomResNet, data_dir: str | None, times: int) -> dict[str, Any]:
-    """The most memory before and after a scan over the test set `times` over, in MB."""
+    """Measure the peak memory in MB before and after a scan over `times` copies of the test set."""
     data = CIFAR10DataModule(data_dir, device="cpu")
     data.prepare_data()
     data.setup("test")
@@ -183,7 +185,7 @@ def memory_of_a_scan(model: CustomResNet, data_dir: str | None, times: int) -> d
     del batches
     settings: dict[str, Any] = {"n": 25, "mean": data.mean, "std": data.std}
     find_misclassified(model, torch.utils.data.Subset(dataset, range(1000)), **settings)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten (Linux)
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak (Linux)
     before = peak_mb()
     found = find_misclassified(model, ConcatDataset([dataset] * times), **settings)
     growth = round(peak_mb() - before, 1)

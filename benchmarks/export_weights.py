@@ -1,10 +1,10 @@
-"""Turn a finished run of `cifar-resnet train` into weights that come with the package.
+"""Export the network of a finished run as weights that come with the package.
 
     python benchmarks/export_weights.py runs/NAME --name quarter
 
-Writes cifar_resnet/weights/NAME.safetensors, or that file in --folder, in half precision, reads it
-again, measures on the test set what was read, in float32, and writes the accuracies into the file.
-Appends a JSON line to benchmarks/results/pretrained.jsonl. The data must be on disk.
+Writes cifar_resnet/weights/NAME.safetensors, or the same file in --folder, in half precision. Loads
+it, measures the test accuracies in float32, and stores them in the file. Appends a JSON line to
+benchmarks/results/pretrained.jsonl. The data must be on disk.
 """
 
 from __future__ import annotations
@@ -26,23 +26,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--name", required=True, help="what from_pretrained shall call them")
+    parser.add_argument("run", type=Path, help="run folder of cifar-resnet train")
+    parser.add_argument("--name", required=True, help="name of the weights in from_pretrained")
     parser.add_argument("--folder", type=Path, default=ROOT / "cifar_resnet" / "weights")
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--results", type=Path, default=RESULTS / "pretrained.jsonl")
     args = parser.parse_args()
 
-    from cifar_resnet import CustomResNet, ImageClassifier, Recipe
+    from cifar_resnet import CustomResNet, Recipe
 
     run = json.loads((args.run / "metrics.json").read_text())
     if run["smoke"] or run["resumed"] or run["val_split"]:
-        parser.error(f"{args.run} is a smoke run, a resumed one, or held images out")
+        parser.error(f"{args.run} is a smoke run, was resumed, or has a validation split")
     recipe = Recipe(**run["recipe"])
-    network = CustomResNet(run["width"], **recipe.network_options())
-    ImageClassifier.load_from_checkpoint(
-        args.run / "last.ckpt", network=network, map_location="cpu"
-    )
+    network = CustomResNet.from_pretrained(args.run / "last.ckpt")
     training: dict[str, Any] = {
         "recipe": recipe.name,
         **{name: run[name] for name in FROM_RUN},
@@ -63,13 +60,13 @@ def main() -> None:
         **machine(),
     }
     append(args.results, line)
-    print(f"{path}: {line['bytes']:,} bytes, of a run with {line['of_the_run']}")
+    print(f"{path}: {line['bytes']:,} bytes, from a run with {line['of_the_run']}")
     for name in ("accuracy", "accuracy_mirror", "accuracy_six"):
         print(f"{name:16} {100 * training[name]:.2f} %")
 
 
 def test(network: Any, recipe: Any, data_dir: str | None) -> dict[str, float]:
-    """Test accuracies in float32, with all views."""
+    """Measure the test accuracies in float32, with and without test-time augmentation."""
     import pytorch_lightning as pl
 
     from cifar_resnet import CIFAR10DataModule, ImageClassifier

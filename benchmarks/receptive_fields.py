@@ -53,7 +53,7 @@ def measure(name: str, kind: str, seconds: float) -> dict[str, Any]:
     from torchvision import models
 
     from cifar_resnet import check_receptive_field, receptive_field
-    from cifar_resnet.fields.following import Analysis
+    from cifar_resnet.fields.propagation import Propagation
     from cifar_resnet.fields.trace import trace
 
     warnings.simplefilter("ignore")
@@ -70,7 +70,7 @@ def measure(name: str, kind: str, seconds: float) -> dict[str, Any]:
         start = time.perf_counter()
         run = trace(model, (image,))
         traced = time.perf_counter()
-        fields = Analysis(run, 0, range(2, len(size)), [], "raise", {}).result()
+        fields = Propagation(run, 0, range(2, len(size)), [], "raise", {}).run()
         done = time.perf_counter()
     except (ValueError, NotImplementedError, MemoryError) as error:
         return row | {"result": f"{type(error).__name__}: {error}"}

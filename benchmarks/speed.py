@@ -1,11 +1,11 @@
-"""Speed of the data path and of the training, each against the plain way of doing it.
+"""Measure the speed of data loading and training, each compared with a baseline.
 
     python benchmarks/speed.py [--data-dir DATA] [--rounds 5] [--only step trainer] [--seconds 8]
 
-Each arm runs in a process of its own, the two of a pair in turn, and the ratio is taken pair by
-pair, so that it holds where the machine's speed drifts. On a GPU if there is one, else on the CPU.
-Appends a JSON line per pair to benchmarks/results/speed.jsonl. The pair with airbench needs
-`pip install airbench==0.1.8`. The data must be on disk.
+Each arm of a comparison runs in a new process. The two arms of a pair alternate and the ratio is
+computed for each pair, so that changes in the machine's speed affect both. Uses a GPU if there is
+one, otherwise the CPU. Appends a JSON line per pair to benchmarks/results/speed.jsonl. The pair
+with airbench needs `pip install airbench==0.1.8`. The data must be on disk.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", default=str(sources.default_data_dir()))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8, help="how long an arm is measured")
-    parser.add_argument("--only", nargs="+", default=[""], help="pairs whose title starts so")
+    parser.add_argument("--seconds", type=float, default=8, help="how long each arm is measured")
+    parser.add_argument("--only", nargs="+", default=[""], help="only pairs whose title starts so")
     parser.add_argument("--results", type=Path, default=RESULTS / "speed.jsonl")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def in_process(arm: str, args: argparse.Namespace) -> float:
-    """Images a second of one arm, in a new process with the allocator that the arm uses."""
+    """Return images per second of one arm, run in a new process with the allocator it uses."""
     from cifar_resnet.cli.hardware import LARGE_PAGES
 
     plain = arm.endswith(("plain", "beginner", "torchvision"))
@@ -136,7 +136,7 @@ def measure(arm: str, data_dir: str, seconds: float) -> float:
 
 
 def rate(sizes: Iterator[int], seconds: float, warm_up: int = 5) -> float:
-    """Images a second of an endless iteration that gives the size of each batch it has done."""
+    """Return images per second of an endless iterator that yields the size of each batch."""
     for _ in range(warm_up):
         next(sizes)
     synchronize()
@@ -172,14 +172,14 @@ def data_module(data_dir: str, **options: Any) -> Any:
 
 
 def resident_batches(data_dir: str) -> Iterator[Any]:
-    """Crop by up to 2 pixels, flip and normalization, as the recipe `sgd` has it."""
+    """Yield batches with the augmentation of the recipe `sgd`: crop by up to 2 pixels and flip."""
     loader = data_module(data_dir, crop_padding=2, flip="alternating").train_dataloader()
     while True:
         yield from loader
 
 
 def torchvision_loader(data_dir: str, workers: int) -> Any:
-    """What torchvision.datasets.CIFAR10 does with an image, and the usual transforms."""
+    """Return a loader that does the same as torchvision.datasets.CIFAR10 with common transforms."""
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
@@ -214,7 +214,7 @@ def torchvision_batches(data_dir: str) -> Iterator[Any]:
 
 
 def airbench_batches(data_dir: str) -> Iterator[Any]:
-    """airbench's loader with the same augmentation; its set-up in the first epoch is left out."""
+    """Yield batches of airbench's loader, with the same augmentation, after its first epoch."""
     import torch
     from airbench import CifarLoader
 
@@ -245,7 +245,7 @@ def airbench_batches(data_dir: str) -> Iterator[Any]:
 
 
 def steps(width: int, way: str) -> Iterator[int]:
-    """Forward, backward and optimizer step on the same batch again and again."""
+    """Repeat forward, backward and optimizer step on one batch; yield its size."""
     import torch
     import torch.nn.functional as F
 
@@ -274,10 +274,10 @@ def steps(width: int, way: str) -> Iterator[int]:
 
 
 def peak(width: int, seconds: float) -> float:
-    """Images a second if the step were nothing but matrix products at their best sustained rate.
+    """Return images per second if a step took only as long as its matrix products at peak speed.
 
-    The work is that of the convolutions and the linear layer, forward and backward, as PyTorch
-    counts it; the rate is that of square bfloat16 matrices, the best of three sizes.
+    PyTorch counts the operations of the convolutions and of the linear layer, forward and backward.
+    The peak speed is the best of three sizes of square bfloat16 matrices.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -313,12 +313,12 @@ def pieces(width: int, data_dir: str, preset: str = "sgd") -> tuple[nn.Module, A
     options.pop("batch_size")
     network = CustomResNet(width, **recipe.network_options())
     network = network.to(memory_format=torch.channels_last)
-    # batches of one size: a compiled network would be compiled again for the last one
+    # batches of one size: a compiled network would be compiled again for a smaller last batch
     return network, recipe, data_module(data_dir, drop_last=True, **options)
 
 
 def loop(width: int, data_dir: str) -> Iterator[int]:
-    """Our pieces in a loop by hand: the least that a training needs."""
+    """Train with our parts in a plain loop, without Lightning's Trainer."""
     import torch
     import torch.nn.functional as F
 
@@ -358,7 +358,7 @@ def ours(width: int, data_dir: str, preset: str, compile_mode: str | None) -> tu
 
 
 def plain(width: int, data_dir: str, preset: str) -> tuple[Any, Any]:
-    """The same training in PyTorch's default memory format."""
+    """Return the same training in PyTorch's default memory format."""
     import torch
 
     from cifar_resnet import ImageClassifier
@@ -370,7 +370,7 @@ def plain(width: int, data_dir: str, preset: str) -> tuple[Any, Any]:
 
 
 def beginner(width: int, data_dir: str) -> tuple[Any, Any]:
-    """A LightningModule as tutorials write it, on torchvision's transforms."""
+    """Return a LightningModule like those in tutorials, with torchvision's transforms."""
     import pytorch_lightning as pl
     import torch
     import torch.nn.functional as F
@@ -406,7 +406,7 @@ def under_trainer(
     precision: str | None = None,
     benchmark: bool | None = None,
 ) -> float:
-    """Measure images per second of a Trainer with a logger and a checkpoint per epoch."""
+    """Return images per second of a Trainer with a logger and a checkpoint in each epoch."""
     import logging
 
     import pytorch_lightning as pl

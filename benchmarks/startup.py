@@ -1,10 +1,10 @@
-"""What it costs to start: importing each piece, the first figure of errors with the weights of the
-package, and `cifar-resnet train` up to its first training step.
+"""Measure startup times: importing each part, drawing a first figure of errors with pretrained
+weights, and `cifar-resnet train` until the end of its first training step.
 
     python benchmarks/startup.py [--data-dir DATA] [--rounds 5]
 
-Each measurement is a process of its own. Appends JSON lines to benchmarks/results/startup.jsonl.
-The data must be on disk.
+Each measurement runs in a new process. Appends JSON lines to benchmarks/results/startup.jsonl. The
+data must be on disk.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ def main() -> None:
     args = parser.parse_args()
 
     nothing = [process("pass") for _ in range(args.rounds)]
-    tell("python alone", {"seconds": nothing}, args)
+    record("python alone", {"seconds": nothing}, args)
     for package in ("torch", "pytorch_lightning"):
         seconds = [process(f"import {package}") for _ in range(args.rounds)]
-        tell(f"import {package}", {"seconds": seconds}, args)
+        record(f"import {package}", {"seconds": seconds}, args)
     for name in PIECES:
         seconds = [process(f"from cifar_resnet import {name}") for _ in range(args.rounds)]
-        tell(f"from cifar_resnet import {name}", {"seconds": seconds}, args)
+        record(f"from cifar_resnet import {name}", {"seconds": seconds}, args)
 
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"CIFAR10_DIR": args.data_dir}
         seconds = [process(FIRST_FIGURE, cwd=folder, env=environment) for _ in range(args.rounds)]
-    tell("the first figure of errors, from the start of Python", {"seconds": seconds}, args)
+    record("the first figure of errors, from the start of Python", {"seconds": seconds}, args)
 
     runs = [smoke_run(args.data_dir) for _ in range(args.rounds)]
     stages = {
@@ -70,19 +70,20 @@ def main() -> None:
     }
     stages["seconds"] = [sum(run["stage_seconds"][s] for s in BEFORE_STEP) for run in runs]
     stages["process"] = [run["process"] for run in runs]
-    tell(
+    record(
         f"cifar-resnet train, width {runs[0]['width']}, to the end of its first step", stages, args
     )
 
 
 def process(code: str, **options: Any) -> float:
+    """Return the seconds that a new Python process takes to run `code`."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, **options)
     return time.perf_counter() - start
 
 
 def smoke_run(data_dir: str) -> dict[str, Any]:
-    """The report of a run of a few batches, which starts like a whole one."""
+    """Return the metrics of a run of a few batches, which starts like a complete run."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--smoke", "--quiet", "--data-dir", data_dir, "--output-dir", folder]
         start = time.perf_counter()
@@ -97,7 +98,8 @@ def smoke_run(data_dir: str) -> dict[str, Any]:
     return metrics | {"process": seconds}
 
 
-def tell(title: str, values: dict[str, list[float]], args: argparse.Namespace) -> None:
+def record(title: str, values: dict[str, list[float]], args: argparse.Namespace) -> None:
+    """Append the measurements to the result file and print their medians."""
     from cifar_resnet.cli.hardware import pick_device
 
     line = {"benchmark": title, "unit": "s", **values, "n": args.rounds}

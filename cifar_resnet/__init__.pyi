@@ -33,6 +33,8 @@ from .training.checkpoints import AtomicCheckpointIO as AtomicCheckpointIO
 from .training.checkpoints import LastCheckpoint as LastCheckpoint
 from .training.classifier import ImageClassifier as ImageClassifier
 from .training.curves import show_training_curves as show_training_curves
+from .training.optimizers import make_optimizer as make_optimizer
+from .training.optimizers import make_scheduler as make_scheduler
 from .training.recipe import Recipe as Recipe
 
 __version__: str

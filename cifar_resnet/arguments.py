@@ -1,8 +1,7 @@
-"""Arguments checked where a piece begins: the value in its plain Python form, or an error that says
-what was given and what was expected. It knows single values; it must not know what they are for.
+"""Validation of arguments: each function returns a plain Python value or raises a clear error.
 
-NumPy's numbers count as the numbers that they are. A value of another kind is a TypeError, one out
-of its range a ValueError.
+A value of the wrong type raises a TypeError, and one out of range a ValueError; the message states
+the value and what was expected. NumPy scalars are accepted as numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ __all__ = [
     "sequence",
 ]
 
-Range = tuple[Callable[[float], bool], str]  # whether a number lies in it, and its description
+Range = tuple[Callable[[float], bool], str]  # test of membership, and description
 
 POSITIVE: Range = (lambda value: 0 < value < math.inf, "a finite number greater than 0")
 NON_NEGATIVE: Range = (lambda value: 0 <= value < math.inf, "a finite number of at least 0")
@@ -46,12 +45,12 @@ BELOW_ONE: Range = (lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether it is an integer of Python's or NumPy's; True and False are none."""
+    """Return whether a value is an integer of Python or NumPy. True and False do not count."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def integer(name: str, value: Any, *, minimum: int, instead: str = "") -> int:
-    """An integer of at least `minimum`. `instead` names what else the caller accepts."""
+    """Validate an integer of at least `minimum`. `instead` names what else the caller accepts."""
     message = f"{name} must be an integer of at least {minimum}{instead}, but got {value!r}."
     if not is_integer(value):
         raise TypeError(message)
@@ -61,25 +60,26 @@ def integer(name: str, value: Any, *, minimum: int, instead: str = "") -> int:
 
 
 def number(name: str, value: Any, within: Range) -> float:
-    """A number that lies in a range; an integer stays one."""
-    fits, expected = within
+    """Validate a number in a range. Integers remain integers."""
+    is_inside, expected = within
     message = f"{name} must be {expected}, but got {value!r}."
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(message)
     plain = int(value) if isinstance(value, Integral) else float(value)
-    if not fits(plain):
+    if not is_inside(plain):
         raise ValueError(message)
     return plain
 
 
 def boolean(name: str, value: Any) -> bool:
+    """Validate True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, but got {value!r}.")
     return value
 
 
 def choice(name: str, value: Any, choices: Sequence[str | None]) -> Any:
-    """One of several names, of which None may be one."""
+    """Validate one of several names, which may include None."""
     message = f"{name} must be one of {', '.join(map(repr, choices))}, but got {value!r}."
     if not isinstance(value, str) and not (value is None and None in choices):
         raise TypeError(message)
@@ -89,6 +89,7 @@ def choice(name: str, value: Any, choices: Sequence[str | None]) -> Any:
 
 
 def path(name: str, value: Any, expected: str = "a path") -> Path:
+    """Validate a path, and expand a leading `~`."""
     message = f"{name} must be {expected}, but got {value!r}."
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
@@ -99,7 +100,7 @@ def path(name: str, value: Any, expected: str = "a path") -> Path:
 
 
 def sequence(name: str, value: Any, expected: str) -> list[Any]:
-    """What has an order and may be read again: no set, mapping, iterator or single value."""
+    """Validate an ordered collection, which excludes sets, mappings, iterators and bytes."""
     message = f"{name} must be {expected}, but got {value!r}."
     is_set = isinstance(value, Set) and not isinstance(value, KeysView)
     if is_set or isinstance(value, Mapping | Iterator | bytes):
@@ -111,13 +112,14 @@ def sequence(name: str, value: Any, expected: str) -> list[Any]:
 
 
 def function(name: str, value: Any, expected: str) -> Any:
-    """Something that can be called, or None."""
+    """Validate a callable or None."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be {expected}, but got {value!r}.")
     return value
 
 
 def device(name: str, value: Any) -> torch.device:
+    """Validate a device, its name or its index."""
     import torch
 
     message = f"{name} must be a device or its name, such as 'cpu' or 'cuda:0', but got {value!r}."
@@ -130,28 +132,18 @@ def device(name: str, value: Any) -> torch.device:
 
 
 def figure(name: str, value: Any) -> Figure | SubFigure | None:
+    """Validate a Matplotlib figure or subfigure, or None."""
     from matplotlib.figure import Figure, SubFigure
 
     if value is not None and not isinstance(value, Figure | SubFigure):
         raise TypeError(
-            f"{name} must be a Matplotlib figure or subfigure, or None for a new one, but got "
-            f"{value!r}."
+            f"{name} must be a Matplotlib figure or subfigure, or None, but got {value!r}."
         )
     return value
 
 
-def colormap(name: str, value: Any) -> Colormap:
+def colormap(_name: str, value: Any) -> Colormap:
+    """Return a Matplotlib color map, given itself or its name, with Matplotlib's own errors."""
     from matplotlib import colormaps
-    from matplotlib.colors import Colormap
 
-    if isinstance(value, Colormap):
-        return value
-    message = (
-        f"{name} must be the name of a Matplotlib color map, such as 'viridis', 'cividis' or "
-        f"'inferno', but got {value!r}."
-    )
-    if not isinstance(value, str):
-        raise TypeError(message)
-    if value not in colormaps:
-        raise ValueError(message)
-    return colormaps[value]
+    return colormaps.get_cmap(value)

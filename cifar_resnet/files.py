@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all. It knows paths; it must not know what a file holds."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to, in the folder of `path`. What was written gets the name `path` at the
-    end; after an exception it is gone, and what was at `path` stays.
+    """Yield a temporary path in the folder of `path`, which is renamed to `path` at the end.
+
+    After an exception the temporary file is deleted and `path` is left unchanged.
     """
-    temporary = path.with_name(f".{path.name}.part")  # which no search for files of its kind finds
+    temporary = path.with_name(f".{path.name}.part")  # hidden from searches by suffix
     try:
         yield temporary
         temporary.replace(path)
@@ -22,10 +23,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the entries of a folder, are on the disk."""
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":
-        return  # Windows opens no folders
+        return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Looking at a model without leaving a trace on it. It must not know why somebody looks."""
+"""Use a model and leave it unchanged afterward."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 
 def unwrap_compiled(model: nn.Module) -> nn.Module:
-    """The module inside a compiled one; the module itself otherwise."""
+    """Return the module inside a compiled module; any other module is returned itself."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model must be a torch.nn.Module, but got {type(model).__name__}. "
@@ -33,11 +33,11 @@ def unwrap_compiled(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def preserve_state(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards the model is as it was, also when an error is raised.
+    """Put a model into evaluation mode, and restore it on exit, also after an error.
 
-    What comes back: the mode of each submodule (they may differ), attributes, hooks, buffers and
-    their values, `.grad` and `requires_grad` of each parameter, and the state of the global random
-    number generators of Python, NumPy and PyTorch. The values of parameters are expected to stay.
+    Restored are the mode of each submodule (they may differ), attributes, hooks, buffers and their
+    values, `.grad` and `requires_grad` of each parameter, and the state of the global random number
+    generators of Python, NumPy and PyTorch. The values of parameters are expected not to change.
     """
     attributes = [(module, _shallow_copy(module.__dict__)) for module in model.modules()]
     buffers = [(b, b.detach().clone()) for b in model.buffers() if not (is_lazy(b) or b.is_meta)]
@@ -51,7 +51,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
         finally:
             for module, saved in attributes:
                 _restore(module.__dict__, saved)
-            with torch.inference_mode():  # where tensors made in that mode may be written, too
+            with torch.inference_mode():  # tensors created in this mode can be written only in it
                 for buffer, values in buffers:
                     if not torch.equal(buffer, values):
                         buffer.copy_(values)
@@ -65,7 +65,7 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
 
 
 def _shallow_copy(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The attributes, and for each that is a dictionary (parameters, hooks) what it holds."""
+    """Copy the attributes, and the content of each that is a dictionary (parameters, hooks)."""
     return {
         name: (value, dict(value)) if isinstance(value, dict) else (value, None)
         for name, value in attributes.items()

@@ -1,19 +1,40 @@
-"""The network. It knows shapes and layers; it must not know data, losses or training."""
+"""The custom ResNet for images of 32x32 pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_resnet import arguments
+from cifar_resnet import arguments, pretrained
 
 __all__ = ["CustomResNet"]
+
+if TYPE_CHECKING:
+    _class_only = classmethod
+else:
+
+    class _class_only(classmethod):  # noqa: N801
+        """A class method that raises when called on an instance, which it would not change."""
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Callable[..., Any]:
+            if instance is None:
+                return super().__get__(instance, owner)
+
+            @wraps(self.__func__)
+            def refuse(*args: Any, **kwargs: Any) -> None:
+                call = f"{type(instance).__name__}.{self.__func__.__name__}"
+                raise TypeError(
+                    f"{call} was called on an instance, which it would leave unchanged. It returns "
+                    f"a new network: call it on the class, network = {call}(...)."
+                )
+
+            return refuse
 
 
 class CustomResNet(nn.Module):
@@ -31,20 +52,20 @@ class CustomResNet(nn.Module):
     | head      | linear 512-`num_classes`, no bias                      | `num_classes` |
 
     The order inside a block is convolution, pooling, ReLU, BatchNorm: BatchNorm comes *after*
-    ReLU. With the default arguments the network has 6,573,120 parameters. The layout goes back
-    to David Page, "How to train your ResNet" (2018). The keyword-only options vary it; each is off
-    by default.
+    ReLU. With the default arguments the network has 6,573,120 parameters. The layout is
+    based on David Page, "How to train your ResNet" (2018). The keyword-only options vary it; each
+    is off by default.
 
     Args:
         width: Channels of the first block; the later blocks have 2, 4 and 8 times as many.
-            At least 1. `width=16` is the quarter-width network that trains on a CPU in minutes.
+            At least 1. The quarter-width network, `width=16`, trains on a CPU in minutes.
         num_classes: Number of classes, at least 1.
         in_channels: Channels of the input images, at least 1.
-        norm_first: Whether BatchNorm comes before the activation, as in the first paper on it
-            (Ioffe and Szegedy 2015).
-        activation: `"relu"`, or `"gelu"` (Hendrycks and Gimpel 2016), its exact form.
-        residual2: Whether `layer2` is followed by a residual block of its own, `residual2`.
-        head_scale: What the logits are multiplied by, greater than 0; Page uses 1/8.
+        norm_first: If True, BatchNorm comes before the activation, as in the paper that introduced
+            it (Ioffe and Szegedy 2015).
+        activation: `"relu"`, or `"gelu"` (Hendrycks and Gimpel 2016) in its exact form.
+        residual2: If True, a residual block called `residual2` follows `layer2`.
+        head_scale: Factor by which the logits are multiplied, greater than 0; Page uses 1/8.
 
     Raises:
         TypeError: If `width`, `num_classes` or `in_channels` is not an integer, or another option
@@ -100,7 +121,7 @@ class CustomResNet(nn.Module):
         self.head = nn.Linear(8 * width, num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Log-probabilities of the classes: the log-softmax of `logits`.
+        """Compute the log-probabilities of the classes, the log-softmax of `logits`.
 
         Args:
             images: Float tensor (N, in_channels, 32, 32), normalized.
@@ -109,13 +130,13 @@ class CustomResNet(nn.Module):
             Tensor (N, num_classes); `exp()` of each row sums to 1.
 
         Raises:
-            TypeError: If `images` is no tensor, or its dtype is not the one of the weights.
-            ValueError: If `images` has another shape.
+            TypeError: If `images` is not a tensor, or its dtype differs from that of the weights.
+            ValueError: If `images` has a different shape.
         """
         return F.log_softmax(self.logits(images), dim=1)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Unnormalized class scores, (N, num_classes); same input and errors as `forward`."""
+        """Compute unnormalized class scores (N, num_classes) from the same input as `forward`."""
         self._check(images)
         x = self.prep(images)  # (N, w, 32, 32)
         x = self.residual1(self.layer1(x))  # (N, 2w, 16, 16)
@@ -126,21 +147,29 @@ class CustomResNet(nn.Module):
         scores: Tensor = self.head(self.pool(x).flatten(1))
         return scores if self.head_scale == 1 else scores * self.head_scale
 
-    @classmethod
-    def from_pretrained(cls, name: str | Path) -> Self:
-        """A trained network in evaluation mode, with float32 weights on the CPU.
+    @_class_only
+    def from_pretrained(cls, source: str | Path) -> Self:  # noqa: N805
+        """Load a trained network in evaluation mode, with float32 weights on the CPU.
 
         Args:
-            name: `"full"` (the specified network), `"quarter"` (the same at width 16) or
-                `"quarter-best"` (width 16 and the options of the recipe `"best"`), which come with
-                the package and need no network connection; or the path of a `.safetensors` file
-                from `save_pretrained`.
-                `pretrained_weights()` lists what there is, with accuracies.
+            source: One of
+
+                - the name of weights that come with the package and need no internet connection:
+                  `"full"` (the specified network), `"quarter"` (the same at width 16) or
+                  `"quarter-best"` (width 16 and the options of the recipe `"best"`);
+                  `pretrained_weights()` lists them with their accuracies;
+                - the path of a `.safetensors` file from `save_pretrained`;
+                - the path of a Lightning checkpoint (`.ckpt`) that was saved while an
+                  `ImageClassifier` trained a `CustomResNet`.
+
+        Returns:
+            A new network, built with the arguments stored in the file.
 
         Raises:
-            TypeError: If `name` is neither a text nor a path.
-            ValueError: If there are no weights of that name, or the file is damaged or does not
-                fit the network that it describes.
+            TypeError: If `source` is neither a string nor a path, or if the method is called on an
+                instance, which would keep its own weights.
+            ValueError: If there are no weights of that name, or the file is damaged, does not say
+                which network it holds, or does not fit the network that it describes.
             FileNotFoundError: If there is no file at that path.
 
         Examples:
@@ -149,9 +178,17 @@ class CustomResNet(nn.Module):
             >>> model.width, model.training
             (16, False)
         """
-        from cifar_resnet import pretrained
-
-        return pretrained.load(name, cls)
+        path, config, tensors = pretrained.read(source)
+        try:
+            # On the meta device: a file may claim any size, and its tensors are yet to be compared.
+            with torch.device("meta"):
+                network = cls(**config)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} has no valid arguments of CustomResNet: {error}") from None
+        if differences := pretrained.shape_differences(tensors, network.state_dict()):
+            raise ValueError(f"{path} does not fit its own description: {differences[0]}.")
+        network.load_state_dict(tensors, assign=True)
+        return network.eval()
 
     def save_pretrained(
         self,
@@ -160,27 +197,48 @@ class CustomResNet(nn.Module):
         half: bool = False,
         training: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the weights and the arguments to a file for `from_pretrained`.
+        """Write the weights and the constructor arguments to a file for `from_pretrained`.
 
         Args:
-            path: A file name that ends in `.safetensors`. The file appears whole or not at all.
-            half: Whether to store the weights of convolutions and head in half precision: half
-                the size. Those of BatchNorm stay as they are.
-            training: What to write into the file about its origin; anything that JSON can hold.
+            path: File name that ends in `.safetensors`. The file is written atomically.
+            half: If True, the weights of the convolutions and the head are stored in half
+                precision, which halves the size of the file. Those of BatchNorm keep theirs.
+            training: Information about the origin of the weights to store in the file; anything
+                that JSON can represent.
 
         Raises:
-            TypeError: If an argument has the wrong type, or `training` holds what JSON cannot.
-            ValueError: If `path` ends in something else, a weight does not fit into half
-                precision, or a number in `training` is not finite.
+            TypeError: If an argument has the wrong type, or `training` holds a value that JSON
+                cannot represent.
+            ValueError: If `path` has a different suffix, a layer was replaced without adjusting
+                `num_classes`, a weight does not fit into half precision, or a number in `training`
+                is not finite.
             FileNotFoundError: If the folder does not exist.
         """
-        from cifar_resnet import pretrained
+        with torch.device("meta"):
+            described = type(self)(**self.config()).state_dict()
+        state = self.state_dict()
+        if differences := pretrained.shape_differences(state, described):
+            raise ValueError(
+                f"The weights do not fit num_classes={self.num_classes} and the other arguments of "
+                f"the network: {differences[0]}. If you have replaced the last layer, set "
+                "network.num_classes to its number of outputs; save a network with other layers "
+                "with torch.save(network.state_dict(), path)."
+            )
+        pretrained.write(path, self.config(), state, half=half, training=training)
 
-        pretrained.save(self, path, half=half, training=training)
+    def config(self) -> dict[str, Any]:
+        """Return all constructor arguments: `CustomResNet(**network.config())` is the same network
+        with new weights.
 
-    def options(self) -> dict[str, Any]:
-        """The keyword-only arguments that it was built with."""
+        Examples:
+            >>> from cifar_resnet import CustomResNet
+            >>> CustomResNet(16, norm_first=True).config()["norm_first"]
+            True
+        """
         return {
+            "width": self.width,
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
             "norm_first": self.norm_first,
             "activation": self.activation,
             "residual2": self.residual2 is not None,
@@ -188,10 +246,9 @@ class CustomResNet(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        shown = {name: getattr(self, name) for name in ("width", "num_classes", "in_channels")}
-        options = self.options()
+        # The sizes are always shown, the keyword-only options if they are not the default.
         defaults = CustomResNet.__init__.__kwdefaults__ or {}
-        shown |= {name: options[name] for name in options if options[name] != defaults[name]}
+        shown = {name: v for name, v in self.config().items() if v != defaults.get(name)}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def _check(self, images: Tensor) -> None:
@@ -257,14 +314,13 @@ def _conv_block(
     ]
     if pool:
         layers.append(nn.MaxPool2d(2))
-    # ReLU stays out of place: an in-place one would overwrite what a hook on the
-    # convolution has stored.
+    # Not in-place: that would overwrite the output that a hook on the convolution has stored.
     last = [_ACTIVATIONS[activation](), nn.BatchNorm2d(out_channels)]
     return nn.Sequential(*layers, *(reversed(last) if norm_first else last))
 
 
 class _Residual(nn.Module):
-    """x + block(block(x)); no activation after the sum."""
+    """Compute x + block(block(x)), without an activation after the sum."""
 
     def __init__(self, block: Callable[[int, int], nn.Module], channels: int) -> None:
         super().__init__()

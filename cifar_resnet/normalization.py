@@ -1,6 +1,4 @@
-"""The mean and deviation that images were normalized with, and the way back to what can be shown.
-It knows tensors; it must not know where images come from, nor what is done with them.
-"""
+"""Check the mean and standard deviation of a normalization, and undo it for display."""
 
 from __future__ import annotations
 
@@ -17,28 +15,29 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, of eac
 
 
 def as_statistics(mean: Any, std: Any) -> Statistics | None:
+    """Convert mean and std to tuples of numbers; None if both are None."""
     if mean is None and std is None:
         return None
     if mean is None or std is None:
         raise ValueError(f"Give both mean and std, or neither, but got {mean!r} and {std!r}.")
     return (
-        _of_channels("mean", mean, "finite numbers", math.isfinite),
-        _of_channels("std", std, "positive numbers", lambda value: 0 < value < math.inf),
+        _per_channel("mean", mean, "finite numbers", math.isfinite),
+        _per_channel("std", std, "positive numbers", lambda value: 0 < value < math.inf),
     )
 
 
-def _of_channels(
-    name: str, given: Any, kind: str, fits: Callable[[float], bool]
+def _per_channel(
+    name: str, value: Any, expected: str, is_valid: Callable[[float], bool]
 ) -> tuple[float, ...]:
-    message = f"{name} must be {kind}, one or one for each channel, but got {given!r}."
-    values = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    message = f"{name} must be {expected}, one or one for each channel, but got {value!r}."
+    values = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
     values = [values] if isinstance(values, Real) else values
     if not isinstance(values, Sequence) or not all(
-        isinstance(value, Real) and not isinstance(value, bool) for value in values
+        isinstance(number, Real) and not isinstance(number, bool) for number in values
     ):
         raise TypeError(message)
     numbers = tuple(map(float, values))
-    if not numbers or not all(map(fits, numbers)):
+    if not numbers or not all(map(is_valid, numbers)):
         raise ValueError(message)
     return numbers
 
@@ -46,14 +45,15 @@ def _of_channels(
 def in_unit_range(
     image: Tensor, statistics: Statistics | None, *, name: str, clip: bool = False
 ) -> Tensor:
-    """An image (C, H, W) as float32 in [0, 1].
+    """Convert an image (C, H, W) to float32 in [0, 1].
 
     Args:
-        image: Integers from 0 to 255, or floating-point numbers in [0, 1] once the normalization
+        image: Integers from 0 to 255, or floating-point numbers in [0, 1] after the normalization
             is undone.
-        statistics: Mean and standard deviation that it was normalized with; None for none.
-        name: What errors call it.
-        clip: Whether to cut values off at the ends of the range, whatever they are.
+        statistics: Mean and standard deviation that the image was normalized with. If None, it was
+            not normalized.
+        name: What error messages call the image.
+        clip: If True, clip values outside the range instead of raising.
     """
     if not image.is_floating_point():
         return image.float() / 255
@@ -67,11 +67,11 @@ def in_unit_range(
         mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in statistics)
         values = values * std + mean
     low, high = float(values.min()), float(values.max())
-    # a resize may overshoot a little
+    # interpolation in a resize may exceed the range slightly
     if not clip and not (low >= -0.05 and high <= 1.05):
         raise ValueError(
-            f"{name} has values from {low:.2f} to {high:.2f}; to be shown they must lie in [0, 1] "
-            "or be uint8. Pass the mean and std that the images were normalized with, such as "
+            f"{name} has values from {low:.2f} to {high:.2f}, but to be displayed they must be in "
+            "[0, 1] or uint8. Pass the mean and std that the images were normalized with, such as "
             "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)."
         )
     return values.clamp(0, 1)

@@ -1,6 +1,4 @@
-"""Trained weights as files, and those that come with the package. It knows safetensors and the
-arguments of the network; it must not know data or training.
-"""
+"""Read and write files of trained weights: constructor arguments, tensors and metadata."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,31 +14,37 @@ from torch import Tensor
 from cifar_resnet import arguments
 from cifar_resnet.files import atomic_write
 
-if TYPE_CHECKING:
-    from cifar_resnet.network import CustomResNet
+__all__ = [
+    "CHECKPOINT_KEY",
+    "PretrainedWeights",
+    "pretrained_weights",
+    "read",
+    "shape_differences",
+    "uncompiled",
+    "write",
+]
 
-__all__ = ["PretrainedWeights", "load", "pretrained_weights", "save"]
-
-_Network = TypeVar("_Network", bound="CustomResNet")
+CHECKPOINT_KEY = "cifar_resnet.network"  # of the constructor arguments in a Lightning checkpoint
 
 _FOLDER = Path(__file__).parent / "weights"
-_ARGUMENTS = "cifar_resnet.arguments"  # keys in the header of a file
+_ARGUMENTS = "cifar_resnet.arguments"  # keys in the header of a safetensors file
 _TRAINING = "cifar_resnet.training"
 
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """A file of trained weights: of which network, and how it was trained.
+    """A file of trained weights: the arguments of its network and how it was trained.
 
     Attributes:
-        name: What `CustomResNet.from_pretrained` calls it.
-        path: The file.
-        arguments: The arguments of its `CustomResNet`.
-        training: How it was made and how good it is, as written into the file: for those that come
-            with the package the test accuracies, as shares in [0, 1], of one view (`accuracy`),
-            with the mirror view (`accuracy_mirror`) and with six views (`accuracy_six`), measured
-            from the file itself, and `recipe`, `epochs`, `seed`, `batch_size`, `precision`,
-            `versions`, `hardware` and the `command` that repeats the training.
+        name: Name of the weights in `CustomResNet.from_pretrained`.
+        path: Path of the file.
+        arguments: Constructor arguments of the `CustomResNet`.
+        training: Origin and accuracy, as stored in the file. For the weights that come with the
+            package: the test accuracies, as fractions in [0, 1], without test-time augmentation
+            (`accuracy`), with the mirror image (`accuracy_mirror`) and with six views
+            (`accuracy_six`), measured with the weights in the file; and `recipe`, `epochs`,
+            `seed`, `batch_size`, `precision`, `versions`, `hardware` and the `command` that repeats
+            the training.
     """
 
     name: str
@@ -50,8 +54,9 @@ class PretrainedWeights:
 
 
 def pretrained_weights() -> tuple[PretrainedWeights, ...]:
-    """The trained weights that come with the package, by width and then by name; only the head of
-    each file is read.
+    """List the trained weights that come with the package, ordered by width and then by name.
+
+    Only the header of each file is read.
 
     Examples:
         >>> from cifar_resnet import pretrained_weights
@@ -61,42 +66,38 @@ def pretrained_weights() -> tuple[PretrainedWeights, ...]:
         quarter-best 16 best
         full 64 muon
     """
-    found = map(_describe, _FOLDER.glob("*.safetensors"))
-    return tuple(sorted(found, key=lambda weights: (weights.arguments["width"], weights.name)))
+    listed = map(_describe, _FOLDER.glob("*.safetensors"))
+    return tuple(sorted(listed, key=lambda weights: (weights.arguments["width"], weights.name)))
 
 
-def load(name: str | Path, kind: type[_Network]) -> _Network:
-    """What `CustomResNet.from_pretrained` says."""
+def read(source: str | Path) -> tuple[Path, Mapping[str, Any], dict[str, Tensor]]:
+    """Return the path of a file, the constructor arguments in it, and its tensors in float32.
+
+    `CustomResNet.from_pretrained` documents the sources and the errors.
+    """
     from safetensors.torch import load_file
 
-    path = _find(name)
-    options = _describe(path).arguments
-    try:
-        # Without memory: a header may claim any size, the tensors of the file cannot.
-        with torch.device("meta"):
-            network = kind(**options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} has no valid arguments of CustomResNet: {error}") from None
-    tensors = load_file(path)
-    if misfit := _misfit(tensors, network.state_dict()):
-        key, should, has = misfit
-        raise ValueError(
-            f"{path} does not fit its own description: {key} should be {should}, but is {has}."
-        )
-    state = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
-    network.load_state_dict(state, assign=True)
-    return network.eval()
+    path = _find(source)
+    if path.suffix == ".ckpt":
+        config, tensors = _read_checkpoint(path)
+    else:
+        config, tensors = _describe(path).arguments, load_file(path)
+    return path, config, {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
 
 
-def save(
-    network: CustomResNet,
+def write(
     path: str | Path,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
     *,
     half: bool = False,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """What `CustomResNet.save_pretrained` says."""
-    from safetensors.torch import save as to_bytes
+    """Write constructor arguments and tensors to a safetensors file.
+
+    `CustomResNet.save_pretrained` documents the arguments and the errors.
+    """
+    from safetensors.torch import save
 
     path = arguments.path("path", path)
     arguments.boolean("half", half)
@@ -105,26 +106,11 @@ def save(
     try:
         origin = json.dumps(dict(training or {}), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"training must hold what JSON can hold: {error}.") from error
+        raise type(error)(f"training must hold only values that JSON allows: {error}.") from error
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, but got {str(path)!r}.")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(path.parent)!r}: make it first.")
-    options = {name: getattr(network, name) for name in ("width", "num_classes", "in_channels")}
-    options |= network.options()
-    with torch.device("meta"):
-        described = type(network)(**options).state_dict()
-    state = network.state_dict()
-    if misfit := _misfit(state, described):
-        key, _, shape = misfit
-        message = (
-            f"{key} is missing from" if shape is None else f"{key} with shape {shape} is none of"
-        )
-        raise ValueError(
-            f"{message} a network with num_classes={network.num_classes}. If you have replaced the "
-            "last layer, set network.num_classes to what it gives; a network with other parts goes "
-            "into a file with torch.save(network.state_dict(), path)."
-        )
+        raise FileNotFoundError(f"There is no folder {str(path.parent)!r}; create it first.")
     tensors = {}
     for key, tensor in state.items():
         value = tensor.detach().cpu()
@@ -132,28 +118,47 @@ def save(
             value = value.half()
             if not value.isfinite().all():
                 raise ValueError(f"{key} does not fit into half precision; leave out half=True.")
-        # a network in channels_last holds its kernels in another order than files do
-        tensors[key] = value.contiguous()
-    header = {_ARGUMENTS: json.dumps(options), _TRAINING: origin}
+        tensors[key] = value.contiguous()  # safetensors does not store channels_last
+    header = {_ARGUMENTS: json.dumps(config), _TRAINING: origin}
     with atomic_write(path) as temporary:
-        temporary.write_bytes(to_bytes(tensors, metadata=header))
+        temporary.write_bytes(save(tensors, metadata=header))
 
 
-def _find(name: str | Path) -> Path:
-    if not isinstance(name, str | Path):
-        raise TypeError(f"name must be that of trained weights or a path, but got {name!r}.")
-    path = Path(name).expanduser()
-    if path.suffix == ".safetensors":
+def shape_differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Describe how the names and shapes of tensors differ from the expected ones."""
+    return [
+        *(
+            f"{key} has shape {tuple(tensors[key].shape)} instead of {tuple(tensor.shape)}"
+            for key, tensor in expected.items()
+            if key in tensors and tensors[key].shape != tensor.shape
+        ),
+        *(f"{key} is missing" for key in expected if key not in tensors),
+        *(f"{key} is unexpected" for key in tensors if key not in expected),
+    ]
+
+
+def uncompiled(key: str) -> str:
+    """Return the name of a tensor without the prefixes that `torch.compile` adds."""
+    return key.replace("_orig_mod.", "")
+
+
+def _find(source: str | Path) -> Path:
+    if not isinstance(source, str | Path):
+        raise TypeError(
+            f"source must be the name of trained weights or a path, but got {source!r}."
+        )
+    path = Path(source).expanduser()
+    if path.suffix in (".safetensors", ".ckpt"):
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {str(path)!r}.")
         return path
     shipped = {weights.name: weights.path for weights in pretrained_weights()}
-    if str(name) not in shipped:
+    if str(source) not in shipped:
         raise ValueError(
-            f"There are no weights {str(name)!r}; choose one of {(*shipped,)}, or give the path of "
-            "a .safetensors file that save_pretrained wrote."
+            f"There are no weights {str(source)!r}; choose one of {(*shipped,)}, or pass the path "
+            "of a .safetensors file from save_pretrained or of a .ckpt file from a training."
         )
-    return shipped[str(name)]
+    return shipped[str(source)]
 
 
 def _describe(path: Path) -> PretrainedWeights:
@@ -163,35 +168,39 @@ def _describe(path: Path) -> PretrainedWeights:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
     if _ARGUMENTS not in header:
         raise ValueError(
-            f"{path} does not say of which network it is: it was not written by save_pretrained. "
-            "Build the network yourself, and load it with load_state_dict."
+            f"{path} does not say which network it holds, since save_pretrained did not write it. "
+            "Build the network yourself, and load the weights with load_state_dict."
         )
     try:
-        options, training = (json.loads(header.get(k, "{}")) for k in (_ARGUMENTS, _TRAINING))
+        config, training = (json.loads(header.get(k, "{}")) for k in (_ARGUMENTS, _TRAINING))
     except ValueError as error:
-        raise _damaged(path, error) from error
-    if not isinstance(options, dict) or not isinstance(training, dict):
-        raise _damaged(path, "its description is no dictionary")
-    return PretrainedWeights(path.stem, path, options, training)
+        raise _unreadable(path, error) from error
+    if not isinstance(config, dict) or not isinstance(training, dict):
+        raise _unreadable(path, "its description is not a dictionary")
+    return PretrainedWeights(path.stem, path, config, training)
 
 
-def _misfit(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> tuple[str, tuple[int, ...] | None, tuple[int, ...] | None] | None:
-    """The first tensor that is not as expected: its name, the shape that it should have and the one
-    it has, None where it should not or does not exist.
-    """
-    for key in sorted(found.keys() | expected.keys()):
-        should, has = (
-            tuple(side[key].shape) if key in side else None for side in (expected, found)
+def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file may fail anywhere
+        reason = str(error).partition(". ")[0] or type(error).__name__
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}.") from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise ValueError(
+            f"{path} does not say which network it holds: it is not a checkpoint of an "
+            "ImageClassifier that trained a CustomResNet. Build the network yourself, and load the "
+            "weights with ImageClassifier.load_from_checkpoint(path, network=...) or "
+            "load_state_dict."
         )
-        if should != has:
-            return key, should, has
-    return None
+    state = {uncompiled(key): tensor for key, tensor in checkpoint["state_dict"].items()}
+    prefix = "network."
+    tensors = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    return checkpoint[CHECKPOINT_KEY], tensors
 
 
-def _damaged(path: Path, reason: object) -> ValueError:
-    return ValueError(f"{path} is no readable safetensors file: {reason}.")
+def _unreadable(path: Path, reason: object) -> ValueError:
+    return ValueError(f"{path} is not a readable safetensors file: {reason}.")

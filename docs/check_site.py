@@ -1,11 +1,11 @@
-"""Look at the built site in a browser: every page, at desktop and phone width, light and dark.
+"""Check every page of the built site in a browser, at desktop and phone width, light and dark.
 
     python docs/check_site.py site --axe node_modules/axe-core/axe.min.js
 
-Reports what a page loads from elsewhere, errors in the console, pages wider than the window,
-pictures without alternative text, and with `--axe` (from `npm install axe-core`) the serious and
-critical findings on accessibility. Exits with 1 if there is any. Needs playwright and a Chromium,
-the one on the path where there is one.
+Report requests to other servers, console errors, pages wider than the window, images without
+alternative text, and with `--axe` (from `npm install axe-core`) serious and critical accessibility
+problems. Exit with 1 if there are any. Needs playwright and Chromium; a Chromium on the path is
+preferred.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("site", type=Path, help="folder that `make docs` has built")
+    parser.add_argument("site", type=Path, help="folder built by `make docs`")
     parser.add_argument("--axe", type=Path, help="axe.min.js")
-    parser.add_argument("--screenshots", type=Path, help="folder for pictures of every page")
+    parser.add_argument("--screenshots", type=Path, help="folder for screenshots of every page")
     args = parser.parse_args()
 
     from playwright.sync_api import sync_playwright
 
     pages = sorted(page for page in args.site.rglob("*.html") if page.name != "404.html")
     if not pages:
-        parser.error(f"{args.site} holds no page; build it with `make docs`")
+        parser.error(f"{args.site} does not contain a page; build the site with `make docs`")
     chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    found = 0
+    count = 0
     with served(args.site) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for width in WIDTHS:
@@ -51,26 +51,28 @@ def main() -> None:
                 )
                 for path in pages:
                     name = path.relative_to(args.site).as_posix()
-                    for finding in look(page, address, name, args.axe):
-                        found += 1
-                        print(f"{name} ({width}, {scheme}): {finding}")
+                    for problem in look(page, address, name, args.axe):
+                        count += 1
+                        print(f"{name} ({width}, {scheme}): {problem}")
                     if args.screenshots and scheme == "light":
                         picture = args.screenshots / f"{path.stem}-{width}.png"
                         page.screenshot(path=picture, full_page=True)
                 page.close()
         browser.close()
-    print(f"{len(pages)} pages, {found} findings.")
-    sys.exit(found > 0)
+    print(f"{len(pages)} pages, {count} problems.")
+    sys.exit(count > 0)
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    """Serve files without logging requests."""
+
     def log_message(self, *_: Any) -> None:
         pass
 
 
 @contextlib.contextmanager
 def served(site: Path) -> Iterator[str]:
-    """The site on a free port of this machine; search does not work from disk."""
+    """Serve the site on a free local port, since search does not work from disk."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -78,6 +80,7 @@ def served(site: Path) -> Iterator[str]:
 
 
 def look(page: Any, address: str, name: str, axe: Path | None) -> Iterator[str]:
+    """Yield the problems of one page."""
     noticed: list[str] = []
 
     def request(sent: Any) -> None:
@@ -108,9 +111,9 @@ def look(page: Any, address: str, name: str, axe: Path | None) -> Iterator[str]:
     result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     for violation in result["violations"]:
         if violation["impact"] in SERIOUS:
-            places = violation["nodes"]
-            first = " ".join(places[0]["html"].split())[:150]
-            yield f"{violation['id']}, {len(places)} places: {first}"
+            nodes = violation["nodes"]
+            first = " ".join(nodes[0]["html"].split())[:150]
+            yield f"{violation['id']}, {len(nodes)} elements: {first}"
 
 
 if __name__ == "__main__":

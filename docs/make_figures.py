@@ -1,11 +1,11 @@
-"""Draw the figures of this site again, from CIFAR-10 and the network that comes with the package.
+"""Draw the figures of the documentation from CIFAR-10 and the pretrained network of the package.
 
     python docs/make_figures.py                                # all of them
     python docs/make_figures.py --only network rgb_channels
     python docs/make_figures.py --only training_curves --log runs/NAME/tensorboard
 
-The training curves are those in benchmarks/results/training_curves.csv; --log writes this file
-first, from the TensorBoard log of the training that made the weights.
+The training curves are those in benchmarks/results/training_curves.csv. With --log, this file is
+first written from the TensorBoard log of the training run that produced the weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import matplotlib
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 from torch import Tensor, nn
@@ -44,20 +44,20 @@ from cifar_resnet import (
     show_rgb_channels,
     show_training_curves,
 )
+from cifar_resnet.plotting.canvas import new_figure
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "figures"
 CURVES = ROOT / "benchmarks" / "results" / "training_curves.csv"
-DPI = 150
 
-# Training images: a red bird before green leaves, which differ most between the channels; then a
-# dog and a cat that look to one side, so that mirroring shows.
+# Training images: a red bird in front of green leaves, whose channels differ clearly; then a dog
+# and a cat that look to one side, so that mirroring is visible.
 CHANNELS_OF = 28426
 AUGMENTED = (28426, 22912, 42411)
 
 
 class Material:
-    """What the figures are made of, each part made once and only where a figure needs it."""
+    """Inputs of the figures, each created once, when a figure first needs it."""
 
     def __init__(self, data_dir: str | None, weights: str) -> None:
         self.data_dir = data_dir
@@ -69,7 +69,7 @@ class Material:
 
     @cached_property
     def data(self) -> CIFAR10DataModule:
-        """As the recipe of the weights trains, with cutout, which it leaves out."""
+        """The data of the recipe of the weights, and cutout, which the recipe does not use."""
         options = Recipe.preset("muon").data_options() | {"cutout": 8, "val_split": 0}
         return CIFAR10DataModule(self.data_dir, **options)
 
@@ -90,29 +90,29 @@ class Material:
         return find_misclassified(self.model, self.test_data)
 
 
-# --- the data -----------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------------------
 
 
-def class_samples(material: Material) -> Figure | SubFigure:
+def class_samples(material: Material) -> Figure:
     return show_class_samples(material.data, per_class=8)
 
 
-def rgb_channels(material: Material) -> Figure | SubFigure:
+def rgb_channels(material: Material) -> Figure:
     return show_rgb_channels(CHANNELS_OF, material.data)
 
 
-def augmentations(material: Material) -> Figure | SubFigure:
+def augmentations(material: Material) -> Figure:
     return show_augmentations(material.data, indices=AUGMENTED, epochs=5)
 
 
-# --- the errors ---------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
-def misclassified(material: Material) -> Figure | SubFigure:
+def misclassified(material: Material) -> Figure:
     return show_misclassified(material.model, material.found, n=4, columns=1)
 
 
-def misclassified_contrast(material: Material) -> Figure | SubFigure:
+def misclassified_contrast(material: Material) -> Figure:
     return show_misclassified(
         material.model,
         material.found,
@@ -124,52 +124,48 @@ def misclassified_contrast(material: Material) -> Figure | SubFigure:
     )
 
 
-def home(material: Material) -> Figure | SubFigure:
-    return show_misclassified(
-        material.model,
-        material.test_data,
-        n=4,
-        sort_by="random",
-        columns=2,
-        cam="predicted",
-        dpi=220,
+def home(material: Material) -> Figure:
+    fig = show_misclassified(
+        material.model, material.test_data, n=4, sort_by="random", columns=2, cam="predicted"
     )
+    fig.set_dpi(220)
+    return fig
 
 
 def confusion_matrix(material: Material) -> Figure:
-    return show_confusion_matrix(material.found, fig=_figure(7, 5.6))
+    return show_confusion_matrix(material.found, fig=new_figure(7, 5.6))
 
 
 def calibration(material: Material) -> Figure:
     return show_calibration(material.found)
 
 
-# --- the network --------------------------------------------------------------------------------
+# --- network ------------------------------------------------------------------------------------
 
 
 def receptive_fields(material: Material) -> Figure:
     fields = receptive_field(CustomResNet(), (1, 3, 32, 32))
     image = CIFAR10DataModule.denormalize(material.test_images[0])
-    return fields.plot(image, "residual1", [(3, 3), (12, 15)], fig=_figure(5, 5))
+    return fields.plot(image, "residual1", [(3, 3), (12, 15)], fig=new_figure(5, 5))
 
 
 def receptive_field_growth(material: Material) -> Figure:
-    return receptive_field(CustomResNet(), (1, 3, 32, 32)).plot_growth(fig=_figure(6.5, 3.8))
+    return receptive_field(CustomResNet(), (1, 3, 32, 32)).plot_growth(fig=new_figure(6.5, 3.8))
 
 
 def effective_field(material: Material) -> Figure:
     field = effective_receptive_field(material.model, material.test_images, layer="residual1")
-    return field.plot(fig=_figure(8.4, 3.6))
+    return field.plot(fig=new_figure(8.4, 3.6))
 
 
 def training_curves(material: Material) -> Figure:
     with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context({"font.size": 12}):
-        shutil.copy(CURVES, Path(folder) / "metrics.csv")  # the name that Lightning gives it
-        return show_training_curves(folder, fig=_figure(10.5, 3.6))
+        shutil.copy(CURVES, Path(folder) / "metrics.csv")  # the name that Lightning uses
+        return show_training_curves(folder, fig=new_figure(10.5, 3.6))
 
 
 def network(material: Material) -> Figure:
-    """The blocks of `CustomResNet()` from top to bottom, all read off the network itself."""
+    """Draw the blocks of `CustomResNet()` from top to bottom, as defined by the network itself."""
     model = CustomResNet().eval()
     blocks = [(name, block) for name, block in model.named_children() if block is not None]
     shapes = _output_shapes(model, [name for name, _ in blocks])
@@ -183,7 +179,7 @@ def network(material: Material) -> Figure:
     rows.append(("log-softmax", "log-probabilities", shapes["head"], 0))
 
     step, height, width = 0.8, 0.5, 5.25
-    fig = Figure(figsize=(width, step * len(rows) + 0.55), dpi=DPI)
+    fig = Figure(figsize=(width, step * len(rows) + 0.55), dpi=150)
     axes = fig.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
     axes.set_ylim(step * len(rows) + 0.45, -0.1)
@@ -191,7 +187,7 @@ def network(material: Material) -> Figure:
     for row, (name, layers, shape, count) in enumerate(rows):
         middle = 0.3 + row * step
         residual = name.startswith("residual")
-        color = _COLOURS[_kind(name)]
+        color = _COLORS[_kind(name)]
         box = (0.62, middle - height / 2)
         axes.add_patch(
             FancyBboxPatch(
@@ -229,7 +225,7 @@ def network(material: Material) -> Figure:
 
 
 # Light tints, for black text on them.
-_COLOURS = {"conv": "#D6E6F4", "residual": "#FBE3D0", "pool": "#DDEFDD", "other": "#EEEEEE"}
+_COLORS = {"conv": "#D6E6F4", "residual": "#FBE3D0", "pool": "#DDEFDD", "other": "#EEEEEE"}
 
 
 def _kind(name: str) -> str:
@@ -248,7 +244,7 @@ def _arrow(axes: Axes, points: list[tuple[float, float]]) -> None:
 
 
 def _output_shapes(model: CustomResNet, names: list[str]) -> dict[str, tuple[int, ...]]:
-    """What each block gives for one image, seen in a run."""
+    """Run the network on one image and return the shape of each block's output."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -263,7 +259,7 @@ def _output_shapes(model: CustomResNet, names: list[str]) -> dict[str, tuple[int
 
 
 def _layers(block: nn.Module) -> str:
-    """The layers of a block in words; equal blocks in a block are counted."""
+    """Describe the layers of a block; equal parts are counted."""
     if isinstance(block, nn.Conv2d):
         return f"conv {block.in_channels}-{block.out_channels}"
     if isinstance(block, nn.MaxPool2d):
@@ -282,9 +278,9 @@ def _layers(block: nn.Module) -> str:
 
 # --- files --------------------------------------------------------------------------------------
 
-Draw = Callable[[Material], Figure | SubFigure]
+Draw = Callable[[Material], Figure]
 
-# Whether the file may have a palette: photographs would lose colors.
+# How to draw each figure, and whether 256 colors are enough for its file (not for photographs).
 FIGURES: dict[str, tuple[Draw, bool]] = {
     "augmentations": (augmentations, False),
     "calibration": (calibration, True),
@@ -306,11 +302,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=FIGURES, help="these figures")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=FIGURES, help="draw only these figures"
+    )
     parser.add_argument("--output-dir", type=Path, default=FOLDER)
     parser.add_argument("--data-dir", help="default: $CIFAR10_DIR, else the user's cache folder")
-    parser.add_argument("--weights", default="quarter", help="what from_pretrained calls them")
-    parser.add_argument("--log", type=Path, help="folder of a TensorBoard log: the curves' source")
+    parser.add_argument(
+        "--weights", default="quarter", help="argument of CustomResNet.from_pretrained"
+    )
+    parser.add_argument(
+        "--log", type=Path, help="folder of the TensorBoard log to read the curves from"
+    )
     args = parser.parse_args()
 
     if args.log:
@@ -324,10 +326,10 @@ def main() -> None:
         print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 
 
-def save(fig: Figure | SubFigure, path: Path, *, palette: bool) -> None:
-    """Write a PNG without transparency, with as few bytes as its colors allow."""
+def save(fig: Figure, path: Path, *, palette: bool) -> None:
+    """Write a small PNG without transparency."""
     buffer = io.BytesIO()
-    fig.figure.savefig(buffer, format="png", facecolor="white")
+    fig.savefig(buffer, format="png", facecolor="white")
     image: Image.Image = Image.open(buffer).convert("RGB")
     if palette:
         image = image.quantize(256, dither=Image.Dither.NONE)
@@ -335,7 +337,7 @@ def save(fig: Figure | SubFigure, path: Path, *, palette: bool) -> None:
 
 
 def write_curves(log: Path, path: Path) -> None:
-    """The scalars of a TensorBoard log as a table in the layout of Lightning's CSVLogger."""
+    """Write the scalars of a TensorBoard log in the layout of Lightning's CSVLogger."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(log), size_guidance={"scalars": 0})
@@ -352,10 +354,6 @@ def write_curves(log: Path, path: Path) -> None:
         writer = csv.DictWriter(file, ["epoch", "step", *names], lineterminator="\n")
         writer.writeheader()
         writer.writerows(row for _, row in sorted(rows.items()) if len(row) > 2)
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
 
 
 if __name__ == "__main__":

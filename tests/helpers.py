@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -210,6 +212,22 @@ class Training:
             "step": saved["global_step"],
             "log": read_curves(self.folder / "log"),
         }
+
+
+def python_2_pickle(batch: NDArray[np.uint8]) -> bytes:
+    """Pickle records (N, 3073) as Python 2 did for the official files, which Python 3 cannot."""
+
+    def string(value: bytes) -> bytes:
+        return b"T" + struct.pack("<i", len(value)) + value
+
+    rows, columns = (b"M" + struct.pack("<H", size) for size in (len(batch), 3072))
+    dtype = b"cnumpy\ndtype\n(" + string(b"u1") + b"K\x00K\x01tR(K\x03" + string(b"|")
+    dtype += b"NNN" + 2 * (b"J" + struct.pack("<i", -1)) + b"K\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85"
+    array += string(b"b") + b"tR(K\x01" + rows + columns + b"\x86" + dtype
+    array += b"\x89" + string(batch[:, 1:].tobytes()) + b"tb"
+    labels = b"](" + b"".join(b"K" + bytes([label]) for label in batch[:, 0]) + b"e"
+    return b"\x80\x02}(" + string(b"labels") + labels + string(b"data") + array + b"u."
 
 
 def same(one: Any, other: Any) -> bool:

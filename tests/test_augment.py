@@ -1,4 +1,4 @@
-"""Batched augmentation against one image at a time, pixel for pixel."""
+"""Compare batched augmentation with one image at a time, pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 def reference(
     image: np.ndarray, parameters: Parameters, at: int, padding: int, cutout: int, mode: str
 ) -> np.ndarray:
-    """Crop, flip, cutout and normalization of one image, as anyone would write it."""
+    """Apply crop, flip, cutout and normalization to one image in the obvious way."""
     side = len(image)
     margin = (padding, padding)
     padded = np.pad(image, (margin, margin, (0, 0)), mode)
@@ -63,8 +63,8 @@ def test_a_batch_equals_the_images_one_by_one(
     np.testing.assert_allclose(batch.numpy(), expected, atol=2e-6, rtol=2e-6)
 
 
-def test_arguments_that_travel_together_make_the_same_batches_in_slices() -> None:
-    """As on a GPU, where those of an epoch are one tensor, and torch gathers the pixels."""
+def test_parameters_moved_together_give_the_same_batches_in_slices() -> None:
+    """On a GPU the parameters of an epoch are one tensor, and torch gathers the pixels."""
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     augmentation = Augmentation(2, "random", 3)
     bank = ImageBank(images, MEAN, STD, augmentation=augmentation)
@@ -90,7 +90,7 @@ def test_arguments_that_travel_together_make_the_same_batches_in_slices() -> Non
     assert placed is not None
     assert all(values.is_meta for values in (placed_rows, *placed.arrays()))
     for arguments in ((rows, parameters), (placed_rows, placed), (rows, None)):
-        batch = elsewhere.batch(*arguments)  # brought there first, if it is not there yet
+        batch = elsewhere.batch(*arguments)  # moved to the device first, if necessary
         assert (batch.device.type, batch.shape) == ("meta", whole.shape)
 
 
@@ -122,8 +122,8 @@ def test_parameters_are_a_function_of_seed_and_epoch() -> None:
         assert (drawn(3, 7) != other).any(axis=1).all()
 
 
-def test_each_use_has_its_own_stream_of_random_numbers() -> None:
-    """One seed shows the same images in every version of the library."""
+def test_crop_flip_and_cutout_have_their_own_random_streams() -> None:
+    """A seed gives the same images in every version of the library."""
     p = Augmentation(4, "random", 8).draw(100, 32, seed=3, epoch=7)
     crop, flip, cutout = (np.random.default_rng([3, stream, 7]) for stream in (1, 2, 3))
     offsets, corners = crop.integers(0, 9, (2, 100)), cutout.integers(0, 25, (2, 100))
@@ -153,7 +153,7 @@ def test_every_offset_and_corner_occurs_equally_often() -> None:
         assert abs(seen - count / choices).max() < 5 * (count / choices * (1 - 1 / choices)) ** 0.5
 
 
-def test_alternating_flip_shows_each_image_both_ways_in_turn() -> None:
+def test_alternating_flip_mirrors_every_other_epoch() -> None:
     augmentation = Augmentation(0, "alternating")
     flips = [augmentation.draw(1000, 32, seed=0, epoch=epoch).flip for epoch in range(4)]
     assert (flips[0] != flips[1]).all()
@@ -183,7 +183,7 @@ def test_an_error_names_the_argument(name: str, value: object, error: type[Excep
         Augmentation(**{name: value})
 
 
-def test_mirror_images_are_kept_only_where_they_are_used() -> None:
+def test_mirror_images_are_stored_only_if_they_are_used() -> None:
     images = np.zeros((5, 8, 8, 3), np.uint8)
     for flip, copies in (("random", 2), ("alternating", 2), ("none", 1)):
         bank = ImageBank(images, MEAN, STD, augmentation=Augmentation(0, flip))
@@ -191,12 +191,12 @@ def test_mirror_images_are_kept_only_where_they_are_used() -> None:
         assert bank._runs.untyped_storage().nbytes() == copies * images.nbytes
 
 
-def test_augmentation_as_large_as_an_image_may_be() -> None:
+def test_the_largest_augmentation_that_fits_an_image() -> None:
     largest = Augmentation(7, cutout=8)  # padding of 7 reflects all 8 pixels of a side
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     bank = ImageBank(images, MEAN, STD, augmentation=largest)
     parameters = largest.draw(2, 8, seed=0, epoch=0)
-    assert not bank.batch(np.arange(2), parameters).any()  # all is cut out
+    assert not bank.batch(np.arange(2), parameters).any()  # everything is cut out
 
 
 @pytest.mark.parametrize(

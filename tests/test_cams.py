@@ -1,5 +1,5 @@
-"""Class activation maps: by hand on a network of two channels, against the grad-cam library called
-the usual way, on networks that others wrote, and with a model left as it was.
+"""Test class activation maps: computed by hand for a network of two channels, compared with the
+grad-cam library, for networks of torchvision, and with a model that is left unchanged.
 """
 
 import random
@@ -45,7 +45,7 @@ class TwoChannels(nn.Module):
 
 
 class Last(nn.Module):
-    """A method of the scores by name."""
+    """Call a method of the scores by its name."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Last(nn.Module):
 IMAGE = torch.tensor([[[[1.0, 2.0], [3.0, -4.0]]]])
 POSITIVE = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
 NEGATIVE = torch.tensor([[0.0, 0.0], [0.0, 4.0]])
-# The gradient of a mean over 4 places is weight / 4.
+# The gradient of a mean over 4 positions is weight / 4.
 CLASS_0 = 1 / 4 * POSITIVE
 CLASS_1 = -1 / 4 * POSITIVE + 2 / 4 * NEGATIVE
 
@@ -89,7 +89,7 @@ def test_the_predicted_class_and_the_contrast() -> None:
 
 
 def test_no_evidence_is_all_zero() -> None:
-    assert compute_cams(TwoChannels(), IMAGE.abs(), 1).abs().sum() == 0  # only speaks against it
+    assert compute_cams(TwoChannels(), IMAGE.abs(), 1).abs().sum() == 0  # the evidence is negative
     raw = compute_cams(TwoChannels(), IMAGE.abs(), 1, raw=True)
     assert torch.allclose(raw[0], -IMAGE.abs()[0, 0] / 4)
 
@@ -104,13 +104,13 @@ def test_hirescam_of_our_network_sums_to_the_logit() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_methods_agree_with_the_library_called_the_usual_way(method: str) -> None:
+def test_methods_agree_with_the_library(method: str) -> None:
     model = tv.resnet18(weights=None, num_classes=10).eval()
     images, classes = torch.randn(3, 3, 64, 64), [0, 4, 9]
     ours = compute_cams(model, images, classes, method=method, target_layers="layer3")
     cam = getattr(pytorch_grad_cam, METHODS[method])(model, [model.layer3])
     theirs = torch.from_numpy(cam(images, [ClassifierOutputTarget(c) for c in classes]))
-    smallest = ours.amin((1, 2), keepdim=True)  # they take each map's minimum for 0
+    smallest = ours.amin((1, 2), keepdim=True)  # the library scales each map's minimum to 0
     ours = (ours - smallest) / (ours.amax((1, 2), keepdim=True) - smallest).clamp(min=1e-7)
     assert theirs.amax() > 0.99
     assert torch.allclose(ours, theirs, atol=2e-3)
@@ -156,7 +156,7 @@ def test_shapes_ranges_and_the_empty_batch() -> None:
     assert compute_cams(CustomResNet(width=4), torch.zeros(0, 3, 32, 32)).shape == (0, 32, 32)
 
 
-# -- networks that others wrote ---------------------------------------------------------------
+# -- other networks ---------------------------------------------------------------------------
 
 
 def small_vit() -> nn.Module:
@@ -164,12 +164,12 @@ def small_vit() -> nn.Module:
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16,
         num_classes=10,
     )  # fmt: skip
-    nn.init.normal_(vit.heads.head.weight)  # made of zeros, which explain nothing
+    nn.init.normal_(vit.heads.head.weight)  # initialized to zeros, whose maps are all 0
     return vit
 
 
 class Functional(nn.Module):
-    """Operations without modules; the last map has a name by an Identity."""
+    """Call functions without modules; an Identity can give the last map a name."""
 
     def __init__(self, named: bool) -> None:
         super().__init__()
@@ -189,15 +189,19 @@ class Functional(nn.Module):
         (tv.resnet18(weights=None, num_classes=10), 64, (2, 2)),
         (tv.mobilenet_v3_small(weights=None, num_classes=10), 64, (2, 2)),
         (tv.convnext_tiny(weights=None, num_classes=10), 64, (2, 2)),
-        (tv.vgg11(weights=None, num_classes=10), 64, (2, 2)),  # not the pooling after it, 7 x 7
-        (tv.densenet121(weights=None, num_classes=10), 64, (2, 2)),  # ReLU in place behind it
-        (small_vit(), 32, (4, 4)),  # tokens, the class token left out
+        (
+            tv.vgg11(weights=None, num_classes=10),
+            64,
+            (2, 2),
+        ),  # not the 7 x 7 pooling layer
+        (tv.densenet121(weights=None, num_classes=10), 64, (2, 2)),  # followed by an in-place ReLU
+        (small_vit(), 32, (4, 4)),  # tokens without the class token
         (Functional(named=True), 16, (14, 14)),
         (ImageClassifier(CustomResNet(width=2)), 32, (4, 4)),
     ],
     ids=["resnet18", "mobilenet_v3", "convnext", "vgg", "densenet", "vit", "functional", "ours"],
 )
-def test_the_last_layer_with_places_is_found(
+def test_the_last_layer_with_spatial_output_is_chosen(
     model: nn.Module, size: int, grid: tuple[int, int]
 ) -> None:
     images = torch.randn(2, 3, size, size)
@@ -241,16 +245,17 @@ def test_a_layer_that_the_scores_do_not_depend_on() -> None:
         compute_cams(Aside(), IMAGE, target_layers=["aside"])
 
 
-def test_an_operation_in_place_does_not_write_over_the_map() -> None:
+def test_an_in_place_operation_does_not_change_the_map() -> None:
     class InPlace(TwoChannels):
         def forward(self, images: Tensor) -> Tensor:
             return self.head(F.relu_(self.split(images)).mean((2, 3)))
 
-    # activations (1, 2, 3, -4) and (-1, -2, -3, 4); gradients 0 where the ReLU is closed
+    # activations (1, 2, 3, -4) and (-1, -2, -3, 4); gradients 0 where the ReLU is inactive
     raw = compute_cams(InPlace(), IMAGE, 1, method="hirescam", raw=True)
     assert torch.allclose(raw[0], CLASS_1)
     gradcam = compute_cams(InPlace(), IMAGE, 0, target_layers="split", raw=True)
-    assert torch.allclose(gradcam[0], 3 / 16 * IMAGE[0, 0])  # three of four places are open
+    # the ReLU is active at three of four positions
+    assert torch.allclose(gradcam[0], 3 / 16 * IMAGE[0, 0])
 
 
 # -- models in every state --------------------------------------------------------------------
@@ -292,7 +297,7 @@ def test_inference_mode_no_grad_and_autocast_around_it() -> None:
 
 
 @pytest.mark.parametrize("fail", [False, True])
-def test_the_model_and_the_random_state_stay_as_they_were(fail: bool) -> None:
+def test_the_model_and_the_random_state_are_left_unchanged(fail: bool) -> None:
     model = CustomResNet(width=4).train()
     model.layer2.eval()
     for number, parameter in enumerate(model.parameters()):
@@ -332,7 +337,7 @@ def test_bad_images_and_models() -> None:
     for layer, message in (
         ("residual4", r"called 'residual4'.*Close ones: residual3.*\(4 x 4\)"),
         ("head", r"'head' .* has no map.*Suitable ones: prep \(32 x 32\)"),
-        ("pool", r"'pool' gives an output of shape \(1, 32, 1, 1\), which"),
+        ("pool", r"'pool' returns an output of shape \(1, 32, 1, 1\), which is not spatial"),
     ):
         with pytest.raises(ValueError, match=message):
             compute_cams(model, torch.randn(2, 3, 32, 32), target_layers=layer)
@@ -350,7 +355,7 @@ def test_bad_images_and_models() -> None:
         compute_cams(Cut(), torch.randn(1, 3, 32, 32))
 
 
-def test_nothing_is_printed_or_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_and_no_warning_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for method in METHODS:

@@ -1,4 +1,4 @@
-"""LastCheckpoint and AtomicCheckpointIO: trainings stopped, killed, damaged and attacked."""
+"""LastCheckpoint and AtomicCheckpointIO: stopped and killed runs, damaged and hostile files."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ from cifar_resnet import (
 
 
 class Noisy(nn.Module):
-    """A network with randomness of its own, from all three generators."""
+    """A network that draws from the random number generators of Python, NumPy and PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ PER_SAMPLE = v2.Compose([v2.RandomHorizontalFlip(), CIFAR10DataModule.default_tr
     ],
     ids=["ctrl-c", "sigterm", "dropout", "per-sample", "validations", "accumulated", "averaged"],
 )
-def test_a_stopped_training_goes_on_bit_for_bit(
+def test_a_stopped_run_resumes_exactly(
     data_dir: Path, tmp_path: Path, number: signal.Signals, options: dict[str, Any]
 ) -> None:
     options = {"limit_val_batches": 1} | options
@@ -100,7 +100,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(
     assert not list(stopped.folder.glob(".*"))
 
 
-def test_a_stop_within_the_validation_waits_for_its_end(data_dir: Path, tmp_path: Path) -> None:
+def test_a_signal_during_validation_stops_after_it(data_dir: Path, tmp_path: Path) -> None:
     alone = Training(tmp_path / "alone", data_dir, limit_val_batches=3)
     alone.run()
     stopped = Training(tmp_path / "stopped", data_dir, limit_val_batches=3)
@@ -132,7 +132,7 @@ def test_a_stop_is_announced(
     assert "SIGTERM: stopping with a checkpoint after this step" in caplog.text
 
 
-def test_a_trial_run_leaves_nothing(data_dir: Path, tmp_path: Path) -> None:
+def test_fast_dev_run_saves_nothing(data_dir: Path, tmp_path: Path) -> None:
     last = LastCheckpoint(tmp_path / "none", every_seconds=0)
     t = trainer(tmp_path, callbacks=[last], enable_checkpointing=True, fast_dev_run=True)
     t.fit(ImageClassifier(CustomResNet(width=1), "sgd"), small(data_dir))
@@ -140,7 +140,7 @@ def test_a_trial_run_leaves_nothing(data_dir: Path, tmp_path: Path) -> None:
     assert last.newest() is None
 
 
-def test_a_training_in_a_thread_leaves_the_signals_alone(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_in_a_thread_does_not_change_signal_handlers(data_dir: Path, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     training = Training(tmp_path, data_dir, limit_val_batches=0, max_epochs=1, every_seconds=0.0)
     thread = threading.Thread(target=training.run)
@@ -156,7 +156,7 @@ def test_a_training_in_a_thread_leaves_the_signals_alone(data_dir: Path, tmp_pat
 
 @pytest.mark.parametrize("every_seconds", [0.0, 1000.0])
 def test_the_time_between_checkpoints(data_dir: Path, tmp_path: Path, every_seconds: float) -> None:
-    """0 saves after every step, and what is there during step k is the state after step k - 1."""
+    """With 0, the checkpoint found during step k is that of the state after step k - 1."""
     seen = []
 
     class Look(pl.Callback):
@@ -173,10 +173,10 @@ def test_the_time_between_checkpoints(data_dir: Path, tmp_path: Path, every_seco
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
-def test_a_checkpoint_that_is_due_in_the_last_step_of_an_epoch(
+def test_a_checkpoint_due_in_the_last_step_of_an_epoch_waits_for_its_end(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The best epoch is known only after it."""
+    """Only then is the score of the epoch known."""
 
     def scores(training: Training) -> list[float]:
         saved = torch.load(training.last.newest(), weights_only=True)["callbacks"]
@@ -210,7 +210,7 @@ def test_a_checkpoint_that_is_due_in_the_last_step_of_an_epoch(
 
 
 def killed(folder: Path, step: int) -> None:
-    """Leaves the folder of a training as a kill in that step would: run in a process of its own."""
+    """Kill the process that calls this in a step of a run, and leave its folder."""
 
     class Kill(pl.Callback):
         def on_before_optimizer_step(self, t: pl.Trainer, *_: Any) -> None:
@@ -222,8 +222,8 @@ def killed(folder: Path, step: int) -> None:
     )
 
 
-def test_killed_trainings_end_as_those_left_alone(data_dir: Path, tmp_path: Path) -> None:
-    """In the middle of a step, twice; then with a last checkpoint that was cut off."""
+def test_killed_runs_end_like_uninterrupted_ones(data_dir: Path, tmp_path: Path) -> None:
+    """Killed twice in the middle of a step; then the last checkpoint is truncated."""
     alone = Training(tmp_path / "alone", data_dir, limit_val_batches=2)
     alone.run()
     for step in (10, 19):
@@ -244,10 +244,10 @@ def test_killed_trainings_end_as_those_left_alone(data_dir: Path, tmp_path: Path
     assert same(training.left(), alone.left())
 
 
-def test_a_checkpoint_counts_only_when_all_before_it_is_logged(
+def test_a_checkpoint_is_committed_only_when_everything_before_it_is_logged(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    """A logger that fails in a step: the checkpoint of this step is not taken for one."""
+    """If a logger fails in a step, the checkpoint of this step is discarded."""
 
     class Failing(CSVLogger):
         def log_metrics(self, metrics: Any, step: int | None = None) -> None:
@@ -273,7 +273,7 @@ def test_a_checkpoint_counts_only_when_all_before_it_is_logged(
 
 @pytest.fixture(scope="module")
 def pair(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
-    """The files of a last checkpoint and of the one before."""
+    """Return the content of `last.ckpt` and of `previous.ckpt`."""
     training = Training(
         tmp_path_factory.mktemp("pair"), data_dir, limit_val_batches=0, max_epochs=1,
         every_seconds=0,
@@ -307,7 +307,7 @@ def damaged(content: bytes, rng: random.Random) -> tuple[str, bytes]:
 def test_300_damaged_checkpoints(
     pair: tuple[bytes, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each is either refused, or what it loads is what was saved."""
+    """Each file is either refused or loads exactly what was saved."""
     rng = random.Random(0)
     last = LastCheckpoint(tmp_path)
     path = tmp_path / "last.ckpt"
@@ -328,13 +328,11 @@ def test_300_damaged_checkpoints(
             refused += 1
             assert newest == tmp_path / "previous.ckpt"
             assert f"{path} is damaged (" in caplog.text
-            assert f"Going on from {newest}" in caplog.text
+            assert f"Resuming from {newest}" in caplog.text
     assert refused > 250
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(
-    data_dir: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_never_replaces_an_intact_one(data_dir: Path, tmp_path: Path) -> None:
     first = Training(tmp_path, data_dir, limit_val_batches=0, every_seconds=0)
     with pytest.raises(SystemExit):
         first.run(Send(signal.SIGTERM, 5))
@@ -351,7 +349,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(
     assert steps == [5, 5, 6, 7, 8]
 
 
-def test_another_training_in_the_same_folder_is_announced(
+def test_overwriting_a_different_run_is_announced(
     pair: tuple[bytes, bytes], data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "last.ckpt").write_bytes(pair[0])
@@ -360,7 +358,7 @@ def test_another_training_in_the_same_folder_is_announced(
         limit_val_batches=0, limit_train_batches=1,
     )  # fmt: skip
     t.fit(ImageClassifier(CustomResNet(width=1), "muon"), small(data_dir))
-    assert "last.ckpt is of another training, and will be replaced. To go on" in caplog.text
+    assert "last.ckpt belongs to a different run and will be overwritten. To resume" in caplog.text
     caplog.clear()
     last = LastCheckpoint(tmp_path)
     t = trainer(
@@ -369,12 +367,10 @@ def test_another_training_in_the_same_folder_is_announced(
     )  # fmt: skip
     model = ImageClassifier(CustomResNet(width=1), "muon")
     t.fit(model, small(data_dir), ckpt_path=last.newest(), weights_only=True)
-    assert "another training" not in caplog.text
+    assert "different run" not in caplog.text
 
 
-def test_two_damaged_checkpoints_are_no_reason_to_start_again(
-    pair: tuple[bytes, bytes], tmp_path: Path
-) -> None:
+def test_two_damaged_checkpoints_are_an_error(pair: tuple[bytes, bytes], tmp_path: Path) -> None:
     last = LastCheckpoint(tmp_path)
     assert last.newest() is None
     (tmp_path / "last.ckpt").write_bytes(pair[0][:-1])
@@ -387,7 +383,7 @@ def test_two_damaged_checkpoints_are_no_reason_to_start_again(
 
 
 def test_files_without_checksums(pair: tuple[bytes, bytes], tmp_path: Path) -> None:
-    """PyTorch writes such files when it is told to."""
+    """PyTorch writes such files with `set_crc32_options(False)`."""
     (tmp_path / "last.ckpt").write_bytes(pair[0])
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     torch.serialization.set_crc32_options(False)
@@ -398,7 +394,7 @@ def test_files_without_checksums(pair: tuple[bytes, bytes], tmp_path: Path) -> N
         torch.serialization.set_crc32_options(True)
 
 
-def test_a_training_outlives_a_full_disk(
+def test_a_run_survives_a_full_disk(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -429,7 +425,7 @@ def test_a_training_outlives_a_full_disk(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_checkpoint_file_is_whole_or_as_before(
+def test_checkpoint_files_are_written_atomically(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, path = AtomicCheckpointIO(), tmp_path / "new" / "a.ckpt"
@@ -452,8 +448,8 @@ def test_a_checkpoint_file_is_whole_or_as_before(
 # --- several processes ----------------------------------------------------------------------------
 
 
-def test_two_processes_stop_together_and_go_on(data_dir: Path, tmp_path: Path) -> None:
-    """SIGTERM reaches one of them; the resumed training ends as the one left alone."""
+def test_two_processes_stop_together_and_resume(data_dir: Path, tmp_path: Path) -> None:
+    """SIGTERM reaches one of them; the resumed run ends like an uninterrupted one."""
     script = tmp_path / "ddp.py"
     script.write_text(
         f"""
@@ -515,7 +511,7 @@ class Evil:
 
 @pytest.fixture
 def hostile(pair: tuple[bytes, bytes], tmp_path: Path) -> tuple[Path, Path]:
-    """A checkpoint that is right but for an object that would run code, and what that would do."""
+    """Return a checkpoint with an object that would run code, and the file this would write."""
     path, mark = tmp_path / "last.ckpt", tmp_path / "ran"
     path.write_bytes(pair[0])
     saved = torch.load(path, weights_only=True)
@@ -538,11 +534,11 @@ def test_a_checkpoint_runs_no_code(hostile: tuple[Path, Path], data_dir: Path) -
     ):
         with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
             load()
-    with pytest.raises(ValueError, match="is no readable safetensors file"):
+    with pytest.raises(ValueError, match="is not a readable safetensors file"):
         CustomResNet.from_pretrained(path.rename(path.with_suffix(".safetensors")))
     assert not mark.exists()
     assert same(before, network.state_dict())
-    # and it would have run, had it been loaded without care
+    # unsafe loading does run it
     torch.load(path.with_suffix(".safetensors").rename(path), weights_only=False)
     assert mark.exists()
 
@@ -550,12 +546,15 @@ def test_a_checkpoint_runs_no_code(hostile: tuple[Path, Path], data_dir: Path) -
 @pytest.mark.parametrize(
     ("network", "difference"),
     [
-        (lambda: CustomResNet(2), r"network\.prep\.0\.weight has shape \(1, 3, 3, 3\) in the ch"),
-        (lambda: CustomResNet(1, 100), r"head\.weight has shape \(10, 8\) .* \(100, 8\) here"),
-        (lambda: CustomResNet(1, residual2=True), "residual2.* is missing from the checkpoint"),
-        (lambda: CustomResNet(1, activation="gelu"), "activation is 'relu' in the checkpoint and"),
-        (lambda: CustomResNet(1, head_scale=0.125), "head_scale is 1.0 in .* and 0.125 here"),
-        (Noisy, r"linear\.weight is missing from the checkpoint; .*, and \d+ more\. Build the"),
+        (
+            lambda: CustomResNet(2),
+            r"network\.prep\.0\.weight has shape \(1, 3, 3, 3\) instead of \(2, ",
+        ),
+        (lambda: CustomResNet(1, 100), r"head\.weight has shape \(10, 8\) instead of \(100, 8\)"),
+        (lambda: CustomResNet(1, residual2=True), "residual2.* is missing"),
+        (lambda: CustomResNet(1, activation="gelu"), "activation is 'relu' instead of 'gelu'"),
+        (lambda: CustomResNet(1, head_scale=0.125), "head_scale is 1.0 instead of 0.125"),
+        (Noisy, r"linear\.weight is missing; .*, and \d+ more\. Build the"),
     ],
     ids=["width", "classes", "architecture", "activation", "scale", "foreign"],
 )
@@ -567,7 +566,7 @@ def test_a_checkpoint_of_another_network_is_refused(
     path.write_bytes(pair[0])
     own = network()
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
-    message = f"The checkpoint belongs to another network: .*{difference}"
+    message = f"The checkpoint belongs to a different network: .*{difference}"
     with pytest.raises(ValueError, match=f"{message}|num_classes is 10 .* has 100 classes"):
         ImageClassifier.load_from_checkpoint(path, network=own)
     model = ImageClassifier(own, "muon", num_classes=getattr(own, "num_classes", 10))
@@ -576,19 +575,21 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert same(before, own.state_dict())
 
 
-def test_a_training_goes_on_with_its_own_recipe(
+def test_a_run_resumes_only_with_its_own_recipe(
     pair: tuple[bytes, bytes], tmp_path: Path, data_dir: Path
 ) -> None:
     path = tmp_path / "last.ckpt"
     path.write_bytes(pair[0])
     muon = Recipe.preset("muon")
     for recipe, difference in (
-        (Recipe.preset("adam"), "optimizer is 'muon' in the checkpoint and 'adam' here"),
-        (replace(muon, learning_rate=0.1), "learning_rate is 0.4 in the checkpoint and 0.1 here"),
+        (Recipe.preset("adam"), "optimizer is 'muon' instead of 'adam'"),
+        (replace(muon, learning_rate=0.1), "learning_rate is 0.4 instead of 0.1"),
     ):
         model = ImageClassifier(CustomResNet(1), recipe)
-        with pytest.raises(ValueError, match=f"another recipe: {difference}.*Go on with the rec"):
+        with pytest.raises(
+            ValueError, match=f"different recipe: {difference}.*Resume with the rec"
+        ):
             trainer(tmp_path).fit(model, small(data_dir), ckpt_path=path)
-        # its weights are as good for another recipe
+        # only the weights are loaded, so that the recipe may differ
         loaded = ImageClassifier.load_from_checkpoint(path, network=model.network, recipe=recipe)
         assert loaded.recipe == recipe

@@ -1,4 +1,4 @@
-"""ImageClassifier: the same numbers as a loop by hand, logging, schedule, checkpoints, faults."""
+"""ImageClassifier: agreement with a handwritten loop, logging, schedule, checkpoints, bad input."""
 
 import contextlib
 import json
@@ -27,7 +27,9 @@ from cifar_resnet.training.tta import six_view_scores
 
 
 @pytest.mark.parametrize("name", Recipe.presets())
-def test_losses_equal_those_of_a_loop_by_hand(data_dir: Path, tmp_path: Path, name: str) -> None:
+def test_losses_equal_those_of_a_handwritten_loop(
+    data_dir: Path, tmp_path: Path, name: str
+) -> None:
     recipe = replace(Recipe.preset(name), learning_rate=1e-3)
     torch.manual_seed(5)
     network = CustomResNet(width=4, **recipe.network_options())
@@ -35,14 +37,14 @@ def test_losses_equal_those_of_a_loop_by_hand(data_dir: Path, tmp_path: Path, na
     torch.manual_seed(5)
     by_hand = CustomResNet(width=4, **recipe.network_options()).double()
     options = recipe.data_options() | {"batch_size": 100}
-    # in double precision, since training spreads a difference in the last bit of a float
+    # in double precision, because training amplifies rounding errors
     trainer(tmp_path, callbacks=[collect], limit_val_batches=0, precision="64-true").fit(
         ImageClassifier(network, recipe), small(data_dir, **options)
     )
 
     data = small(data_dir, **options)
     data.setup()
-    # ten steps, the middle of each; a fifth of the run goes up
+    # ten steps, evaluated in the middle of each; a fifth of the run is warm-up
     factors = [min((k + 0.5) / 10 / 0.2, (1 - (k + 0.5) / 10) / 0.8) for k in range(10)]
     kernels = [p for p in by_hand.parameters() if p.dim() == 4]
     rest = [p for p in by_hand.parameters() if p.dim() != 4]
@@ -97,7 +99,7 @@ def test_adam_for_one_epoch_has_exactly_the_trace_of_a_plain_loop(
 
 
 def test_a_short_training_learns(data_dir: Path, tmp_path: Path) -> None:
-    """3 epochs on 8,000 real images: far better than the 10 % of guessing."""
+    """3 epochs on 8,000 real images give far more than the 10 % of guessing."""
     torch.manual_seed(0)
     data = CIFAR10DataModule(
         data_dir, val_split=42_000, **Recipe.preset("sgd").data_options() | {"batch_size": 200}
@@ -163,7 +165,7 @@ def test_metrics_against_scikit_learn(data_dir: Path, tmp_path: Path) -> None:
 def test_step_and_epoch_values_against_those_of_every_batch(
     data_dir: Path, tmp_path: Path, every: int
 ) -> None:
-    """Unequal batches, so that a mean of means would differ from the mean over the images."""
+    """The batches are unequal, so that a mean of means differs from the mean over the images."""
     logger = CSVLogger(tmp_path, name="", version="log")
 
     class Watch(Collect):
@@ -173,7 +175,7 @@ def test_step_and_epoch_values_against_those_of_every_batch(
             self.sizes: list[int] = []
 
         def on_train_batch_start(self, t: pl.Trainer, m: Any, batch: Any, index: int) -> None:
-            m.network.eval()  # so that the scores of the step can be had again
+            m.network.eval()  # so that the scores of the step can be recomputed
             with torch.no_grad():
                 self.right.append((m(batch[0]).argmax(1) == batch[1]).sum().item())
             self.sizes.append(len(batch[1]))
@@ -199,7 +201,7 @@ def test_step_and_epoch_values_against_those_of_every_batch(
     assert logged["train_acc_step"][1] == pytest.approx(shares)
 
 
-def test_callbacks_find_the_values_of_the_epoch(data_dir: Path, tmp_path: Path) -> None:
+def test_callbacks_see_the_values_of_the_epoch(data_dir: Path, tmp_path: Path) -> None:
     seen = []
 
     class Look(pl.Callback):
@@ -216,7 +218,7 @@ def test_callbacks_find_the_values_of_the_epoch(data_dir: Path, tmp_path: Path) 
     assert len(seen) == 2
 
 
-def test_a_run_that_ends_within_an_epoch_logs_what_it_has_seen(
+def test_a_run_that_ends_within_an_epoch_logs_the_batches_so_far(
     data_dir: Path, tmp_path: Path
 ) -> None:
     logger, collect = CSVLogger(tmp_path, name="", version="log"), Collect()
@@ -306,7 +308,7 @@ def test_the_schedule_counts_optimizer_steps(data_dir: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 @pytest.mark.parametrize("stop_after", [13, 20, 25])
-def test_a_resumed_run_goes_on_exactly(
+def test_a_resumed_run_continues_exactly(
     data_dir: Path, tmp_path: Path, optimizer: Any, stop_after: int
 ) -> None:
     """Stopped within the second epoch of ten batches, after its last one, and within the third."""
@@ -325,7 +327,7 @@ def test_a_resumed_run_goes_on_exactly(
         return collect.losses, model.state_dict(), t.callback_metrics
 
     class Stop(pl.callbacks.Checkpoint):
-        """Saves after all other callbacks, as Lightning's own do."""
+        """Save after all other callbacks, like Lightning's checkpoint callbacks."""
 
         def on_train_batch_end(self, t: pl.Trainer, *_: Any) -> None:
             if t.global_step == stop_after:
@@ -343,9 +345,9 @@ def test_a_resumed_run_goes_on_exactly(
 
 
 def test_two_processes_measure_what_one_does(data_dir: Path, tmp_path: Path) -> None:
-    """Epoch values under DDP, also after a resume within the epoch, against one process.
+    """Compare epoch values under DDP, also after resuming within the epoch, with one process.
 
-    Without a step of any size the network stays the same, so that the values must agree.
+    A negligible learning rate keeps the network the same, so that the values must agree.
     """
     script = tmp_path / "ddp.py"
     script.write_text(f"""
@@ -401,9 +403,9 @@ if rank == 0:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_two_processes_train_what_one_does(data_dir: Path, tmp_path: Path, optimizer: str) -> None:
-    """Weights and results of two processes against one with the doubled batch size.
+    """Compare the weights and results of two processes with one of twice the batch size.
 
-    Without BatchNorm, which would take the statistics of each half of a batch.
+    There is no BatchNorm, which would use the statistics of each half of a batch.
     """
     script = tmp_path / "ddp.py"
     script.write_text(f"""
@@ -446,7 +448,7 @@ if rank == 0:
     weights, values = torch.load(tmp_path / "1-0.pt")
     for rank in range(2):
         shared, measured = torch.load(tmp_path / f"2-{rank}.pt")
-        # bfloat16 in Muon's iteration: a last bit of a gradient can move a step
+        # Muon computes in bfloat16, where a rounding error of a gradient can change a step.
         close = {"rtol": 1e-4, "atol": 1e-5} if optimizer == "sgd" else {"rtol": 0, "atol": 0.02}
         for name, tensor in weights.items():
             torch.testing.assert_close(shared[name], tensor, **close)
@@ -469,15 +471,15 @@ def test_a_checkpoint_of_another_width_is_refused(data_dir: Path, tmp_path: Path
     )
     assert loaded.recipe == Recipe.preset("sgd")
     message = (
-        r"another network: network\.prep\.0\.weight has shape \(4, 3, 3, 3\) in the checkpoint and "
-        r"\(8, 3, 3, 3\) here; .* more\. Build the network with the arguments of the saved run"
+        r"different network: network\.prep\.0\.weight has shape \(4, 3, 3, 3\) instead of "
+        r"\(8, 3, 3, 3\); .* more\. Build the network with the arguments of the saved run"
     )
     other = CustomResNet(width=8)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(ValueError, match=message):
         ImageClassifier.load_from_checkpoint(path, network=other, weights_only=True)
     assert all(torch.equal(before[n], tensor) for n, tensor in other.state_dict().items())
-    with pytest.raises(ValueError, match="is missing from the checkpoint"):
+    with pytest.raises(ValueError, match="linear.weight is missing"):
         ImageClassifier.load_from_checkpoint(
             path, network=Flat(), num_classes=10, weights_only=True
         )
@@ -518,8 +520,10 @@ def test_the_first_bad_loss_of_several_is_named(
     saves: bool,
     seen: int,
 ) -> None:
-    """As on a GPU, where losses are looked at together to avoid waiting at every step."""
-    monkeypatch.setattr(ImageClassifier, "_is_costly_to_ask", staticmethod(lambda device: True))
+    """As on a GPU, where several losses are read together to avoid waiting at every step."""
+    monkeypatch.setattr(
+        ImageClassifier, "_needs_synchronization", staticmethod(lambda device: True)
+    )
 
     class Poison(pl.Callback):
         def on_train_batch_start(self, t: pl.Trainer, m: Any, batch: Any, index: int) -> None:
@@ -542,7 +546,7 @@ def test_the_first_bad_loss_of_several_is_named(
 
 
 def test_a_linear_schedule_needs_an_end(data_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"needs a run that ends: give the Trainer max_epochs"):
+    with pytest.raises(ValueError, match=r"needs a run of known length: pass max_epochs"):
         trainer(tmp_path, max_epochs=-1, limit_val_batches=0).fit(
             ImageClassifier(CustomResNet(width=2), "sgd"), small(data_dir)
         )
@@ -554,7 +558,9 @@ def test_frozen_networks_and_wrong_arguments(data_dir: Path, tmp_path: Path) -> 
         trainer(tmp_path, limit_val_batches=0).fit(ImageClassifier(frozen), small(data_dir))
     with pytest.raises(TypeError, match=r"network must be a torch\.nn\.Module, but got 'resnet'"):
         ImageClassifier("resnet")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"but got None\. Pass num_classes: Flat does not tell it"):
+    with pytest.raises(
+        ValueError, match=r"but got None\. Pass num_classes, or set this attribute of the F"
+    ):
         ImageClassifier(Flat())
     with pytest.raises(ValueError, match="no recipe 'bets'"):
         ImageClassifier(CustomResNet(width=1), "bets")
@@ -562,18 +568,18 @@ def test_frozen_networks_and_wrong_arguments(data_dir: Path, tmp_path: Path) -> 
         ImageClassifier(CustomResNet(width=1), 3)  # type: ignore[arg-type]
 
 
-def test_a_recipe_for_another_network_is_told() -> None:
+def test_a_recipe_for_a_different_network_warns() -> None:
     recipe = Recipe.preset("best")
     with pytest.warns(
         UserWarning, match="for a network with norm_first=True, activation='gelu', r"
     ):
         ImageClassifier(CustomResNet(1), recipe)
     ImageClassifier(CustomResNet(1, **recipe.network_options()), recipe)
-    ImageClassifier(CustomResNet(1, norm_first=True), "muon")  # somebody's choice
+    ImageClassifier(CustomResNet(1, norm_first=True), "muon")  # a deliberate choice
     ImageClassifier(Flat(), recipe, num_classes=10)  # a network without these options
 
 
-def test_a_schedule_of_somebodys_own_is_left_alone(data_dir: Path, tmp_path: Path) -> None:
+def test_a_schedule_of_a_subclass_is_not_changed(data_dir: Path, tmp_path: Path) -> None:
     class Own(ImageClassifier):
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
@@ -589,11 +595,13 @@ def test_a_schedule_of_somebodys_own_is_left_alone(data_dir: Path, tmp_path: Pat
     assert collect.rates == pytest.approx([0.01, 0.02, 0.03, 0.04])
 
 
-def test_labels_may_be_shares_of_classes(tmp_path: Path) -> None:
+def test_labels_may_be_class_probabilities(tmp_path: Path) -> None:
     images, labels = torch.randn(30, 3, 32, 32), torch.arange(30) % 10
-    shares = 0.7 * F.one_hot(labels, 10).float() + 0.3 * F.one_hot(labels.roll(1), 10).float()
+    probabilities = (
+        0.7 * F.one_hot(labels, 10).float() + 0.3 * F.one_hot(labels.roll(1), 10).float()
+    )
     logged = []
-    for targets in (labels, shares):
+    for targets in (labels, probabilities):
         torch.manual_seed(0)
         t = trainer(tmp_path, limit_val_batches=0)
         loader = DataLoader(TensorDataset(images, targets), batch_size=10)

@@ -1,4 +1,4 @@
-"""show_training_curves: what is drawn is what was logged."""
+"""Test that show_training_curves draws the logged values."""
 
 import csv
 from pathlib import Path
@@ -19,7 +19,7 @@ def write_tensorboard(folder: Path) -> None:
             writer.add_scalar("val_acc", 0.2 * epoch, step)
             writer.add_scalar("epoch", epoch, step)
         writer.add_scalar("learning_rate", 0.1, 19)
-        writer.add_scalar("test_acc", 0.9, 40)  # as Lightning logs a test after the training
+        writer.add_scalar("test_acc", 0.9, 40)  # how Lightning logs a test after training
         writer.add_scalar("epoch", 4, 40)
 
 
@@ -73,7 +73,7 @@ def test_a_given_figure_is_used_and_pyplot_is_not(tmp_path: Path) -> None:
     given.savefig(tmp_path / "curves.png")
 
 
-def test_a_resumed_run_counts_its_later_values(tmp_path: Path) -> None:
+def test_a_resumed_run_replaces_its_earlier_values(tmp_path: Path) -> None:
     write_tensorboard(tmp_path)
     with SummaryWriter(tmp_path, filename_suffix=".resumed") as writer:
         writer.add_scalar("train_loss_epoch", 9, 39)
@@ -105,7 +105,7 @@ def test_a_first_epoch_that_has_not_ended(tmp_path: Path) -> None:
             writer.add_scalar("epoch", 0, step)
     line = show_training_curves(tmp_path).axes[0].lines[0]
     assert line.get_ydata() == pytest.approx([0.5, 0.5])
-    assert line.get_xdata() == pytest.approx([0, 0])  # all there is to know: still epoch 0
+    assert line.get_xdata() == pytest.approx([0, 0])  # the log only says that it is epoch 0
 
 
 def test_a_log_without_epochs(tmp_path: Path) -> None:

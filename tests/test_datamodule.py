@@ -1,4 +1,4 @@
-"""CIFAR10DataModule: batches, splits and both ways of feeding, alone and under a Trainer."""
+"""Test CIFAR10DataModule: batches, splits and both kinds of loaders, with and without a Trainer."""
 
 import random
 import subprocess
@@ -47,7 +47,7 @@ def test_evaluation_batches_are_the_normalized_images_in_order(
     assert (labels.numpy() == arrays.test_labels).all()
     pixels = (data.denormalize(images) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     assert (pixels.numpy() == arrays.test_images).all()
-    # against torchvision's normalization of one picture at a time
+    # compared with torchvision's normalization of one image at a time
     transform = data.default_transforms()
     for index in (0, 4567):
         np.testing.assert_allclose(
@@ -55,7 +55,7 @@ def test_evaluation_batches_are_the_normalized_images_in_order(
         )
 
 
-def test_training_images_are_normalized_and_all_there(data_dir: Path, arrays: Arrays) -> None:
+def test_training_images_are_normalized_and_complete(data_dir: Path, arrays: Arrays) -> None:
     data = ready(data_dir, val_split=0, crop_padding=0, flip="none")
     images, labels = (torch.cat(p) for p in zip(*data.train_dataloader(), strict=True))
     assert abs(images.mean(dim=(0, 2, 3))).max() < 1e-3
@@ -75,7 +75,7 @@ def test_training_images_are_normalized_and_all_there(data_dir: Path, arrays: Ar
     assert ours == sorted(zip(plain.tolist(), arrays.train_labels.tolist(), strict=True))
 
 
-def test_the_split_is_stratified_and_does_not_follow_the_seed(data_dir: Path) -> None:
+def test_the_split_is_stratified_and_does_not_depend_on_the_seed(data_dir: Path) -> None:
     def held_out(seed: int) -> tuple[Tensor, Tensor]:
         loader = ready(data_dir, val_split=1000, seed=seed).val_dataloader()
         images, labels = (torch.cat(p) for p in zip(*loader, strict=True))
@@ -116,13 +116,13 @@ def test_epochs_follow_each_other_or_set_epoch(data_dir: Path) -> None:
     loader.set_epoch(0)
     assert labels_of(loader) == first
     assert labels_of(loader) == second
-    unused = iter(loader)  # making an iterator changes nothing
+    unused = iter(loader)  # creating an iterator changes nothing
     loader.set_epoch(1)
     assert labels_of(loader) == second
     assert next(unused)[0].shape[0] == 512
 
 
-def test_shuffle_and_drop_last_concern_training_alone(data_dir: Path) -> None:
+def test_shuffle_and_drop_last_affect_only_training(data_dir: Path) -> None:
     data = ready(
         data_dir, batch_size=700, shuffle=False, drop_last=True, flip="none", crop_padding=0
     )
@@ -174,7 +174,7 @@ def test_per_sample_and_resident_evaluation_agree(data_dir: Path) -> None:
         assert torch.equal(ours[1], theirs[1])
 
 
-def test_per_sample_randomness_is_that_of_seed_epoch_and_sample(data_dir: Path) -> None:
+def test_per_sample_randomness_depends_on_seed_epoch_and_sample(data_dir: Path) -> None:
     def epoch(workers: int, seed: int = 0) -> Tensor:
         data = per_sample(data_dir, num_workers=workers, seed=seed)
         data.setup()
@@ -192,7 +192,7 @@ def test_per_sample_randomness_is_that_of_seed_epoch_and_sample(data_dir: Path) 
     assert not torch.equal(first, epoch(0, seed=1))
 
 
-def test_transforms_set_after_setup_count(data_dir: Path) -> None:
+def test_transforms_set_after_setup_are_used(data_dir: Path) -> None:
     data = ready(data_dir, val_split=49_000)
     data.train_transforms = data.default_transforms()
     assert isinstance(data.train_dataloader(), DataLoader)
@@ -265,7 +265,7 @@ def test_resume_in_the_middle_of_an_epoch(make: Any, tmp_path: Path) -> None:
     assert first.epoch("train", 1) + second.epoch("train", 1) == whole.epoch("train", 1)
 
 
-def test_overfit_batches_shows_the_same_images_again(make: Any, tmp_path: Path) -> None:
+def test_overfit_batches_repeats_the_same_images(make: Any, tmp_path: Path) -> None:
     model = Recorder()
     data = make(crop_padding=0, flip="none")
     data.train_transforms = data.default_transforms() if data.train_transforms else None
@@ -349,14 +349,14 @@ def test_loaders_before_setup(data_dir: Path) -> None:
         CIFAR10DataModule(data_dir).train_dataloader()
 
 
-def test_a_saved_position_of_another_batch_size(data_dir: Path) -> None:
+def test_a_position_saved_with_another_batch_size(data_dir: Path) -> None:
     loader = ready(data_dir, val_split=49_000, batch_size=500).train_dataloader()
     with pytest.raises(ValueError, match="saved position is batch 5, but an epoch has 2"):
         loader.load_state_dict({"epoch": 0, "batch": 5})
 
 
 @pytest.mark.parametrize("make", [ready, per_sample])
-def test_a_loader_made_anew_goes_on_with_the_next_epoch(data_dir: Path, make: Any) -> None:
+def test_a_new_loader_continues_with_the_next_epoch(data_dir: Path, make: Any) -> None:
     options = {"val_split": 49_900, "batch_size": 50}
     data, other = (make(data_dir, **options) for _ in range(2))
     for module in (data, other):

@@ -1,4 +1,4 @@
-"""Effective receptive fields against networks whose gradient is known by hand, and the figures."""
+"""Effective receptive fields of networks whose gradient is known, and the figures."""
 
 import math
 
@@ -13,7 +13,7 @@ from cifar_resnet import CustomResNet, effective_receptive_field, receptive_fiel
 
 
 def box(rank: int = 2, kernel: int = 3) -> nn.Module:
-    """A convolution that sums its window."""
+    """Return a convolution that sums its window."""
     layer = {1: nn.Conv1d, 2: nn.Conv2d}[rank](1, 1, kernel, padding=kernel // 2, bias=False)
     nn.init.ones_(layer.weight)
     return layer
@@ -38,7 +38,7 @@ def test_two_box_filters_make_a_triangle_and_mass_is_linear() -> None:
     torch.testing.assert_close(field.map[5:10] * 9, torch.tensor([1, 2, 3, 2, 1]).double())
     assert field.sigma == pytest.approx((math.sqrt(2 * 2 / 3),))  # variances add
     assert field.side(3 / 9) == 1
-    assert field.side(7 / 9) == 3  # 2 + 3 + 2 of 9; by logarithms it would hold another share
+    assert field.side(7 / 9) == 3  # 2 + 3 + 2 of 9; of the logarithms it would be another fraction
     assert field.side(0.8) == 5
     distance, profile = field.radial_profile()
     assert distance[:3].tolist() == [0, 1, 2]
@@ -77,7 +77,7 @@ def test_batches_channels_units_and_layers() -> None:
     assert effective_receptive_field(model, images, channel=3).unit == ()
 
 
-def test_the_model_stays_and_inference_mode_frozen_and_half_models_work() -> None:
+def test_the_model_is_left_unchanged_and_may_be_frozen_or_half_precision() -> None:
     model = CustomResNet(width=4).train().requires_grad_(False)
     with torch.inference_mode():
         effective_receptive_field(model, torch.randn(2, 3, 32, 32), layer="layer1")
@@ -92,12 +92,12 @@ def test_the_model_stays_and_inference_mode_frozen_and_half_models_work() -> Non
 
 def test_an_in_place_activation_after_the_layer_changes_nothing() -> None:
     network = nn.Sequential(box(1), nn.ReLU(inplace=True))
-    nn.init.constant_(network[0].weight, -1.0)  # the activation blocks all
+    nn.init.constant_(network[0].weight, -1.0)  # the activation blocks everything
     field = effective_receptive_field(network, torch.ones(1, 1, 5), layer="0")
     assert field.map.tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0])
 
 
-def test_a_gradient_that_is_no_number_has_no_field() -> None:
+def test_a_gradient_that_is_not_finite_has_no_field() -> None:
     with pytest.raises(ValueError, match="zero or not finite"):
         effective_receptive_field(CustomResNet(width=4), torch.full((1, 3, 32, 32), math.nan))
 
@@ -111,11 +111,11 @@ def fields():
 
 
 def boxes(figure: Figure) -> list[tuple[float, float, float, float]]:
-    """Left, top, width, height of each rectangle drawn."""
+    """Return left, top, width, height of each rectangle drawn."""
     return [(*p.get_xy(), p.get_width(), p.get_height()) for p in figure.axes[0].patches]
 
 
-def test_fields_are_drawn_where_they_are(fields) -> None:
+def test_fields_are_drawn_at_their_positions(fields) -> None:
     image = np.zeros((3, 32, 32), dtype=np.uint8)
     figure = fields.plot(image, "residual1", [(3, 0)])
     assert isinstance(figure, Figure)
@@ -130,7 +130,7 @@ def test_fields_are_drawn_where_they_are(fields) -> None:
     assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]  # rows go down
 
 
-def test_a_plot_of_fields_says_what_it_shows(fields) -> None:
+def test_a_plot_of_fields_is_labeled(fields) -> None:
     axes = fields.plot(np.zeros((32, 32)), "residual1", [(3, 0), (8, 8)]).axes[0]
     assert axes.get_title() == "residual1: field of 14 x 14 pixels, input 32 x 32"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("column (pixels)", "row (pixels)")
@@ -146,13 +146,13 @@ def test_a_plot_of_fields_says_what_it_shows(fields) -> None:
     for filled in (clipped, other):
         assert filled.get_facecolor() == (*filled.get_edgecolor()[:3], 0.15)
     assert [p.get_facecolor()[3] for p in (whole, other_whole, frame)] == [0, 0, 0]
-    assert axes.images[0].get_clim() == (0, 1)  # black is black, whatever the image holds
+    assert axes.images[0].get_clim() == (0, 1)  # not scaled to the range of the image
     margin = 0.04 * (6 + 32)  # of the columns -6 to 31
     assert axes.get_xlim() == pytest.approx((-6.5 - margin, 31.5 + margin))
     assert axes.get_ylim() == pytest.approx((31.5 + 0.04 * 32, -0.5 - 0.04 * 32))
 
 
-def test_images_of_all_kinds_look_alike(fields) -> None:
+def test_images_of_all_kinds_look_the_same(fields) -> None:
     pixels = torch.arange(32 * 32).view(1, 32, 32) % 256
     color = pixels.repeat(3, 1, 1)
     given = [
@@ -181,9 +181,9 @@ def test_the_default_plot_shows_the_last_layer_with_several_units(fields) -> Non
     assert single.axes[0].get_title().startswith("output: ")
 
 
-def test_plots_refuse_what_they_cannot_draw(fields) -> None:
+def test_plots_explain_what_they_cannot_draw(fields) -> None:
     for value in (-0.5, 1.5):
-        with pytest.raises(ValueError, match=f"go from {value}0.*Undo the normalization first"):
+        with pytest.raises(ValueError, match=f"range from {value}0.*Undo the normalization first"):
             fields.plot(torch.full((3, 32, 32), value))
     line = receptive_field(nn.Conv1d(1, 1, 3), (1, 1, 9))
     with pytest.raises(ValueError, match="images with two axes, but this input has 1"):
@@ -192,7 +192,7 @@ def test_plots_refuse_what_they_cannot_draw(fields) -> None:
         effective_receptive_field(box(1), torch.randn(1, 1, 9)).plot()
 
 
-def test_growth_names_the_first_layer_that_sees_it_all(fields) -> None:
+def test_growth_names_the_first_layer_that_sees_the_whole_input(fields) -> None:
     figure = fields.plot_growth()
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert "residual3.block1.0 is the first to see it all" in texts
@@ -233,7 +233,7 @@ def test_the_heat_map_shows_the_map_itself_and_the_square_of_the_mass(log: bool)
     left, right, bar = figure.axes
     assert left.get_title() == "unit (4, 4): 95 % of the mass in 3 x 3"
     assert (left.get_xlabel(), left.get_ylabel()) == ("column (pixels)", "row (pixels)")
-    assert bar.get_ylabel() == "share of the gradient"
+    assert bar.get_ylabel() == "fraction of the gradient"
     assert right.get_title() == "sigma 0.8, 0.8 pixels (1 images)"
     assert right.get_xlabel() == "distance from the centroid (pixels)"
     assert right.get_ylabel() == "gradient per pixel, relative"
@@ -245,11 +245,11 @@ def test_the_heat_map_shows_the_map_itself_and_the_square_of_the_mass(log: bool)
     assert boxes(figure) == [(1.5, 1.5, 5, 5)]
     norm = figure.axes[0].images[0].norm
     assert isinstance(norm, LogNorm) == log
-    # of 1, 2, 3, 2, 1 in each direction; what is zero has no logarithm
+    # the profile is 1, 2, 3, 2, 1 in each direction; zeros have no logarithm
     assert (norm.vmin, norm.vmax) == pytest.approx(((1 if log else 0) / 81, 9 / 81))
 
 
-def test_the_square_of_the_mass_ends_at_the_border() -> None:
+def test_the_square_of_the_mass_is_clipped_at_the_border() -> None:
     field = effective_receptive_field(box(), torch.randn(1, 1, 9, 9), unit=(0, 8))
     # rows 0 and 1, columns 7 and 8: the centroid (0.5, 7.5) lies in pixel (0, 8)
     assert field.centroid == pytest.approx((0.5, 7.5))
@@ -263,7 +263,7 @@ def test_the_square_of_the_mass_ends_at_the_border() -> None:
     )
 
 
-def test_figures_can_be_drawn_into_and_need_no_pyplot(fields) -> None:
+def test_figures_can_be_passed_and_need_no_pyplot(fields) -> None:
     import subprocess
     import sys
 

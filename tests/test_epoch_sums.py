@@ -1,4 +1,4 @@
-"""EpochSums: the sums of an epoch against NumPy, however often somebody looks."""
+"""EpochSums: the sums of an epoch against NumPy, however often they are synchronized."""
 
 import numpy as np
 import pytest
@@ -17,34 +17,34 @@ def add(epoch_sums: EpochSums, scores: torch.Tensor, labels: torch.Tensor, step:
     epoch_sums.add(loss, scores, labels, step=step, learning_rate=step / 10)
 
 
-@pytest.mark.parametrize("look_after", [(), (0,), (0, 1, 2)])
-def test_sums_do_not_depend_on_when_somebody_looks(look_after: tuple[int, ...]) -> None:
-    epoch_sums, message = EpochSums(), []
-    losses, right, sizes = [], [], []
+@pytest.mark.parametrize("after", [(), (0,), (0, 1, 2)])
+def test_sums_do_not_depend_on_when_they_are_synchronized(after: tuple[int, ...]) -> None:
+    epoch_sums, batches_seen = EpochSums(), []
+    losses, correct, sizes = [], [], []
     for index, (scores, labels) in enumerate(batches()):
         add(epoch_sums, scores, labels, step=index)
         losses.append(F.cross_entropy(scores, labels).item())
-        right.append((scores.numpy().argmax(1) == labels.numpy()).sum())
+        correct.append((scores.numpy().argmax(1) == labels.numpy()).sum())
         sizes.append(len(labels))
-        if index in look_after:
-            message += epoch_sums.look()
-            assert epoch_sums.look() == []
-    message += epoch_sums.look()
-    assert [loss for loss, _ in message] == losses
-    assert [batch.step for _, batch in message] == [0, 1, 2]
-    assert [batch.learning_rate for _, batch in message] == [0, 0.1, 0.2]
-    assert [batch.correct.item() for _, batch in message] == right
-    expected = [np.dot(losses, sizes), sum(right), sum(sizes)]
+        if index in after:
+            batches_seen += epoch_sums.synchronize()
+            assert epoch_sums.synchronize() == []
+    batches_seen += epoch_sums.synchronize()
+    assert [loss for loss, _ in batches_seen] == losses
+    assert [batch.step for _, batch in batches_seen] == [0, 1, 2]
+    assert [batch.learning_rate for _, batch in batches_seen] == [0, 0.1, 0.2]
+    assert [batch.correct.item() for _, batch in batches_seen] == correct
+    expected = [np.dot(losses, sizes), sum(correct), sum(sizes)]
     np.testing.assert_allclose(epoch_sums.sums(), expected, rtol=1e-12)
 
 
-def test_restored_sums_go_on_and_reset_ones_begin_again() -> None:
+def test_sums_can_be_restored_and_reset() -> None:
     data = batches()
     whole, first, second = EpochSums(), EpochSums(), EpochSums()
     for index, (scores, labels) in enumerate(data):
         for sums in (whole, first if index < 2 else second):
             add(sums, scores, labels)
-            sums.look()
+            sums.synchronize()
         if index == 1:
             saved = first.sums()
             second.restore(saved)
@@ -57,5 +57,5 @@ def test_restored_sums_go_on_and_reset_ones_begin_again() -> None:
 def test_the_graph_of_a_batch_is_not_kept() -> None:
     epoch_sums, scores = EpochSums(), torch.randn(3, 4, requires_grad=True)
     add(epoch_sums, scores, torch.zeros(3, dtype=torch.long))
-    ((_, batch),) = epoch_sums.look()
+    ((_, batch),) = epoch_sums.synchronize()
     assert not batch.loss.requires_grad

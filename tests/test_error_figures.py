@@ -1,7 +1,10 @@
-"""The error figures: what they say, in every number of errors; and the callback that logs them."""
+"""Test the figures of errors, for every number of errors, and the callback that logs them."""
 
+import inspect
+import subprocess
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,10 +32,16 @@ from cifar_resnet import (
     show_confusion_matrix,
     show_misclassified,
 )
+from cifar_resnet.misclassified.cams import CamOptions
+from cifar_resnet.misclassified.figures import FigureOptions
+from cifar_resnet.misclassified.scan import ScanOptions
+from cifar_resnet.plotting.saving import save_figure
+
+ROOT = Path(__file__).parents[1]
 
 
 class Brightest(nn.Module):
-    """The class is the channel (of a learned mixture) with the highest mean."""
+    """Predict the channel (of a learned mixture) with the highest mean."""
 
     def __init__(self, classes: int = 3, channels: int = 3) -> None:
         super().__init__()
@@ -44,7 +54,7 @@ class Brightest(nn.Module):
 
 
 def data(errors: int, right: int = 3, channels: int = 3) -> TensorDataset:
-    """Images of one channel each; of the errors the label is the next class."""
+    """Return images that are bright in one channel; the label of an error is the next class."""
     number = errors + right
     seen = torch.arange(number) % 3
     images = torch.zeros(number, channels, 8, 8)
@@ -74,7 +84,7 @@ def test_there_is_a_cell_for_each_error(errors: int) -> None:
     assert f"{errors} of {errors} errors in {errors + 3} images" in " ".join(said[0].split())
     assert {f"#{i}" for i in range(errors)} <= set(said)
     assert any("Grad-CAM of maps (8 x 8)" in " ".join(text.split()) for text in said)
-    for axes in cells(fig):  # nothing runs out of the figure
+    for axes in cells(fig):  # everything is inside the figure
         for text in axes.texts:
             box = text.get_window_extent()
             assert box.x0 >= -1
@@ -87,12 +97,12 @@ def test_there_is_a_cell_for_each_error(errors: int) -> None:
 
 def test_without_errors_the_figure_says_so() -> None:
     fig = show_misclassified(Brightest(), data(0, right=6))
-    assert texts(fig) == ["No errors in 6 images (100.00 % right)."]
+    assert texts(fig) == ["No errors in 6 images (accuracy 100.00 %)."]
     none = show_misclassified(Brightest(), data(3), true_class=2, pred_class=0)
-    assert texts(none) == ["No errors of 2 taken for 0 in 6 images (50.00 % right)."]
+    assert texts(none) == ["No errors (2 predicted as 0) in 6 images (accuracy 50.00 %)."]
 
 
-def test_a_cell_tells_label_prediction_and_probabilities() -> None:
+def test_a_cell_shows_label_prediction_and_probabilities() -> None:
     names = ["red", "green", "blue"]
     fig = show_misclassified(Brightest(), data(1), class_names=names, top_k=1, pred_class="red")
     said = texts(fig)
@@ -102,7 +112,7 @@ def test_a_cell_tells_label_prediction_and_probabilities() -> None:
                  f"{100 * share:.0f} %", f"{50 * (1 - share):.0f} %"):  # fmt: skip
         assert text in said
     assert "blue" not in said
-    assert "(any class taken for red)" in " ".join(said[0].split())
+    assert "(any class predicted as red)" in " ".join(said[0].split())
 
 
 def test_images_are_nearest_and_keep_their_brightness() -> None:
@@ -112,7 +122,7 @@ def test_images_are_nearest_and_keep_their_brightness() -> None:
     assert np.array_equal(image[::16, ::16], pixels)
     assert np.array_equal(image[15::16, 15::16], pixels)
     # 3 / 4 of the image and 1 / 4 of the map's color, which is 1 in the middle of the square
-    # and 0 far from it
+    # and 0 far away from it
     assert overlay[56, 56].tolist() == pytest.approx([1, 0.25, 0.25], abs=1e-6)
     assert overlay[120, 120].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert all(panel.get_interpolation() == "nearest" for panel in cells(fig)[0].images)
@@ -150,7 +160,7 @@ def test_suspects_are_marked(data_dir: Path) -> None:
     assert "suspect" not in " ".join(texts(show_misclassified(model, found[plain : plain + 1])))
 
 
-def test_a_found_result_saves_the_second_scan() -> None:
+def test_a_result_saves_the_second_scan() -> None:
     found = find_misclassified(Brightest(), data(10), sort_by="index")
     calls = []
     model = Brightest()
@@ -162,13 +172,16 @@ def test_a_found_result_saves_the_second_scan() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_grey_images_and_images_with_transparency(channels: int) -> None:
+def test_gray_images_and_images_with_transparency(channels: int) -> None:
     fig = show_misclassified(Brightest(channels=channels), data(3, channels=channels))
     assert cells(fig)[0].images[0].get_array().shape[-1] == 3
 
 
 def test_channels_that_cannot_be_drawn() -> None:
-    with pytest.raises(ValueError, match="Images with 2 channels cannot be drawn"):
+    message = (
+        r"Image \d must have the shape \(C, H, W\) with 1 \(gray\), 3 or 4 channels, but has \(2,"
+    )
+    with pytest.raises(ValueError, match=message):
         show_misclassified(Brightest(channels=2), data(3, channels=2))
 
 
@@ -181,14 +194,16 @@ def test_long_names_are_shortened() -> None:
         assert all(text.get_window_extent().width < 1.1 * width for text in axes.texts)
 
 
-def test_it_draws_into_a_figure_of_the_user() -> None:
+def test_it_draws_into_a_given_figure() -> None:
     mine = Figure(figsize=(8, 4))
     left, right = mine.subfigures(1, 2)
-    assert show_misclassified(Brightest(), data(4), n=2, fig=left) is left
-    assert show_confusion_matrix(find_misclassified(Brightest(), data(4)), fig=right) is right
+    assert show_misclassified(Brightest(), data(4), n=2, fig=left) is mine
+    assert show_confusion_matrix(find_misclassified(Brightest(), data(4)), fig=right) is mine
+    assert left.axes
+    assert right.axes
     FigureCanvasAgg(mine).draw()
-    fig = show_misclassified(Brightest(), data(4), figsize=(5, 7), columns=1, dpi=80)
-    assert (tuple(fig.get_size_inches()), fig.dpi) == ((5, 7), 80)
+    fig = show_misclassified(Brightest(), data(4), figsize=(5, 7), columns=1)
+    assert (tuple(fig.get_size_inches()), fig.dpi) == ((5, 7), 150)
     lefts = {round(axes.get_position().x0, 3) for axes in cells(fig)}
     assert len(lefts) == 1
 
@@ -200,10 +215,17 @@ def test_pyplot_and_rcparams_are_left_alone() -> None:
     assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
 
 
-def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("errors.png", "errors.pdf", "errors.svg"):
-        show_misclassified(Brightest(), data(2), save_path=tmp_path / name)
-        assert (tmp_path / name).stat().st_size > 1000
+def test_a_figure_is_saved_completely_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fig = show_misclassified(Brightest(), data(2))
+    for name, start in (
+        ("errors.png", b"\x89PNG"),
+        ("errors.PDF", b"%PDF"),
+        ("errors.svg", b"<?xm"),
+    ):
+        save_figure(fig, tmp_path / name)
+        assert (tmp_path / name).read_bytes()[:4] == start
     (tmp_path / "errors.png").write_text("mine")
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -212,44 +234,61 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        show_misclassified(Brightest(), data(2), save_path=tmp_path / "errors.png")
+        save_figure(fig, tmp_path / "errors.png")
     assert (tmp_path / "errors.png").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_path_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
-    class Costly(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            raise AssertionError("it was run")
+def test_the_resolution_of_a_saved_figure(tmp_path: Path) -> None:
+    for options, size in (({}, (900, 450)), ({"dpi": 50}, (300, 150))):
+        save_figure(Figure(figsize=(6, 3)), tmp_path / "given.png", **options)
+        with Image.open(tmp_path / "given.png") as image:
+            assert image.size == size
 
-    for path, error in (
-        (tmp_path / "missing" / "errors.png", FileNotFoundError),
-        (Path("/proc/errors.png"), PermissionError),
-    ):
-        with pytest.raises(error, match="save_path"):
-            show_misclassified(Costly(), data(3), save_path=path)
-    folder = tmp_path / "folder.png"
-    folder.mkdir()
-    with pytest.raises(IsADirectoryError, match="is a folder"):
-        show_misclassified(Costly(), data(3), save_path=folder)
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("errors.docx", ValueError, "Format 'docx' is not supported"),
+        ("errors", ValueError, "Format '' is not supported"),
+        ("missing/errors.png", FileNotFoundError, "missing"),
+        ("folder.png", OSError, "folder.png"),
+    ],
+)
+def test_a_figure_that_cannot_be_saved(
+    name: str, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(error, match=message):
+        save_figure(Figure(), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_the_options_have_the_defaults_of_the_function() -> None:
+    parameters = inspect.signature(show_misclassified).parameters
+    for options in (ScanOptions, CamOptions, FigureOptions):
+        defaults = {each.name: each.default for each in fields(options) if each.name in parameters}
+        if options is CamOptions:
+            del defaults["batch_size"]  # of the maps; the argument is that of the scan
+        assert defaults == {name: parameters[name].default for name in defaults}
+        assert len(defaults) > 2
 
 
 # -- matrix and calibration -------------------------------------------------------------------
 
 
-def test_the_confusion_matrix_shows_the_counts(tmp_path: Path) -> None:
+def test_the_confusion_matrix_shows_the_counts() -> None:
     found = find_misclassified(Brightest(), data(4), class_names=["red", "green", "blue"])
-    fig = show_confusion_matrix(found, save_path=tmp_path / "matrix.png")
+    fig = show_confusion_matrix(found)
     numbers = [int(text.get_text()) for text in fig.axes[0].texts]
     assert numbers == found.confusion.flatten().tolist()
     errors = fig.axes[0].images[0].get_array()
     assert np.ma.getmaskarray(errors).diagonal().all()  # gray
     labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
-    assert labels[0] == "red  (50.0 % right)"
+    assert labels[0] == "red  (50.0 %)"
     shares = show_confusion_matrix(found, normalize=True).axes[0].texts
     rows = np.array([float(text.get_text()) for text in shares]).reshape(3, 3).sum(1)
     assert rows == pytest.approx([100] * 3, abs=0.2)
-    assert (tmp_path / "matrix.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_many_classes_and_classes_without_images() -> None:
@@ -261,7 +300,7 @@ def test_many_classes_and_classes_without_images() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         labels = show_confusion_matrix(few).axes[0].get_yticklabels()
-    assert labels[4].get_text() == "4  (no image)"
+    assert labels[4].get_text() == "4  (no images)"
 
 
 def test_the_reliability_diagram() -> None:
@@ -271,6 +310,18 @@ def test_the_reliability_diagram() -> None:
     assert heights == pytest.approx(found.calibration.accuracy.nan_to_num(0).tolist())
     assert sum(bar.get_height() for bar in lower.patches) == found.total
     assert f"{100 * found.calibration.expected_error:.2f} %" in upper.get_title()
+
+
+def test_the_example(data_dir: Path, tmp_path: Path) -> None:
+    script = ROOT / "examples" / "misclassified.py"
+    command = [sys.executable, str(script), "--n", "2", "--true", "cat"]
+    result = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert result.stdout.startswith("886 errors in 10,000 images, accuracy 91.14%")
+    assert "images of cat predicted as dog" in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "calibration.png", "confusion_matrix.png", "misclassified.png",
+    ]  # fmt: skip
+    assert len(script.read_text().splitlines()) <= 60
 
 
 # -- the callback -----------------------------------------------------------------------------
@@ -311,7 +362,7 @@ def test_the_callback_logs_and_saves_after_a_test(data_dir: Path, tmp_path: Path
     assert sorted(path.stem for path in (tmp_path / "figures").glob("*.png")) == names
 
 
-def test_the_callback_sees_what_a_limited_test_saw(data_dir: Path, tmp_path: Path) -> None:
+def test_the_callback_sees_the_samples_of_a_limited_test(data_dir: Path, tmp_path: Path) -> None:
     callback = LogMisclassified(n=2)
     run_test(callback, tmp_path, CIFAR10DataModule(data_dir, batch_size=100), logger=False,
              limit_test_batches=2)  # fmt: skip
@@ -319,7 +370,7 @@ def test_the_callback_sees_what_a_limited_test_saw(data_dir: Path, tmp_path: Pat
     assert callback.found.total == 200
 
 
-def test_the_callback_with_a_loader_of_the_user(tmp_path: Path) -> None:
+def test_the_callback_with_a_plain_loader(tmp_path: Path) -> None:
     samples = TensorDataset(torch.rand(20, 3, 32, 32), torch.arange(20) % 10)
     callback = LogMisclassified(class_names="abcdefghij", sort_by="index")
     run_test(callback, tmp_path, DataLoader(samples, batch_size=8), logger=False)
@@ -330,7 +381,7 @@ def test_the_callback_with_a_loader_of_the_user(tmp_path: Path) -> None:
         run_test(LogMisclassified(), tmp_path, loaders, logger=False)
 
 
-def test_the_callback_looks_in_the_precision_of_the_trainer() -> None:
+def test_the_callback_uses_the_precision_of_the_trainer() -> None:
     lower: list[bool] = []
 
     class Watched(Brightest):
@@ -356,15 +407,15 @@ def test_the_callback_looks_in_the_precision_of_the_trainer() -> None:
     [
         (
             {"true_class": 3},
-            "true_class cannot be given for errors that are found already. Give it",
+            "true_class cannot be given for errors that are already found. Pass it",
         ),
-        ({"sort_by": "index", "seed": 1}, "sort_by and seed cannot .* Give them to find_miscl"),
+        ({"sort_by": "index", "seed": 1}, "sort_by and seed cannot .* Pass them to find_miscl"),
         ({"mean": torch.zeros(3), "std": torch.ones(3)}, "mean and std cannot be given"),
         ({"class_names": list("abcdefghij")}, "class_names cannot be given"),
         ({"pred_class": "cat"}, "pred_class cannot be given"),
     ],
 )
-def test_found_errors_are_not_chosen_or_sorted_again(options: Any, message: str) -> None:
+def test_a_result_is_not_filtered_or_sorted_again(options: Any, message: str) -> None:
     model = Brightest()
     found = find_misclassified(model, data(10))
     with pytest.raises(ValueError, match=message):
@@ -372,6 +423,6 @@ def test_found_errors_are_not_chosen_or_sorted_again(options: Any, message: str)
     assert show_misclassified(model, found, cam=None, sort_by="loss", batch_size=7).texts
 
 
-def test_samples_are_told_in_a_line() -> None:
+def test_the_repr_of_a_sample_is_short() -> None:
     found = find_misclassified(Brightest(), data(10))
     assert len(repr(found[0])) < 200

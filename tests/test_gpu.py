@@ -1,4 +1,4 @@
-"""What only a GPU can tell: the same numbers as on a CPU, and the fast ways work."""
+"""On a GPU: the same numbers as on a CPU; compiled and low-precision training works."""
 
 import copy
 import signal
@@ -26,12 +26,12 @@ GPU: dict[str, Any] = {"accelerator": "gpu", "limit_val_batches": 0}
 
 @pytest.fixture(autouse=True)
 def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 bits are 32 bits, in convolutions too."""
+    """Disable TensorFloat-32 in convolutions."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def losses(data_dir: Path, folder: Path, recipe: Recipe, **options: Any) -> Tensor:
-    """Of 20 steps from the same weights."""
+    """Return the losses of 20 steps from the same weights."""
     torch.manual_seed(1)
     network = CustomResNet(8, **recipe.network_options()).to(memory_format=torch.channels_last)
     collect = Collect()
@@ -44,15 +44,15 @@ def losses(data_dir: Path, folder: Path, recipe: Recipe, **options: Any) -> Tens
 
 
 @pytest.mark.parametrize("name", Recipe.presets())
-def test_twenty_losses_are_those_of_the_cpu(data_dir: Path, tmp_path: Path, name: str) -> None:
+def test_twenty_losses_equal_those_of_the_cpu(data_dir: Path, tmp_path: Path, name: str) -> None:
     recipe = replace(Recipe.preset(name), learning_rate=1e-3)
     cpu: dict[str, Any] = {"limit_val_batches": 0}
     exact = losses(data_dir, tmp_path, recipe, precision="64-true", **cpu)
     of_cpu = losses(data_dir, tmp_path, recipe, precision="32-true", **cpu)
     of_gpu = losses(data_dir, tmp_path, recipe, precision="32-true", **GPU)
-    # The CPU tells how far 32 bits have led away from 64 after each step.
-    far = (of_cpu - exact).abs().cummax(0).values
-    assert torch.all((of_gpu - exact).abs() <= 10 * far + 1e-4)
+    # The deviation of float32 from float64 on the CPU gives the tolerance for each step.
+    deviation = (of_cpu - exact).abs().cummax(0).values
+    assert torch.all((of_gpu - exact).abs() <= 10 * deviation + 1e-4)
 
 
 @pytest.mark.parametrize("mode", [None, "default", "reduce-overhead"])
@@ -71,7 +71,7 @@ def test_a_fast_training_learns(data_dir: Path, tmp_path: Path, mode: str | None
     assert scores["test_acc_six"] > scores["test_acc"] - 0.02
 
 
-def test_a_stopped_training_goes_on_bit_for_bit(data_dir: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_exactly(data_dir: Path, tmp_path: Path) -> None:
     options = {"network": lambda: CustomResNet(8), "precision": "bf16-mixed", "deterministic": True}
     try:
         alone = Training(tmp_path / "alone", data_dir, **options | GPU)
@@ -87,7 +87,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(data_dir: Path, tmp_path: Path) 
     assert same(stopped.left(), alone.left())
 
 
-def test_the_errors_and_where_the_network_looks(data_dir: Path) -> None:
+def test_errors_and_class_activation_maps_equal_those_of_the_cpu(data_dir: Path) -> None:
     network = CustomResNet.from_pretrained("quarter")
     cpu = find_misclassified(network)
     gpu = find_misclassified(copy.deepcopy(network).cuda())
@@ -101,7 +101,7 @@ def test_the_errors_and_where_the_network_looks(data_dir: Path) -> None:
     torch.testing.assert_close(of_gpu.cpu(), compute_cams(network, images, 3), atol=1e-3, rtol=0)
 
 
-def test_the_effective_field() -> None:
+def test_the_effective_field_equals_that_of_the_cpu() -> None:
     network = CustomResNet(4).double()
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     of_cpu, of_gpu = (

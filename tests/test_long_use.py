@@ -403,7 +403,7 @@ def test_the_sums_of_an_epoch_do_not_follow_the_default_device() -> None:
         epoch_sums.add(
             nn.functional.cross_entropy(scores, labels), scores, labels, step=0, learning_rate=1
         )
-        epoch_sums.look()
+        epoch_sums.synchronize()
     assert epoch_sums.sums()[1:].tolist() == [2, 3]
 
 

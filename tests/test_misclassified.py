@@ -1,7 +1,7 @@
-"""Finding errors, on every kind of data and on the real test set.
+"""Test finding errors on every kind of data and on the real test set.
 
-The prediction of most networks here can be read off the image; scikit-learn and torchmetrics count
-with us.
+The images of most tests encode the prediction; counts are compared with scikit-learn and
+torchmetrics.
 """
 
 import json
@@ -40,7 +40,7 @@ from cifar_resnet.data.formats import Arrays
 
 
 class Reader(nn.Module):
-    """Predicts the class that is written in the image: a gray value of class / 10."""
+    """Predict the class that is encoded in the image: a gray value of class / 10."""
 
     def __init__(self, sharpness: float = 20.0) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def indices(found) -> list[int]:
     return [sample.index for sample in found]
 
 
-def test_errors_are_found_with_their_facts() -> None:
+def test_errors_are_found_with_their_values() -> None:
     found = find_misclassified(Reader(), samples(), sort_by="index", batch_size=3)
     assert [(s.index, s.true, s.predicted) for s in found] == [
         (1, 1, 2),
@@ -99,8 +99,8 @@ def test_counts_are_those_of_all_samples() -> None:
     assert np.isnan(found.class_accuracy["9"])
 
 
-def test_the_order_is_by_what_was_asked_for() -> None:
-    model = Reader(0.3)  # soft: the farther off, the higher the loss
+def test_errors_are_sorted_as_requested() -> None:
+    model = Reader(0.3)  # soft: the greater the distance, the higher the loss
     # classes 1 and 2 have fewer neighbors to share with than 4 and 5, so 4 costs more than 1
     assert indices(find_misclassified(model, samples())) == [6, 3, 4, 1]
     distances = {1: 1, 3: 2, 4: 1, 6: 3}
@@ -142,14 +142,14 @@ def test_the_most_confused_pairs_and_the_records() -> None:
         ("0", "1", 2),
         ("0", "2", 1),
     ]
-    assert pairs[0].share == 0.5
+    assert pairs[0].fraction == 0.5
     records = json.loads(json.dumps(found.to_records()))
     assert [record["index"] for record in records] == [0, 1, 2]
     assert records[0]["predicted"] == "1"
     assert sum(records[0]["probabilities"].values()) == pytest.approx(1)
 
 
-def test_it_is_an_immutable_sequence() -> None:
+def test_the_result_is_an_immutable_sequence() -> None:
     found = find_misclassified(Reader(), samples(), sort_by="index")
     assert indices(found[1:3]) == [3, 4]
     assert found[1:3].total == 8
@@ -176,7 +176,7 @@ def test_calibration_agrees_with_torchmetrics() -> None:
     assert int(found.calibration.counts.sum()) == 500
 
 
-# -- data of all kinds ------------------------------------------------------------------------
+# -- all kinds of data ------------------------------------------------------------------------
 
 
 class AsDictionaries(Dataset[Any]):
@@ -234,7 +234,7 @@ def test_names_come_with_the_data() -> None:
     assert find_misclassified(Reader(), Subset(samples(), [6, 0]))[0].index == 0  # of the subset
 
 
-def test_the_random_order_of_a_loader_is_not_used_up() -> None:
+def test_the_random_state_of_a_loader_is_left_unchanged() -> None:
     generator = torch.Generator().manual_seed(5)
     loader = DataLoader(samples(), batch_size=2, shuffle=True, generator=generator)
     before = generator.get_state()
@@ -257,7 +257,7 @@ def test_the_images_are_shown_as_they_are_on_the_disk(
         assert sample.true == arrays.test_labels[sample.index]
 
 
-def test_a_training_loader_gives_its_plain_images_and_goes_on(data_dir: Path) -> None:
+def test_a_training_loader_returns_unaugmented_images_and_keeps_its_state(data_dir: Path) -> None:
     data = CIFAR10DataModule(data_dir, batch_size=500, val_split=49_000)
     data.setup("fit")
     loader = data.train_dataloader()
@@ -268,7 +268,7 @@ def test_a_training_loader_gives_its_plain_images_and_goes_on(data_dir: Path) ->
 
 
 class Pictures(Dataset[Any]):
-    """As torchvision's datasets are."""
+    """A dataset like those of torchvision."""
 
     classes = ("dark", "bright")
 
@@ -341,7 +341,7 @@ def test_suspects_of_torchvisions_dataset_and_its_subsets(tmp_path: Path, arrays
     assert not any(sample.suspect for index, sample in found.items() if index != 1)
 
 
-# -- models of all kinds ----------------------------------------------------------------------
+# -- all kinds of models ----------------------------------------------------------------------
 
 
 def test_softmax_at_the_end_changes_nothing() -> None:
@@ -380,7 +380,7 @@ def test_inference_mode_compiled_lightning_and_channels_last() -> None:
 
 
 class Restless(nn.Module):
-    """Changes all that a model can change when it is called."""
+    """Change everything that a model can change when it is called."""
 
     def __init__(self, fail: bool) -> None:
         super().__init__()
@@ -400,7 +400,7 @@ class Restless(nn.Module):
 
 
 @pytest.mark.parametrize("fail", [False, True])
-def test_the_model_and_the_random_state_stay_as_they_were(fail: bool) -> None:
+def test_the_model_and_the_random_state_are_left_unchanged(fail: bool) -> None:
     model = Restless(fail)
     model.train()
     model.still.eval()
@@ -466,7 +466,7 @@ def test_bad_models(forward, message: str) -> None:
         find_misclassified(forward, samples())
 
 
-def test_only_what_the_loader_would_give_counts() -> None:
+def test_only_samples_of_the_loader_count() -> None:
     data = samples()
     some = DataLoader(data, batch_sampler=[[6, 0, 1], [4, 3]])
     assert find_misclassified(Reader(), some).total == 5

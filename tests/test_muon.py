@@ -1,4 +1,4 @@
-"""Muon: orthogonal steps against the singular value decomposition, the rest against torch's SGD."""
+"""Muon: orthogonalized steps against the singular value decomposition, others against SGD."""
 
 import copy
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_singular_vectors_stay_and_singular_values_become_about_one(shape: tuple
     u, _, v = np.linalg.svd(matrix.double().numpy(), full_matrices=False)
     inner = u.T @ result.double().numpy() @ v.T
     assert np.abs(inner - np.diag(np.diag(inner))).max() < 0.1  # bfloat16
-    # a direction with next to no share in the matrix is not yet full after five steps
+    # singular values that are nearly 0 have not converged after five steps
     assert np.all((np.diag(inner) > 0.1) & (np.diag(inner) < 1.3))
     np.testing.assert_allclose(orthogonalize(100 * matrix), result, atol=0.1)
     assert result.dtype == torch.float32
@@ -35,12 +35,12 @@ def test_parameters_without_a_gradient_stay() -> None:
     assert torch.equal(kernel, before[0])
     assert torch.equal(scale, before[1])
     scale.grad = torch.ones(6)
-    optimizer.step()  # of one group alone
+    optimizer.step()  # only one group has gradients
     assert torch.equal(kernel, before[0])
     assert not torch.equal(scale, before[1])
 
 
-def test_a_step_turns_a_kernel_against_its_gradient_and_keeps_its_norm() -> None:
+def test_a_step_moves_a_kernel_against_its_gradient_and_keeps_its_norm() -> None:
     kernel = nn.Parameter(torch.randn(6, 3, 3, 3))
     before = kernel.detach() * (6**0.5 / kernel.detach().norm())
     optimizer = Muon([{"params": [kernel], "orthogonal": True}], lr=0.01)
@@ -53,7 +53,7 @@ def test_a_step_turns_a_kernel_against_its_gradient_and_keeps_its_norm() -> None
     assert torch.equal(kernel.grad, gradient)
 
 
-def test_kernels_of_one_shape_step_as_each_alone() -> None:
+def test_kernels_of_one_shape_are_updated_like_each_alone() -> None:
     shapes = [(6, 4, 3, 3), (4, 6, 3, 3), (6, 4, 3, 3), (20, 2, 3, 3), (4, 6, 3, 3), (6, 4, 3, 3)]
     together = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     alone = [nn.Parameter(kernel.detach().clone()) for kernel in together]
@@ -131,17 +131,17 @@ def test_the_recipe_gives_muon_the_convolutions(data_dir: Path, tmp_path: Path) 
     assert len(rest["params"]) + len(kernels["params"]) == len(list(network.parameters()))
 
 
-def test_a_wrong_group_is_refused_and_leaves_no_trace() -> None:
+def test_a_wrong_group_is_refused_and_not_added() -> None:
     optimizer = Muon([nn.Parameter(torch.zeros(2, 2))], lr=0.1)
     with pytest.raises(ValueError, match="lr must be a finite number of at least 0, but"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, 2))], "lr": -1})
-    with pytest.raises(ValueError, match=r"one of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"one has shape \(3,\)"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))], "orthogonal": True})
     assert len(optimizer.param_groups) == 1
 
 
 @pytest.mark.parametrize("shape", [(64, 3, 3, 3), (64, 64, 3, 3)], ids=["tall", "wide"])
-def test_the_learning_rate_is_about_the_share_that_a_kernel_turns(shape: tuple) -> None:
+def test_the_learning_rate_is_about_the_fraction_by_which_a_kernel_rotates(shape: tuple) -> None:
     kernel = nn.Parameter(torch.randn(shape))
     before = kernel.detach() / kernel.detach().norm()
     optimizer = Muon([{"params": [kernel], "orthogonal": True}], lr=0.05)
@@ -151,7 +151,7 @@ def test_the_learning_rate_is_about_the_share_that_a_kernel_turns(shape: tuple) 
     assert 0.7 * 0.05 < turned < 1.2 * 0.05
 
 
-def test_a_kernel_of_zeros_begins_to_move() -> None:
+def test_a_kernel_of_zeros_is_updated() -> None:
     kernel = nn.Parameter(torch.zeros(4, 4, 3, 3))
     optimizer = Muon([{"params": [kernel], "orthogonal": True}], lr=0.05)
     kernel.grad = torch.randn_like(kernel)

@@ -1,4 +1,4 @@
-"""CustomResNet: the specified layers, and what users do with a module."""
+"""CustomResNet: the specified layers, options, precisions, copies and export."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ from cifar_resnet import CustomResNet
 
 
 def parameters_of(width: int, classes: int = 10, channels: int = 3) -> int:
-    """Convolutions without bias, two BatchNorm parameters a channel, a linear layer."""
+    """Count convolutions without bias, two BatchNorm parameters per channel, and a linear layer."""
     w = width
     convolutions = [(channels, w), (w, 2 * w), (2 * w, 2 * w), (2 * w, 2 * w), (2 * w, 4 * w)]
     convolutions += [(4 * w, 8 * w), (8 * w, 8 * w), (8 * w, 8 * w)]
@@ -84,7 +84,7 @@ def test_forward_against_the_formula_written_out(options: dict) -> None:
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
 
     def activate(x: torch.Tensor) -> torch.Tensor:
-        if options.get("activation") == "gelu":  # x times the normal distribution's share below it
+        if options.get("activation") == "gelu":  # x times the normal distribution function
             return x * torch.distributions.Normal(0, 1).cdf(x)
         return x.clamp(min=0)
 
@@ -122,8 +122,10 @@ def test_forward_against_the_formula_written_out(options: dict) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "specified")
 def test_options_are_kept_and_shown(options: dict) -> None:
     model = CustomResNet(width=4, **options)
-    assert CustomResNet(width=4, **model.options()).options() == model.options()
-    assert {k: v for k, v in model.options().items() if k in options} == options
+    sizes = {"width": 4, "num_classes": 10, "in_channels": 3}
+    specified = {"norm_first": False, "activation": "relu", "residual2": False, "head_scale": 1.0}
+    assert model.config() == sizes | specified | options
+    assert CustomResNet(**model.config()).config() == model.config()
     for name, value in options.items():
         assert f"{name}={value!r}" in model.extra_repr()
     added = 2 * (9 * 16 * 16 + 2 * 16) if options.get("residual2") else 0
@@ -174,6 +176,6 @@ def test_compile_without_a_graph_break() -> None:
     torch.testing.assert_close(compiled(images), model(images))
 
 
-def test_grey_images_get_their_remedy() -> None:
+def test_the_error_for_gray_images_names_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"For gray images use images.expand\(-1, 3, -1, -1\), or"):
         CustomResNet(1)(torch.randn(2, 1, 32, 32))

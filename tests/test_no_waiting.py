@@ -1,7 +1,7 @@
-"""Between two logged steps nobody waits for the device, and all tensors of a step are on it.
+"""Between two logged steps the device is not synchronized, and all tensors of a step are on it.
 
-Tensors on PyTorch's `meta` device have no values: whoever asks for one gets an error, where a GPU
-would be waited for, and whoever mixes them with tensors of the CPU gets one too.
+Tensors on PyTorch's `meta` device have no values: reading one raises an error, where a GPU would be
+synchronized, and so does mixing them with tensors on the CPU.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from cifar_resnet import CustomResNet, ImageClassifier, Recipe
 
-ASKED = r"meta tensor|on meta tensors"  # the errors of PyTorch
+READ = r"meta tensor|on meta tensors"  # the errors of PyTorch
 
 
 class WithoutValues(SingleDeviceStrategy):
@@ -26,17 +26,17 @@ class WithoutValues(SingleDeviceStrategy):
         super().__init__(torch.device("meta"), accelerator=CPUAccelerator())
 
     def setup_environment(self) -> None:
-        """Lightning's CPU accelerator would refuse another device here."""
+        """Skip the check of Lightning's CPU accelerator, which refuses other devices."""
 
     def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        return torch.ones(())  # to the question whether there are batches, before the training
+        return torch.ones(())  # Lightning checks before the training whether there are batches
 
     def teardown(self) -> None:
-        """The weights cannot come back."""
+        """Skip moving the weights to the CPU, which is impossible."""
 
 
 class Count(pl.Callback):
-    """Counts the batches that ended."""
+    """Count the batches that ended."""
 
     ended = 0
 
@@ -60,19 +60,19 @@ def without_values(count: Count, **options: Any) -> pl.Trainer:
 
 
 @pytest.mark.parametrize("name", Recipe.presets())
-def test_training_steps_ask_for_no_value(data_dir: Path, name: str) -> None:
+def test_training_steps_do_not_read_values(data_dir: Path, name: str) -> None:
     recipe = Recipe.preset(name)
     network = CustomResNet(width=2, **recipe.network_options()).to("meta")
     data = small(data_dir, **recipe.data_options() | {"batch_size": 50, "cutout": 4})
     count = Count()
-    with pytest.raises((NotImplementedError, RuntimeError), match=ASKED):
+    with pytest.raises((NotImplementedError, RuntimeError), match=READ):
         without_values(count).fit(ImageClassifier(network, recipe), data)
     assert count.ended == 19  # of 20: the last one logs the epoch
 
 
-def test_a_logged_step_asks(data_dir: Path) -> None:
+def test_a_logged_step_reads_values(data_dir: Path) -> None:
     count = Count()
-    with pytest.raises((NotImplementedError, RuntimeError), match=ASKED):
+    with pytest.raises((NotImplementedError, RuntimeError), match=READ):
         without_values(count, log_every_n_steps=7).fit(
             ImageClassifier(CustomResNet(width=2).to("meta"), "sgd"), small(data_dir)
         )
@@ -80,12 +80,12 @@ def test_a_logged_step_asks(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_evaluation_asks_at_its_end(data_dir: Path, stage: str) -> None:
+def test_evaluation_reads_values_at_its_end(data_dir: Path, stage: str) -> None:
     recipe = Recipe.preset("best")
     network = CustomResNet(width=2, **recipe.network_options()).to("meta")
     model = ImageClassifier(network, recipe)
     count = Count()
     t = without_values(count, limit_val_batches=7, limit_test_batches=7)
-    with pytest.raises((NotImplementedError, RuntimeError), match=ASKED):
+    with pytest.raises((NotImplementedError, RuntimeError), match=READ):
         getattr(t, stage)(model, small(data_dir), verbose=False)
     assert count.ended == 7

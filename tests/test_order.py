@@ -1,4 +1,4 @@
-"""Batches and splits: nothing lost, nothing doubled, the same everywhere."""
+"""Test batches and splits: no sample is lost or repeated, and every process agrees."""
 
 import numpy as np
 import pytest
@@ -16,11 +16,11 @@ from cifar_resnet.data.order import BatchOrder, stratified_split
     shuffle=st.booleans(),
     epoch=st.integers(0, 3),
 )
-def test_the_ranks_share_the_epoch(
+def test_the_ranks_divide_the_epoch(
     samples: int, batch_size: int, world_size: int, shuffle: bool, epoch: int
 ) -> None:
     if samples < world_size:
-        with pytest.raises(ValueError, match="cannot be shared among"):
+        with pytest.raises(ValueError, match="cannot be divided among"):
             BatchOrder(
                 samples,
                 batch_size,
@@ -89,7 +89,7 @@ def test_batches_on_one_process() -> None:
     assert len(dropping) == 2
 
 
-def test_the_order_changes_with_epoch_and_seed_alone() -> None:
+def test_the_order_depends_on_epoch_and_seed() -> None:
     def first(seed: int, epoch: int) -> list[int]:
         return list(
             BatchOrder(100, 100, shuffle=True, drop_last=False, seed=seed).batches(epoch)[0]
@@ -106,10 +106,10 @@ def test_drop_last_that_leaves_nothing() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(labels=st.lists(st.integers(0, 4), min_size=2, max_size=200), share=st.floats(0, 0.99))
-def test_split_is_stratified_and_complete(labels: list[int], share: float) -> None:
+@given(labels=st.lists(st.integers(0, 4), min_size=2, max_size=200), fraction=st.floats(0, 0.99))
+def test_split_is_stratified_and_complete(labels: list[int], fraction: float) -> None:
     array = np.array(labels)
-    held_out = int(share * len(labels))
+    held_out = int(fraction * len(labels))
     train, held = stratified_split(array, held_out)
     assert len(held) == held_out
     assert sorted([*train, *held]) == list(range(len(labels)))

@@ -37,7 +37,7 @@ ALLOWED: list[tuple[set[str], list[str]]] = [
             "MisclassifiedSample", "MisclassifiedSamples", "PretrainedWeights", "ProbeReport",
             "ReceptiveFieldMismatchError", "ReceptiveFields", "check_receptive_field",
             "compute_cams", "effective_receptive_field", "find_misclassified",
-            "pretrained_weights", "receptive_field", "show_augmentations", "show_calibration",
+            "make_optimizer", "make_scheduler", "pretrained_weights", "receptive_field", "show_augmentations", "show_calibration",
             "show_class_samples", "show_confusion_matrix", "show_misclassified",
             "show_rgb_channels", "show_samples",
         ],

@@ -1,5 +1,5 @@
-"""Properties that hold for all inputs, against oracles that share no code with the library: NumPy
-on one image or one score at a time, and scikit-learn. The examples are the same in every run.
+"""Test properties for random inputs against independent implementations: NumPy on one image or one
+score at a time, and scikit-learn. The examples are the same in every run.
 """
 
 import json
@@ -46,7 +46,7 @@ SEEDS = st.integers(0, 2**63 - 1)
 def augmented(
     image: Bytes, at: int, drawn: Any, padding: int, mode: str, cutout: int, mean: Any, std: Any
 ) -> NDArray[np.float64]:
-    """One image (S, S, C), padded, cut, mirrored, normalized and blanked: (C, S, S)."""
+    """Pad, crop, mirror, normalize and cut out one image (S, S, C); return it as (C, S, S)."""
     side = len(image)
     y, x = int(drawn.offset_y[at]), int(drawn.offset_x[at])
     around = ((padding, padding), (padding, padding), (0, 0))
@@ -95,7 +95,7 @@ def test_every_image_of_a_batch_is_augmented_by_itself(case: dict[str, Any]) -> 
     ]
     assert batch.dtype == torch.float32
     np.testing.assert_allclose(batch.numpy(), np.stack(expected), atol=1e-5, rtol=1e-5)
-    # without parameters the images themselves, and those in the bank as they were
+    # without parameters the images are only normalized, and those in the bank are unchanged
     plain = (images[rows] / 255 - np.array(case["mean"])) / np.array(case["std"])
     np.testing.assert_allclose(
         bank.batch(rows).numpy(), plain.transpose(0, 3, 1, 2), atol=1e-5, rtol=1e-5
@@ -105,15 +105,15 @@ def test_every_image_of_a_batch_is_augmented_by_itself(case: dict[str, Any]) -> 
 @examples(60)
 @given(
     side=st.integers(1, 40),
-    share=st.floats(0, 1),
+    fraction=st.floats(0, 1),
     flip=st.sampled_from(["random", "alternating", "none"]),
     seed=SEEDS,
     epoch=st.integers(0, 10**6),
 )
-def test_what_is_drawn_lies_in_the_image(
-    side: int, share: float, flip: str, seed: int, epoch: int
+def test_parameters_are_within_the_image(
+    side: int, fraction: float, flip: str, seed: int, epoch: int
 ) -> None:
-    padding, cutout = int(share * (side - 1)), round(share * side)
+    padding, cutout = int(fraction * (side - 1)), round(fraction * side)
     augmentation = Augmentation(padding, flip, cutout)
     drawn = augmentation.draw(50, side, seed=seed, epoch=epoch)
     for offsets in (drawn.offset_y, drawn.offset_x):
@@ -138,7 +138,7 @@ def test_what_is_drawn_lies_in_the_image(
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 @pytest.mark.parametrize("flip", ["random", "alternating"])
-def test_places_and_sides_are_equally_likely_and_independent(epoch: int, flip: str) -> None:
+def test_offsets_and_flips_are_uniform_and_independent(epoch: int, flip: str) -> None:
     number, padding, side, cutout = 40_000, 3, 12, 5
     drawn = Augmentation(padding, flip, cutout).draw(number, side, seed=11, epoch=epoch)
     offsets, corners = 2 * padding + 1, side - cutout + 1
@@ -186,13 +186,13 @@ def test_denormalize_undoes_normalization_for_any_shape(
 @examples(150)
 @given(
     labels=st.lists(st.integers(0, 9), min_size=1, max_size=150),
-    share=st.floats(0, 1),
+    fraction=st.floats(0, 1),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_a_split_is_disjoint_complete_stratified_and_always_the_same(
-    labels: list[int], share: float, seed: int
+    labels: list[int], fraction: float, seed: int
 ) -> None:
-    array, held_out = np.array(labels), int(share * len(labels))
+    array, held_out = np.array(labels), int(fraction * len(labels))
     np.random.seed(seed)
     torch.manual_seed(seed)
     train, held = stratified_split(array, held_out)
@@ -216,7 +216,7 @@ def read_once(data_dir: Path, arrays: Arrays) -> Iterator[Path]:
 
 
 def served(data: CIFAR10DataModule) -> list[bytes]:
-    """The images of an epoch with their labels, as bytes, in their order."""
+    """Return the images of an epoch with their labels as bytes, in order."""
     found = []
     for images, labels in data.train_dataloader():
         pixels = (data.denormalize(images) * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -230,7 +230,7 @@ def served(data: CIFAR10DataModule) -> list[bytes]:
 @examples(15)
 @given(
     trained=st.integers(1, 60),
-    as_share=st.booleans(),
+    as_fraction=st.booleans(),
     batch_size=st.integers(1, 70),
     shuffle=st.booleans(),
     drop_last=st.booleans(),
@@ -240,7 +240,7 @@ def test_an_epoch_has_every_training_image_once(
     read_once: Path,
     arrays: Arrays,
     trained: int,
-    as_share: bool,
+    as_fraction: bool,
     batch_size: int,
     shuffle: bool,
     drop_last: bool,
@@ -251,7 +251,7 @@ def test_an_epoch_has_every_training_image_once(
     data = CIFAR10DataModule(
         read_once,
         batch_size,
-        held_out / 50_000 if as_share else held_out,
+        held_out / 50_000 if as_fraction else held_out,
         seed=seed,
         shuffle=shuffle,
         drop_last=drop_last,
@@ -260,7 +260,7 @@ def test_an_epoch_has_every_training_image_once(
     )
     data.setup()
     assert data.num_samples == trained
-    rows = stratified_split(arrays.train_labels, held_out)[0]  # whatever the seed
+    rows = stratified_split(arrays.train_labels, held_out)[0]  # for every seed
     expected = [
         arrays.train_images[row].tobytes() + bytes([arrays.train_labels[row]]) for row in rows
     ]
@@ -277,8 +277,8 @@ def test_an_epoch_has_every_training_image_once(
 # --- metrics ------------------------------------------------------------------------------------
 
 
-class Told(nn.Module):
-    """The scores are written in the images (N, classes, 1, 1)."""
+class ScoresInImages(nn.Module):
+    """A network whose scores are the images (N, classes, 1, 1) themselves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,7 +290,7 @@ class Told(nn.Module):
 
 @st.composite
 def scored(draw: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Scores with many ties, and labels; some classes may have none."""
+    """Draw scores with many ties, and labels; some classes may have no samples."""
     number, classes = draw(st.integers(1, 40)), draw(st.integers(2, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     steps = draw(st.integers(1, 30))  # few values, many ties
@@ -314,16 +314,18 @@ def test_errors_and_counts_are_those_of_scikit_learn(case: Any, batch_size: int,
     scores, labels = case
     classes = scores.shape[1]
     shown = {"mean": [0.0] * classes, "std": [1.0] * classes}
-    found = find_misclassified(Told(), as_data(scores, labels), batch_size=batch_size, n=n, **shown)
-    predicted = scores.argmax(1)  # the first of several
+    found = find_misclassified(
+        ScoresInImages(), as_data(scores, labels), batch_size=batch_size, n=n, **shown
+    )
+    predicted = scores.argmax(1)  # the first class if several are tied
     numbers = list(range(classes))
     assert found.accuracy == pytest.approx(accuracy_score(labels, predicted))
     assert found.confusion.tolist() == confusion_matrix(labels, predicted, labels=numbers).tolist()
     recall = recall_score(labels, predicted, labels=numbers, average=None, zero_division=np.nan)
     np.testing.assert_allclose(list(found.class_accuracy.values()), recall)
 
-    shares = probabilities(scores)
-    losses = -np.log(shares[np.arange(len(labels)), labels])
+    expected = probabilities(scores)
+    losses = -np.log(expected[np.arange(len(labels)), labels])
     wrong = np.flatnonzero(predicted != labels)
     assert (found.total, found.errors, found.matching) == (len(labels), len(wrong), len(wrong))
     assert len(found) == min(n, len(wrong))
@@ -334,7 +336,7 @@ def test_errors_and_counts_are_those_of_scikit_learn(case: Any, batch_size: int,
     for sample in found:
         assert (sample.true, sample.predicted) == (labels[sample.index], predicted[sample.index])
         assert sample.loss == pytest.approx(losses[sample.index], abs=1e-5)
-        np.testing.assert_allclose(sample.probabilities, shares[sample.index], atol=1e-6)
+        np.testing.assert_allclose(sample.probabilities, expected[sample.index], atol=1e-6)
 
     pairs = Counter(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))
     most = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -348,7 +350,9 @@ def test_errors_and_counts_are_those_of_scikit_learn(case: Any, batch_size: int,
 def test_calibration_against_the_definition(case: Any, batch_size: int) -> None:
     scores, labels = case
     shown = {"mean": 0.0, "std": 1.0}
-    found = find_misclassified(Told(), as_data(scores, labels), batch_size=batch_size, **shown)
+    found = find_misclassified(
+        ScoresInImages(), as_data(scores, labels), batch_size=batch_size, **shown
+    )
     confidence = torch.tensor(scores, dtype=torch.float32).softmax(1).amax(1).double().numpy()
     right = scores.argmax(1) == labels
     error = 0.0
@@ -365,7 +369,7 @@ def test_calibration_against_the_definition(case: Any, batch_size: int) -> None:
 
 @examples(60)
 @given(case=scored(), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=9))
-def test_the_sums_of_an_epoch_are_those_of_its_images(case: Any, sizes: list[int]) -> None:
+def test_the_sums_of_an_epoch_are_the_sums_over_its_images(case: Any, sizes: list[int]) -> None:
     scores, labels = case
     epoch_sums, start = EpochSums(), 0
     for step, size in enumerate([*sizes, len(labels)]):
@@ -379,8 +383,8 @@ def test_the_sums_of_an_epoch_are_those_of_its_images(case: Any, sizes: list[int
             F.cross_entropy(batch, answers), batch, answers, step=step, learning_rate=0.1
         )
         if step % 2:
-            epoch_sums.look()
-    epoch_sums.look()
+            epoch_sums.synchronize()
+    epoch_sums.synchronize()
     loss, correct, number = epoch_sums.sums().tolist()
     classes = list(range(scores.shape[1]))
     assert loss == pytest.approx(
@@ -392,9 +396,7 @@ def test_the_sums_of_an_epoch_are_those_of_its_images(case: Any, sizes: list[int
 @pytest.mark.parametrize(
     ("classes", "number", "batch_size"), [(2, 50, 7), (10, 301, 64), (37, 90, 1)]
 )
-def test_what_a_trainer_reports_is_what_scikit_learn_says(
-    classes: int, number: int, batch_size: int
-) -> None:
+def test_trainer_results_equal_scikit_learn(classes: int, number: int, batch_size: int) -> None:
     rng = np.random.default_rng(classes)
     scores, labels = rng.integers(-8, 9, (number, classes)) / 4, rng.integers(0, classes, number)
     loader = DataLoader(as_data(scores, labels), batch_size=batch_size)
@@ -405,17 +407,17 @@ def test_what_a_trainer_reports_is_what_scikit_learn_says(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*treespec")
         (message,) = trainer.test(
-            ImageClassifier(Told(), num_classes=classes), loader, verbose=False
+            ImageClassifier(ScoresInImages(), num_classes=classes), loader, verbose=False
         )
     expected = log_loss(labels, probabilities(scores), labels=list(range(classes)))
     assert message["test_loss"] == pytest.approx(expected, rel=1e-5)
     assert message["test_acc"] == pytest.approx(accuracy_score(labels, scores.argmax(1)), rel=1e-6)
 
 
-# --- recipes and steps --------------------------------------------------------------------------
+# --- recipes and optimizer steps -----------------------------------------------------------------
 
 POSITIVE = st.floats(1e-9, 1e6)
-SHARES = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(1e-6, 1 - 1e-6))
+FRACTIONS = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(1e-6, 1 - 1e-6))
 BELOW_ONE = st.floats(0, 1, exclude_max=True)
 RECIPES = st.builds(
     Recipe,
@@ -426,7 +428,7 @@ RECIPES = st.builds(
     momentum=BELOW_ONE,
     weight_decay=st.floats(0, 1e6),
     schedule=st.sampled_from(["constant", "linear"]),
-    warmup=st.one_of(SHARES, SHARES.map(np.float64)),
+    warmup=st.one_of(FRACTIONS, FRACTIONS.map(np.float64)),
     norm_bias_lr_scale=POSITIVE,
     label_smoothing=BELOW_ONE,
     tta=st.sampled_from(["none", "mirror", "six"]),
@@ -443,18 +445,20 @@ RECIPES = st.builds(
 
 @examples(100)
 @given(recipe=RECIPES)
-def test_a_recipe_comes_back_from_its_dictionary_and_from_json(recipe: Recipe) -> None:
+def test_a_recipe_survives_conversion_to_a_dictionary_and_json(recipe: Recipe) -> None:
     values = recipe.to_dict()
     assert Recipe(**values) == recipe
     assert Recipe(**json.loads(json.dumps(values))) == recipe
-    # what a checkpoint can hold that is loaded with weights_only=True
+    # types that a checkpoint loaded with weights_only=True may contain
     assert {type(value) for value in values.values()} <= {str, int, float, bool}
     CIFAR10DataModule(**recipe.data_options())
 
 
 @examples(150)
-@given(warmup=SHARES, one=st.floats(0, 1.5), two=st.floats(0, 1.5))
-def test_the_schedule_is_a_share_and_has_no_jumps(warmup: float, one: float, two: float) -> None:
+@given(warmup=FRACTIONS, one=st.floats(0, 1.5), two=st.floats(0, 1.5))
+def test_the_schedule_is_a_continuous_factor_up_to_one(
+    warmup: float, one: float, two: float
+) -> None:
     for schedule in ("constant", "linear"):
         recipe = Recipe(schedule=schedule, warmup=warmup)  # type: ignore[arg-type]
         first, second = recipe.learning_rate_factor(one), recipe.learning_rate_factor(two)
@@ -469,12 +473,12 @@ def test_the_schedule_is_a_share_and_has_no_jumps(warmup: float, one: float, two
 
 
 @examples(40)
-@given(warmup=SHARES, steps=st.integers(200, 999))
+@given(warmup=FRACTIONS, steps=st.integers(200, 999))
 def test_the_linear_schedule_spends_half_of_the_constant_one(warmup: float, steps: int) -> None:
-    """The area of the triangle, whatever the warm-up."""
+    """The area of the triangle is the same for every warm-up."""
     recipe = Recipe(schedule="linear", warmup=warmup)
     total = math.fsum(recipe.learning_rate_factor((step + 0.5) / steps) for step in range(steps))
-    # one step may lie across the peak
+    # one step may contain the peak
     assert total / steps == pytest.approx(0.5, abs=0.5 / steps)
 
 
@@ -485,7 +489,7 @@ def test_the_linear_schedule_spends_half_of_the_constant_one(warmup: float, step
     scale=st.floats(1e-3, 1e3),
     seed=st.integers(0, 2**32),
 )
-def test_a_step_is_made_orthogonal_along_its_own_singular_vectors(
+def test_a_step_is_orthogonalized_along_its_own_singular_vectors(
     rows: int, columns: int, scale: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -496,7 +500,7 @@ def test_a_step_is_made_orthogonal_along_its_own_singular_vectors(
     matrix = torch.tensor((left * sizes) @ right.T, dtype=torch.float32)
     turned = orthogonalize(matrix).double().numpy()
     assert turned.shape == matrix.shape
-    core = left.T @ turned @ right  # diagonal, if the vectors are the same
+    core = left.T @ turned @ right  # diagonal if the singular vectors are unchanged
     assert np.diag(core).min() > 0.6
     assert np.diag(core).max() < 1.3
     assert np.abs(core - np.diag(np.diag(core))).max() < 0.1

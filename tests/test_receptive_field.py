@@ -1,7 +1,7 @@
-"""Receptive fields: golden values as visible arithmetic, edge cases, errors, and a model untouched.
+"""Receptive fields: expected values, edge cases, errors, and a model left unchanged.
 
-The first class of oracles is arithmetic that stands here; the second is the NaN probe; the random
-networks have a file of their own.
+Expected values are written as arithmetic, and compared with the NaN probe. Random networks have a
+file of their own.
 """
 
 import copy
@@ -21,7 +21,7 @@ HALF = Fraction(1, 2)
 
 
 class Net(nn.Module):
-    """A function as a network, with the modules it uses."""
+    """A network that calls a function, with the modules it uses."""
 
     def __init__(self, run, **modules: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def conv(kernel=3, stride=1, padding=0, dilation=1, **options) -> nn.Conv1d:
 
 
 def output_of(network: nn.Module, length: int = 16):
-    """The record of a 1D network's output, proven by the probe."""
+    """Return the record of a 1D network's output, verified by the probe."""
     size = (1, 2, length)
     check_receptive_field(network, size)
     return receptive_field(network, size).output
@@ -66,7 +66,7 @@ def test_custom_resnet_has_the_specified_fields() -> None:
     }
     for name, (size, jump) in expected.items():
         assert fields[name].size == (size, size), name
-        assert fields[name].stride == (jump, jump), name
+        assert fields[name].jump == (jump, jump), name
     assert [size for size, _ in expected.values()] == [3, 5, 6, 10, 14, 18, 20, 28, 32, 48, 64, 88]
     assert fields.output.size == (88, 88)
     assert fields.output.shape == (1, 10)
@@ -93,7 +93,7 @@ def test_units_of_residual1() -> None:
     assert [p.tolist() for p in layer.pixels((3, 0))] == [list(range(14)), list(range(8))]
 
 
-# -- the edge cases of the facts ----------------------------------------------------------------
+# -- edge cases ---------------------------------------------------------------------------------
 
 
 def test_branches_of_different_fields_give_the_union() -> None:
@@ -112,11 +112,11 @@ def test_resnet50_has_427_before_its_pooling() -> None:
         model = resnet50()
     fields = receptive_field(model, (1, 3, 224, 224))
     assert fields["layer4"].size == (427, 427)
-    assert fields["layer4"].stride == (32, 32)
+    assert fields["layer4"].jump == (32, 32)
     assert fields.output.size == (427 + (7 - 1) * 32,) * 2
 
 
-def test_misaligned_branches_are_reported_with_the_node_that_merges_them() -> None:
+def test_misaligned_branches_are_reported_with_the_operation_that_merges_them() -> None:
     network = Net(lambda m, x: F.relu(m.a(x) + m.b(x)[..., :-1]), a=conv(3), b=conv(2))
     fields = receptive_field(network, (1, 2, 16))
     assert fields.output.size == (3,)
@@ -136,12 +136,12 @@ def test_aligned_branches_of_different_sizes_are_aligned() -> None:
 
 def test_a_slice_is_a_stride_with_kernel_1() -> None:
     output = output_of(Net(lambda m, x: x[:, :, ::2]))
-    assert (output.size, output.stride, output.start) == ((1,), (2,), (0.0,))
+    assert (output.size, output.jump, output.start) == ((1,), (2,), (0.0,))
 
 
 def test_functional_pooling_counts() -> None:
     output = output_of(Net(lambda m, x: F.max_pool1d(m.a(x), 2), a=conv(3, padding=1)))
-    assert (output.size, output.stride) == ((3 + 1,), (2,))
+    assert (output.size, output.jump) == ((3 + 1,), (2,))
 
 
 def test_dilation_moves_the_center() -> None:
@@ -151,7 +151,7 @@ def test_dilation_moves_the_center() -> None:
     assert output.start == (d * (k - 1) / 2 - p,)
 
 
-def test_holes_are_told_by_the_coverage() -> None:
+def test_coverage_shows_holes() -> None:
     dilated = output_of(conv(3, dilation=2))
     assert dilated.size == (2 * (3 - 1) + 1,)
     assert dilated.coverage == (3 / 5,)
@@ -162,7 +162,7 @@ def test_holes_are_told_by_the_coverage() -> None:
     assert output_of(conv(3)).coverage == (1.0,)
 
 
-def test_an_even_kernel_has_a_half_center() -> None:
+def test_an_even_kernel_has_its_center_between_pixels() -> None:
     assert output_of(conv(2)).start == ((2 - 1) / 2,)
     assert output_of(conv(4, padding=1)).start == ((4 - 1) / 2 - 1,)
 
@@ -178,7 +178,7 @@ def test_same_padding_of_an_even_kernel_pads_more_on_the_right() -> None:
 def test_ceil_mode_clips_the_last_window_and_changes_nothing_else() -> None:
     output = output_of(nn.MaxPool1d(3, 3, ceil_mode=True), 16)
     assert output.unit_shape == (6,)
-    assert (output.size, output.stride) == ((3,), (3,))
+    assert (output.size, output.jump) == ((3,), (3,))
     assert output.region((5,)) == ((15, 15),)
     assert output.region((5,), clip=False) == ((15, 17),)
 
@@ -194,23 +194,23 @@ def test_reflection_folds_and_circular_padding_wraps() -> None:
     assert replicate.pixels((0,))[0].tolist() == [0, 1]
 
 
-def test_global_pooling_is_the_union_over_the_map() -> None:
+def test_global_pooling_gives_the_union_over_the_map() -> None:
     network = nn.Sequential(conv(3, stride=2, padding=1), nn.AdaptiveAvgPool1d(1))
-    output = output_of(network, 16)  # 8 units, stride 2, field 3
+    output = output_of(network, 16)  # 8 units, jump 2, field 3
     assert output.size == (3 + (8 - 1) * 2,)
     assert output.region((0,), clip=False) == ((-1, 15),)
     assert output.region((0,)) == ((0, 15),)
     assert output.is_global == (True,)
 
 
-def test_adaptive_pooling_that_does_not_divide_varies() -> None:
+def test_adaptive_pooling_to_a_number_that_does_not_divide_varies() -> None:
     output = output_of(nn.AdaptiveAvgPool1d(3), 8)
-    # floor(i * 8 / 3) to ceil((i + 1) * 8 / 3), without the last
+    # from floor(i * 8 / 3) to ceil((i + 1) * 8 / 3) - 1
     assert [output.region((i,))[0] for i in range(3)] == [(0, 2), (2, 5), (5, 7)]
     assert output.size == (6 - 2,)
     assert not output.uniform
-    assert output.stride == (None,)
-    assert output_of(nn.AdaptiveAvgPool1d(4), 8).stride == (2,)
+    assert output.jump == (None,)
+    assert output_of(nn.AdaptiveAvgPool1d(4), 8).jump == (2,)
 
 
 def test_flatten_and_linear_is_global_and_linear_on_channels_last_is_pointwise() -> None:
@@ -225,13 +225,13 @@ def test_flatten_and_linear_is_global_and_linear_on_channels_last_is_pointwise()
     last = Net(lambda m, x: m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=nn.Linear(2, 7))
     check_receptive_field(last, size)
     output = receptive_field(last, size).output
-    assert (output.size, output.stride, output.channels) == ((1, 1), (1, 1), 7)
+    assert (output.size, output.jump, output.channels) == ((1, 1), (1, 1), 7)
 
 
 def test_transposed_convolution_reads_by_phase() -> None:
     output = output_of(nn.ConvTranspose1d(2, 2, 3, stride=2), 8)
-    assert output.stride == (HALF,)
-    # element i goes to 2i, 2i + 1, 2i + 2: even places get two, odd ones one
+    assert output.jump == (HALF,)
+    # element i is added to the units 2i, 2i + 1, 2i + 2: even units get two, odd ones one
     assert [output.pixels((u,))[0].tolist() for u in range(1, 5)] == [[0], [0, 1], [1], [1, 2]]
     assert output.size == (2,)
     assert not output.uniform
@@ -241,7 +241,7 @@ def test_transposed_convolution_reads_by_phase() -> None:
 def test_upsampling_by_2_in_1d(mode: str, inputs: int) -> None:
     output = output_of(nn.Upsample(scale_factor=2, mode=mode))
     assert output.size == (inputs,)
-    assert output.stride == (HALF,)
+    assert output.jump == (HALF,)
     assert output.uniform
 
 
@@ -251,7 +251,7 @@ def test_upsampling_by_2_in_2d(mode: str, inputs: int) -> None:
     check_receptive_field(network, (1, 1, 8, 7))
     output = receptive_field(network, (1, 1, 8, 7)).output
     assert output.size == (inputs, inputs)
-    assert output.stride == (HALF, HALF)
+    assert output.jump == (HALF, HALF)
 
 
 @pytest.mark.parametrize("antialias", [True, False])
@@ -263,10 +263,10 @@ def test_downsampling_agrees_with_the_probe(mode: str, antialias: bool) -> None:
 
 def test_upsampling_and_a_convolution_vary_by_phase() -> None:
     output = output_of(nn.Sequential(nn.Upsample(scale_factor=2), conv(2)))
-    # units 2u and 2u + 1 of the upsampled map are pixel u, so a window of 2 sees one pixel or two
+    # units 2u and 2u + 1 of the upsampled map read pixel u, so a window of 2 reads 1 or 2 pixels
     assert output.size == (2,)
     assert not output.uniform
-    assert output.stride == (HALF,)
+    assert output.jump == (HALF,)
     assert [output.pixels((u,))[0].tolist() for u in range(3)] == [[0], [0, 1], [1]]
 
 
@@ -279,7 +279,7 @@ class SqueezeExcite(nn.Module):
         return x * torch.sigmoid(self.fc(x.mean(2, keepdim=True)))
 
 
-def test_a_gate_is_global_and_can_be_left_out_by_name() -> None:
+def test_a_gate_is_global_and_can_be_ignored_by_name() -> None:
     network = nn.Sequential()
     network.add_module("conv", conv(3, padding=1))
     network.add_module("se", SqueezeExcite(2))
@@ -290,9 +290,9 @@ def test_a_gate_is_global_and_can_be_left_out_by_name() -> None:
     assert fields.output.size == (1 + 2 + 2,)
     assert fields.ignored == ("se",)
     assert receptive_field(network, (1, 2, 16), ignore=["Squeeze*"]).output.size == (5,)
-    assert "left out on request: se" in fields.table()
+    assert "ignored on request: se" in fields.table()
     many = receptive_field(nn.Sequential(*(nn.ReLU() for _ in range(6))), (1, 2, 16), ignore="ReLU")
-    assert many.table().endswith("left out on request: 0, 1, 2, 3, 4 and 1 more")
+    assert many.table().endswith("ignored on request: 0, 1, 2, 3, 4 and 1 more")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_group_norm_keeps_its_groups_apart() -> None:
     assert output_of(Net(run)).region((0,)) == ((0, 7),)
 
 
-def test_batch_norm_is_pointwise_because_the_model_is_analysed_in_evaluation_mode() -> None:
+def test_batch_norm_is_pointwise_because_the_model_is_analyzed_in_evaluation_mode() -> None:
     network = nn.Sequential(conv(3), nn.BatchNorm1d(2)).train()
     assert receptive_field(network, (1, 2, 16)).output.size == (3,)
     assert network.training
@@ -360,7 +360,7 @@ def test_multihead_attention_with_tokens_first_and_a_class_token() -> None:
 
 def test_zeros_and_saturated_activations_hide_nothing() -> None:
     network = nn.Sequential(conv(3), nn.ReLU(), nn.MaxPool1d(2))
-    nn.init.constant_(network[0].bias, -100.0)  # every ReLU is off: no gradient at all
+    nn.init.constant_(network[0].bias, -100.0)  # every ReLU is zero: there is no gradient
     assert output_of(network).size == (3 + 1,)
 
 
@@ -372,7 +372,7 @@ def test_a_module_called_twice_has_a_record_for_each_call() -> None:
     assert "a#2" in check_receptive_field(network, (1, 2, 16)).compared
 
 
-def test_a_field_larger_than_the_input_has_both_regions() -> None:
+def test_a_field_larger_than_the_input_is_clipped_on_request() -> None:
     layer = receptive_field(CustomResNet(width=4), (1, 3, 32, 32))["residual3"]
     assert layer.size == (64, 64)
     assert layer.region((2, 2), clip=False) == ((-12, 51), (-12, 51))  # -28 + 2 * 8
@@ -426,7 +426,7 @@ def test_writing_into_a_view_is_followed() -> None:
     def run(m: nn.Module, x: Tensor) -> Tensor:
         out = torch.zeros_like(x)
         view = out.transpose(1, 2)[:, 2:]
-        out[..., :-1] = x[..., 1:]  # the view sees this, too
+        out[..., :-1] = x[..., 1:]  # changes the view, too
         return out + F.pad(view.transpose(1, 2), (0, 2))
 
     output = output_of(Net(run))
@@ -460,7 +460,7 @@ def test_long_axes_are_followed_by_their_borders() -> None:
     network = nn.Sequential(conv(3, dilation=2, padding=2), conv(5, stride=2))
     output = receptive_field(network, (1, 2, 16_000)).output
     assert output.size == (1 + 4 + 4,)
-    assert output.stride == (2,)
+    assert output.jump == (2,)
     assert output.coverage == (None,)
     assert output.region((1,)) == ((0, 8),)
     with pytest.raises(ValueError, match="Use region"):
@@ -473,7 +473,7 @@ def test_three_axes() -> None:
     network = nn.Conv3d(1, 1, (1, 2, 3), stride=(1, 2, 1), padding=(0, 1, 1))
     output = receptive_field(network, (1, 1, 4, 6, 8)).output
     assert output.size == (1, 2, 3)
-    assert output.stride == (1, 2, 1)
+    assert output.jump == (1, 2, 1)
     assert output.padding == (0, 1, 1)
 
 
@@ -541,7 +541,7 @@ def test_inference_mode_and_a_classifier() -> None:
 
 
 class Restless(nn.Module):
-    """Changes whatever a module can change while it runs."""
+    """Changes everything that a module can change while it runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -563,7 +563,7 @@ class Restless(nn.Module):
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("call", [receptive_field, check_receptive_field])
-def test_the_model_and_the_random_state_stay_as_they_were(call, fails: bool) -> None:
+def test_the_model_and_the_random_state_are_left_unchanged(call, fails: bool) -> None:
     model = Restless().train()
     model.frozen.eval()
     model.conv.weight.grad = torch.ones_like(model.conv.weight)
@@ -596,7 +596,7 @@ def test_the_model_and_the_random_state_stay_as_they_were(call, fails: bool) -> 
     assert random.getstate() == python_state
 
 
-# -- reading ------------------------------------------------------------------------------------
+# -- tables -------------------------------------------------------------------------------------
 
 
 def test_the_table_shows_what_changes() -> None:
@@ -643,9 +643,9 @@ def test_the_full_table_markdown_and_dictionary() -> None:
     assert record["size"] == [6, 6]
     assert record["kernel_size"] == record["kernel_stride"] == [2, 2]
     assert (record["kernel_padding"], record["kernel_dilation"]) == ([0, 0], [1, 1])
-    assert record["stride"] == [2, 2]
+    assert record["jump"] == [2, 2]
     up = receptive_field(nn.Upsample(scale_factor=2), (1, 1, 4)).output
-    assert up.stride == (HALF,)
+    assert up.jump == (HALF,)
 
 
 def test_asymmetric_sizes_and_fractions_in_the_table() -> None:
@@ -677,7 +677,7 @@ def test_rejected_inputs_are_explained() -> None:
         receptive_field(network, inputs=3)  # type: ignore[arg-type]
     two = Net(lambda m, a, b: a + b)
     two.forward = lambda a, b: a + b  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"gets them as inputs=\(a, b\)"):
+    with pytest.raises(ValueError, match=r"pass inputs=\(a, b\)"):
         receptive_field(two, (1, 2, 4))
 
 
@@ -691,13 +691,13 @@ def test_bad_models() -> None:
 
 
 def test_an_ignored_layer_must_keep_the_shape() -> None:
-    with pytest.raises(ValueError, match="Layer '0' cannot be left out"):
+    with pytest.raises(ValueError, match="Layer '0' cannot be ignored"):
         receptive_field(nn.Sequential(conv(3)), (1, 2, 8), ignore="0")
 
 
-def test_units_and_names_that_are_not_there() -> None:
+def test_units_and_names_that_do_not_exist() -> None:
     fields = receptive_field(CustomResNet(width=4), (1, 3, 32, 32))
-    with pytest.raises(KeyError, match=r"called 'layer1.9'\. Close ones: .*layer1\.0"):
+    with pytest.raises(KeyError, match=r"called 'layer1.9'\. Close matches: .*layer1\.0"):
         fields["layer1.9"]
     with pytest.raises(KeyError, match=r"called 'qqqq'\. There are: prep\.0, .*, residual3"):
         fields["qqqq"]
@@ -711,7 +711,7 @@ def test_units_and_names_that_are_not_there() -> None:
 
 @pytest.fixture(scope="module")
 def blur():
-    """An operation that no table can know."""
+    """Operations of another library, for which there is no rule."""
     library = torch.library.Library("fieldtest", "DEF")
     library.define("blur(Tensor x) -> Tensor")
     library.define("halve(Tensor x) -> Tensor")
@@ -733,7 +733,7 @@ def test_an_unknown_operation_is_named_with_layer_line_and_remedy(blur) -> None:
     assert "rules={'fieldtest::blur': rule}" in message
 
 
-def test_an_operation_from_elsewhere_is_not_taken_for_one_of_the_same_name(blur) -> None:
+def test_an_operation_of_another_library_is_not_confused_with_one_of_the_same_name(blur) -> None:
     network = Net(lambda m, x: torch.ops.fieldtest.detach(x))
     with pytest.raises(NotImplementedError, match="no receptive-field rule .* fieldtest.detach"):
         receptive_field(network, (1, 2, 16))
@@ -755,8 +755,6 @@ def test_an_unknown_operation_can_be_skipped_and_is_reported(blur) -> None:
 def test_own_rules(blur) -> None:
     network = Net(lambda m, x: m.a(torch.ops.fieldtest.blur(x)), a=conv(3))
     for rule, size in (("pointwise", 3), ("global", 16), ({"kernel_size": 2, "padding": 1}, 3 + 1)):
-        if rule == {"kernel_size": 2, "padding": 1}:
-            rule = {"kernel_size": 2, "padding": 1}
         fields = receptive_field(network, (1, 2, 16), rules={"fieldtest::blur": rule})
         assert fields.output.size == (size,)
     for d in (1, 2):
@@ -766,7 +764,7 @@ def test_own_rules(blur) -> None:
     halving = Net(lambda m, x: torch.ops.fieldtest.halve(x))
     rules = {"fieldtest::halve": {"kernel_size": 1, "stride": 2}}
     output = receptive_field(halving, (1, 2, 16), rules=rules).output
-    assert output.stride == (2,)
+    assert output.jump == (2,)
     check_receptive_field(halving, (1, 2, 16), rules=rules)
 
 
@@ -774,20 +772,23 @@ def test_the_probe_finds_a_wrong_rule(blur) -> None:
     network = nn.Sequential(conv(3), Net(lambda m, x: torch.ops.fieldtest.blur(x)))
     with pytest.raises(ReceptiveFieldMismatchError) as caught:
         check_receptive_field(network, (1, 2, 16), rules={"fieldtest::blur": "pointwise"})
-    assert "Layer '1', unit (0,), axis 0: by the analysis it depends on 0 to 2, by the" in str(
-        caught.value
+    assert (
+        "Layer '1', unit (0,), axis 0: according to the analysis it depends on 0 to 2, according"
+        in (str(caught.value))
     )
     assert "on 0, 1, 2, 13, 14, 15 (of 16 positions" in str(caught.value)
     later = Net(lambda m, x: torch.ops.fieldtest.blur(x)[..., 4:])
-    with pytest.raises(ReceptiveFieldMismatchError, match="on 4 to 4, by the experiment on 3 to 4"):
+    with pytest.raises(
+        ReceptiveFieldMismatchError, match="on 4 to 4, according to the experiment on 3 to 4"
+    ):
         check_receptive_field(later, (1, 2, 16), rules={"fieldtest::blur": "pointwise"})
 
 
-def test_the_probe_says_what_it_cannot_do() -> None:
+def test_the_probe_explains_what_it_cannot_do() -> None:
     network = conv(3)
     with pytest.raises(ValueError, match="with a batch of 1"):
         check_receptive_field(network, (2, 2, 16))
-    with pytest.raises(ValueError, match="NaN already without the probe"):
+    with pytest.raises(ValueError, match="NaN without the probe"):
         check_receptive_field(Net(lambda m, x: m.a(x / 0.0 - x / 0.0), a=conv(3)), (1, 2, 16))
-    with pytest.raises(ValueError, match="does not have the batch in front"):
+    with pytest.raises(ValueError, match="does not have the batch as its first dimension"):
         check_receptive_field(Net(lambda m, x: x.permute(2, 0, 1)), (1, 2, 16))

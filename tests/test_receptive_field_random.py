@@ -28,7 +28,7 @@ STEPS = (
 
 
 class Function(nn.Module):
-    """A step made of calls, not of layers."""
+    """A step made of function calls rather than layers."""
 
     def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Function(nn.Module):
 
 
 class Branches(nn.Module):
-    """Two ways from one tensor, cut to a common size and merged."""
+    """Two branches from one tensor, cropped to a common size and merged."""
 
     def __init__(self, left: nn.Module, right: nn.Module, concatenate: bool) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def a_network(draw: Callable[..., object], rank: int, depth: int = 0) -> nn.Modu
 
 
 def runs(step: nn.Module, x: Tensor) -> Tensor | None:
-    """What a step makes of a tensor; None if it does not fit or makes too much or nothing."""
+    """Return the output of a step. None if it does not fit, is too large, empty or not finite."""
     try:
         with torch.no_grad():
             y: Tensor = step(x)
@@ -209,9 +209,9 @@ SLIDING = {
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(data=st.data())
-def test_fields_beyond_the_borders_are_those_of_a_larger_input(data: st.DataObject) -> None:
-    """The field as if there were no border (the formula) equals what units far from the borders of
-    a large input really see (the sets), and does not depend on the input's length."""
+def test_fields_beyond_the_borders_equal_those_of_a_larger_input(data: st.DataObject) -> None:
+    """The field as if there were no borders equals what units far from the borders of a large input
+    really see, and does not depend on the length of the input."""
     kinds = data.draw(st.lists(st.sampled_from(sorted(SLIDING)), min_size=1, max_size=4))
     network = nn.Sequential(
         *(SLIDING[k](lambda low, high: data.draw(st.integers(low, high))) for k in kinds)
@@ -220,7 +220,7 @@ def test_fields_beyond_the_borders_are_those_of_a_larger_input(data: st.DataObje
     large = receptive_field(network, (1, 2, 512))
     for name, layer in small.items():
         other = large[name]
-        assert (layer.size, layer.stride, layer.start) == (other.size, other.stride, other.start)
+        assert (layer.size, layer.jump, layer.start) == (other.size, other.jump, other.start)
         for unit in range(layer.unit_shape[0]):
             assert layer.region((unit,), clip=False) == other.region((unit,), clip=False)
         sizes = set()

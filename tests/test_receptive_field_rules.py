@@ -1,7 +1,7 @@
 """Every operation that has a receptive-field rule, in a network of its own.
 
-The oracle is the NaN probe where NaN goes all the ways that a value may go; elsewhere the rows that
-a unit sees are written down.
+The rule is compared with the NaN probe if NaN reaches everything that depends on it. Otherwise the
+rows that a unit sees are written down.
 """
 
 import math
@@ -124,7 +124,7 @@ POINTWISE = {
     "native_dropout": lambda x: torch.native_dropout(x, 0.5, False)[0],
     "rrelu_with_noise": lambda x: F.rrelu(x),
 }
-# What is new or written over does not depend on what was there: the row before.
+# New and overwritten values do not depend on the old ones, which are those of the row before.
 NEW = {
     "empty_like": lambda x: torch.empty_like(x).fill_(1),
     "full_like": lambda x: torch.full_like(x, 2),
@@ -158,7 +158,7 @@ MATRICES = {
         x[:, :, :2], x[:, :, 2:5], x[:, :, 5:]
     ),
 }
-NORMALISATION = {
+NORMALIZATION = {
     "glu": lambda x: F.glu(x.transpose(1, 2), 1),
     "native_group_norm": lambda x: F.group_norm(x, 2),
     "native_layer_norm": lambda x: F.layer_norm(x, (6,)),
@@ -170,7 +170,7 @@ NORMALISATION = {
     )[0],
 }
 PROBED = (
-    WINDOWS | MOVEMENT | INDEXING | POINTWISE | MATRICES | NORMALISATION
+    WINDOWS | MOVEMENT | INDEXING | POINTWISE | MATRICES | NORMALIZATION
     | {name: lambda x, run=run: x + run(x.roll(1, 2)) for name, run in NEW.items()}
 )  # fmt: skip
 
@@ -205,7 +205,7 @@ EVERYWHERE = (
         name: lambda x, name=name, more=more: getattr(aten, name)(x, x, x, *more)[0]
         for name, more in {
             "_scaled_dot_product_flash_attention_for_cpu": (),
-            # operations of other devices, which need none to be analysed
+            # operations of other devices; analyzing them does not need the device
             "_scaled_dot_product_cudnn_attention": (None, False),
             "_scaled_dot_product_efficient_attention": (None, False),
             "_scaled_dot_product_flash_attention": (),
@@ -223,7 +223,7 @@ EVERYWHERE = (
 
 
 def network_of(name: str, run: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A network that PyTorch runs with the operation of this name."""
+    """Return a network, after checking that PyTorch runs the operation of this name."""
     network = Function(run)
     steps = trace(network, (torch.zeros(SIZE),)).steps
     assert name in [step.name for step in steps if isinstance(step, Call)]
@@ -255,20 +255,20 @@ def test_an_operation_over_the_map_sees_it_all(name: str) -> None:
         assert output.region(unit) == ((0, 7), (0, 5))
 
 
-def test_every_rule_is_tried() -> None:
+def test_every_rule_is_tested() -> None:
     assert set(RULES) == {*PROBED, *OVER_ROWS, *UP_TO_ROW, *EVERYWHERE}
 
 
-# -- forms of one operation ---------------------------------------------------------------------
+# -- variants of an operation -------------------------------------------------------------------
 
 
 def each(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A function of one sample (4, 8, 6) for each of a batch."""
+    """Apply a function of one sample (4, 8, 6) to each sample of a batch."""
     return lambda x: torch.stack([run(sample) for sample in x])
 
 
 def written(view: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Add the row before to what a view of a tensor shows."""
+    """Write to a view of a tensor: add the row before."""
 
     def run(x: Tensor) -> Tensor:
         y = x * 2
@@ -293,8 +293,31 @@ def read_from_a_view_of_what_was_cleared(x: Tensor) -> Tensor:
     return torch.cat([rows, x[:, :, :1]], 2)
 
 
+def turned_in_place(x: Tensor) -> Tensor:
+    y = x[:, :, 1:7] * 2  # 6 rows, 6 columns
+    rows = y[:, :, 1:3]
+    y.transpose_(2, 3)  # `rows` still shows the rows that y had
+    return torch.cat([rows, y], 2)
+
+
+def written_after_it_was_turned(x: Tensor) -> Tensor:
+    y = x * 2
+    columns = y[..., 1:3]
+    columns.transpose_(2, 3)
+    columns += x[:, :, 5:7].roll(1, 2).sum(3, keepdim=True)
+    return y
+
+
+def written_with_another_dimension(x: Tensor) -> Tensor:
+    y = x * 2
+    row = y[:, :, 3]
+    row.unsqueeze_(2).add_(x[:, :, 4:5])
+    row.squeeze_(2).add_(x[:, :, 6])
+    return y
+
+
 FIXED = torch.ones(1, 4, 5, 6)
-FORMS = {
+VARIANTS = {
     "roll of the flattened tensor": each(lambda x: x.roll(7)),
     "squeeze of all dimensions": each(lambda x: x[:, :1].squeeze()),
     "squeeze of several": lambda x: x[:, :1, 2:3].squeeze((1, 2, 3)),
@@ -334,7 +357,7 @@ FORMS = {
         torch.cat([x[:, :1], x[:, 1:].roll(2, 2)], 1)
         @ torch.cat([x[:, :2].roll(1, 2), x[:, 2:]], 1).transpose(2, 3)
     ),
-    # marked as pointwise by PyTorch in another form only
+    # PyTorch tags only another overload as pointwise
     "masked_fill": lambda x: x.masked_fill(torch.zeros(6, dtype=torch.bool), 0.0),
     "abs in place": lambda x: (x * 2).abs_(),
     "mish in place": lambda x: F.mish(x * 2, inplace=True),
@@ -352,6 +375,10 @@ FORMS = {
     "split_with_sizes written to": written(lambda y: y.split([1, 5, 2], 2)[1]),
     "unbind written to": written(lambda y: y.unbind(2)[5]),
     "view of a view written to": written(lambda y: y[:, :, 1:][:, 1:3, 2].unsqueeze(1)),
+    "transposed in place with a view": turned_in_place,
+    "transposed in place and written to": written_after_it_was_turned,
+    "squeezed and unsqueezed in place": written_with_another_dimension,
+    "t_ of what is written to": lambda x: (x * 2).flatten(1).t_().add_(1).t_(),
     "constants written": written_with_constants,
     "cleared behind a view": read_from_a_view_of_what_was_cleared,
     "unfolded twice": lambda x: x.unfold(2, 3, 2).unfold(3, 2, 1).amax((-1, -2)),
@@ -363,18 +390,18 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_a_form_agrees_with_the_probe(name: str) -> None:
-    check_receptive_field(Function(FORMS[name]), SIZE)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_agrees_with_the_probe(name: str) -> None:
+    check_receptive_field(Function(VARIANTS[name]), SIZE)
 
 
-def test_a_dimension_split_and_merged_again_keeps_its_stride() -> None:
+def test_a_dimension_split_and_merged_again_keeps_its_jump() -> None:
     network = Function(lambda x: F.avg_pool1d((x.unflatten(2, (4, 2)) * 2).flatten(2, 3), 3))
     output = receptive_field(network, (1, 2, 8)).output
-    assert (output.size, output.stride, output.start) == ((3,), (3,), (1.0,))
+    assert (output.size, output.jump, output.start) == ((3,), (3,), (1.0,))
 
 
-def test_branches_of_one_stride_and_different_periods_have_that_stride() -> None:
+def test_branches_of_one_jump_and_different_periods_have_that_jump() -> None:
     def run(x: Tensor) -> Tensor:
         half = F.interpolate(x, scale_factor=2)  # a pattern of 2 units
         same = F.interpolate(half[..., ::3], scale_factor=3)  # 3 / 2 / 3, a pattern of 6
@@ -383,8 +410,8 @@ def test_branches_of_one_stride_and_different_periods_have_that_stride() -> None
     network = Function(run)
     check_receptive_field(network, (1, 2, 16))
     fields = receptive_field(network, (1, 2, 16))
-    assert fields.output.stride == (Fraction(1, 2),)
-    # unit 2 is pixel 1 of one branch, and unit 0 of the other, which is pixel 0
+    assert fields.output.jump == (Fraction(1, 2),)
+    # unit 2 reads pixel 1 in one branch; in the other it repeats unit 0, which reads pixel 0
     assert fields.output.region((2,)) == ((0, 1),)
     assert fields.output.axes[0].merged_at == ("add",)
 
@@ -394,19 +421,19 @@ def test_centers_are_compared_unit_by_unit() -> None:
         return F.interpolate(x, scale_factor=2) + F.interpolate(x, scale_factor=2, mode="linear")
 
     output = receptive_field(Function(run), (1, 2, 16)).output
-    # unit 2 is pixel 1 in the first, between pixels 0 and 1 in the second; unit 3 likewise above
+    # unit 2 is centered at pixel 1 in the first branch, between the pixels 0 and 1 in the second
     assert output.axes[0].merged_at == ("add",)
-    assert output.stride == (Fraction(1, 2),)
+    assert output.jump == (Fraction(1, 2),)
 
 
-def test_one_pixel_twice_has_no_stride() -> None:
+def test_one_pixel_twice_has_no_jump() -> None:
     network = Function(lambda x: torch.cat([x, x], 2))
     check_receptive_field(network, (1, 2, 1))
     output = receptive_field(network, (1, 2, 1)).output
-    assert (output.size, output.stride, output.unit_shape) == ((1,), (None,), (2,))
+    assert (output.size, output.jump, output.unit_shape) == ((1,), (None,), (2,))
 
 
-def test_a_concatenation_with_what_sees_all_rows_sees_them() -> None:
+def test_a_concatenation_with_a_tensor_that_sees_all_rows_sees_them() -> None:
     network = Function(lambda x: torch.cat([x, x.mean(2, keepdim=True).expand(-1, 4, 8, 6)], 1))
     output = receptive_field(network, SIZE).output
     assert output.is_global == (True, False)
@@ -429,13 +456,13 @@ def test_a_layer_of_padding_only_sees_nothing() -> None:
         output.center((1,))
 
 
-def test_a_single_unit_has_no_stride() -> None:
+def test_a_single_unit_has_no_jump() -> None:
     to_one = Function(lambda x: F.interpolate(x, (1, 3), mode="bilinear", align_corners=True))
     output = receptive_field(to_one, SIZE).output
-    assert output.stride == (None, Fraction(6 - 1, 3 - 1))  # from corner to corner
+    assert output.jump == (None, Fraction(6 - 1, 3 - 1))  # from corner to corner
 
 
-# rows and columns of x (1, 4, 8, 6) that are seen when places or weights come from x itself
+# rows and columns of x (1, 4, 8, 6) that are seen if indices or weights come from x itself
 FROM_THE_INPUT = {
     "index of its shape": (lambda x: x[:, :, x[0, 0, :, 0].long()], (8, 6)),
     "index": (lambda x: x[:, :, x[0, 0, :3, 0].long()], (8, 6)),
@@ -460,13 +487,13 @@ FROM_THE_INPUT = {
 
 
 @pytest.mark.parametrize("name", FROM_THE_INPUT)
-def test_a_place_that_the_input_chooses_may_be_any(name: str) -> None:
+def test_an_index_from_the_input_may_select_any_element(name: str) -> None:
     run, (rows, columns) = FROM_THE_INPUT[name]
     output = receptive_field(Function(run), SIZE).output
     assert output.region(tuple(0 for _ in output.unit_shape)) == ((0, rows - 1), (0, columns - 1))
 
 
-def test_of_a_place_written_twice_either_may_be_the_last() -> None:
+def test_of_two_writes_to_one_element_either_may_be_the_last() -> None:
     network = Function(lambda x: x.index_copy(2, torch.tensor([3, 3]), x[:, :, 5:7]))
     output = receptive_field(network, SIZE).output
     assert output.pixels((3, 0))[0].tolist() == [5, 6]
@@ -519,12 +546,12 @@ def test_writing_into_windows_and_reading_by_address_are_refused() -> None:
 def test_a_tensor_too_large_for_its_sets_is_refused_before_it_is_made() -> None:
     network = Function(lambda x: x.repeat(1, 1, 200))
     gigabytes = 4096 * 4096 * 200 / 2**30  # a byte for each position and element
-    with pytest.raises(MemoryError, match=f"would take {gigabytes:.0f} GB. Analyse a smaller"):
+    with pytest.raises(MemoryError, match=f"would take {gigabytes:.0f} GB. Analyze a smaller"):
         receptive_field(network, (1, 1, 4096))
 
 
-def test_a_question_for_the_device_needs_no_values() -> None:
-    run = trace(nn.BatchNorm2d(4), (torch.zeros(SIZE),))  # PyTorch asks there
+def test_asking_for_the_device_needs_no_values() -> None:
+    run = trace(nn.BatchNorm2d(4), (torch.zeros(SIZE),))  # which asks for it
     assert not run.on_values
     assert {step.op.namespace for step in run.steps if isinstance(step, Call)} == {"aten"}
 
@@ -535,9 +562,9 @@ def test_a_rule_may_be_a_function() -> None:
     assert output.size == (8, 1)
 
 
-def test_the_probe_says_when_a_unit_depends_on_nothing() -> None:
+def test_the_probe_reports_a_unit_that_depends_on_nothing() -> None:
     network = Function(lambda x: x.nan_to_num(0.0))
-    with pytest.raises(ReceptiveFieldMismatchError, match="by the experiment on nothing"):
+    with pytest.raises(ReceptiveFieldMismatchError, match="according to the experiment on nothing"):
         check_receptive_field(network, SIZE)
 
 
@@ -575,7 +602,7 @@ CALLED = {
 
 
 @pytest.mark.parametrize("name", CALLED)
-def test_a_function_is_listed_by_the_name_that_it_is_called_by(name: str) -> None:
+def test_a_function_is_listed_by_the_name_that_users_know(name: str) -> None:
     assert list(receptive_field(Function(CALLED[name]), SIZE))[-1] == name
 
 
@@ -586,6 +613,6 @@ def test_a_function_is_listed_by_the_name_that_it_is_called_by(name: str) -> Non
         *("unsqueeze", "expand", "alias", "detach", "_to_copy", "lift_fresh", "copy"),
     ],
 )
-def test_what_changes_neither_values_nor_fields_is_not_listed(name: str) -> None:
+def test_operations_that_change_neither_values_nor_fields_are_not_listed(name: str) -> None:
     network = network_of(name, PROBED[name])
     assert name not in [record.kind for record in receptive_field(network, SIZE).values()]

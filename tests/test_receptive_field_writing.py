@@ -1,7 +1,6 @@
-"""Receptive fields of models that write in place, take values out, or are put together oddly.
+"""Receptive fields of models that write in place, extract values, or are unusual in other ways.
 
-The oracle is the NaN probe, which compares all units of all outputs; where a test also names rows,
-they follow by hand.
+All units of all outputs are compared with the NaN probe. Rows named in a test are found by hand.
 """
 
 import random
@@ -18,7 +17,7 @@ SIZE = (1, 3, 12, 10)
 
 
 class Net(nn.Module):
-    """A function as a network, with the modules it uses."""
+    """A network that calls a function, with the modules it uses."""
 
     def __init__(self, run, **modules: nn.Module) -> None:
         super().__init__()
@@ -35,7 +34,7 @@ def conv(channels: int = 3) -> nn.Conv2d:
 
 
 def agrees(network: nn.Module) -> tuple[int, ...]:
-    """The size of the output's field, proven by the probe."""
+    """Return the size of the output's field, verified by the probe."""
     check_receptive_field(network, SIZE)
     return receptive_field(network, SIZE).output.size
 
@@ -127,7 +126,7 @@ def test_channels_and_columns_indexed_together() -> None:
     assert columns == [(5, 5), (5, 5), (0, 0)]
 
 
-def test_what_fills_a_tensor_is_what_it_depends_on() -> None:
+def test_a_filled_tensor_depends_on_the_values_that_fill_it() -> None:
     assert agrees(Net(lambda self, x: torch.empty_like(x).fill_(x.mean()))) == (12, 10)
     smooth = Net(lambda self, x: torch.normal(F.avg_pool2d(x, 3, 1, 1), 1.0))
     assert agrees(smooth) == (3, 3)
@@ -139,7 +138,7 @@ def test_what_fills_a_tensor_is_what_it_depends_on() -> None:
     assert agrees(zeroed) == (1, 1)
 
 
-def test_the_result_given_as_out_is_not_read() -> None:
+def test_a_result_passed_as_out_is_not_read() -> None:
     assert agrees(Net(lambda self, x: torch.mul(x, 2, out=self.conv(x)), conv=conv())) == (1, 1)
 
 
@@ -166,23 +165,23 @@ def test_arguments_of_a_layer_may_depend_on_the_input(run) -> None:
         ("__float__", lambda x: float(x.mean())),
     ],
 )
-def test_values_taken_out_are_refused_or_reported(by: str, take) -> None:
+def test_extracted_values_raise_an_error_or_are_reported(by: str, take) -> None:
     network = Net(lambda self, x: self.conv(x) * take(x), conv=conv())
-    with pytest.raises(NotImplementedError, match=rf"{by}\(\) takes values out .*writing\.py:\d+"):
+    with pytest.raises(NotImplementedError, match=rf"{by}\(\) extracts values .*writing\.py:\d+"):
         receptive_field(network, SIZE)
     fields = receptive_field(network, SIZE, unknown="skip")
     assert fields.output.size == (3, 3)
     assert by in fields.skipped[0]
 
 
-def test_a_branch_chosen_by_values_and_values_of_weights_are_no_way_out() -> None:
+def test_a_branch_chosen_by_values_and_values_of_weights_are_allowed() -> None:
     def run(self, x: Tensor) -> Tensor:
         return self.conv(x) * self.conv.bias.sum().item() if x.sum() >= 0 else self.conv(x)
 
     assert receptive_field(Net(run, conv=conv()), SIZE).output.size == (3, 3)
 
 
-def test_layers_and_outputs_may_have_one_name() -> None:
+def test_a_layer_and_an_output_may_have_the_same_name() -> None:
     assert agrees(Net(lambda self, x: F.max_pool2d(self.output(x), 2), output=conv())) == (4, 4)
     network = Net(lambda self, x: {"a": self.b(self.a(x)), 0: self.a(x)}, a=conv(), b=conv())
     fields = receptive_field(network, SIZE)
@@ -191,7 +190,7 @@ def test_layers_and_outputs_may_have_one_name() -> None:
     assert check_receptive_field(network, SIZE).compared == ("a", "b", "a#2", "a", "0")
 
 
-def test_functions_and_layers_of_one_name_are_told_apart() -> None:
+def test_functions_and_layers_of_the_same_name_are_distinguished() -> None:
     network = Net(
         lambda self, x: F.relu(self.b(self.relu(self.b(F.relu(self.a(x)))))),
         a=conv(), b=conv(), relu=nn.ReLU(),
@@ -208,7 +207,7 @@ class Prediction:
     score: float
 
 
-def test_dataclasses_are_looked_into_and_other_objects_refused() -> None:
+def test_tensors_are_found_in_dataclasses_and_not_in_other_objects() -> None:
     network = Net(lambda self, x: Prediction(self.conv(x), 0.5), conv=conv())
     assert list(receptive_field(network, SIZE).outputs) == ["features"]
     assert agrees(network) == (3, 3)
@@ -219,7 +218,7 @@ def test_dataclasses_are_looked_into_and_other_objects_refused() -> None:
 
 
 def test_an_input_without_its_batch_is_explained() -> None:
-    with pytest.raises(ValueError, match=r"Give the batch, \(1, 3, 12, 10\), .*=\(1, 2\)"):
+    with pytest.raises(ValueError, match=r"Include the batch, \(1, 3, 12, 10\), .*=\(1, 2\)"):
         receptive_field(Net(lambda self, x: self.conv(x), conv=conv()), SIZE[1:])
     output = receptive_field(conv(), SIZE[1:], spatial_dims=(1, 2)).output
     assert (output.size, output.unit_shape) == ((3, 3), (12, 10))
@@ -259,7 +258,7 @@ def test_a_failure_is_reported_with_its_layer() -> None:
         receptive_field(network, SIZE)
 
 
-def test_interpolation_with_scales_that_are_no_binary_fractions() -> None:
+def test_interpolation_with_scales_that_are_not_binary_fractions() -> None:
     choose = random.Random(0)
     scales = (0.3, 0.5, 0.7, 1.1, 1.05, 1.3, 1.5, 1.7, 2, 2.05, 2.1, 2.2, 3)
     for _ in range(60):
@@ -268,7 +267,8 @@ def test_interpolation_with_scales_that_are_no_binary_fractions() -> None:
         options["recompute_scale_factor"] = choose.random() < 0.3
         if mode.startswith("bi"):
             options["antialias"] = choose.random() < 0.5
-        size = (1, 2, choose.randint(4, 9), choose.randint(7, 9))  # antialiased to one column,
-        # PyTorch 2.15 gives every row the first row's value on the CPU
+        size = (1, 2, choose.randint(4, 9), choose.randint(7, 9))
+        # at least 7 columns: antialiased to one column on the CPU, PyTorch 2.15 gives every row the
+        # value of the first row
         network = Net(lambda self, x, options=options: F.interpolate(x, **options))
         check_receptive_field(network, size)

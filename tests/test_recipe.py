@@ -1,4 +1,4 @@
-"""Recipe: presets, schedule, checks."""
+"""Recipe: presets, schedule and checks."""
 
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
@@ -15,7 +15,7 @@ def test_the_default_is_the_specified_training() -> None:
     assert [recipe.learning_rate_factor(t) for t in (0, 0.5, 1)] == [1, 1, 1]
 
 
-def test_every_preset_is_found_by_its_own_name() -> None:
+def test_every_preset_is_found_by_its_name() -> None:
     assert [Recipe.preset(name).name for name in Recipe.presets()] == list(Recipe.presets())
 
 
@@ -28,7 +28,7 @@ def test_linear_schedule() -> None:
     assert Recipe(schedule="linear", warmup=1).learning_rate_factor(0.5) == 0.5
 
 
-def test_a_recipe_survives_its_dictionary_and_cannot_be_changed() -> None:
+def test_a_recipe_is_restored_from_its_dictionary_and_cannot_be_changed() -> None:
     recipe = replace(Recipe.preset("sgd"), learning_rate=0.3)
     assert Recipe(**recipe.to_dict()) == recipe
     with pytest.raises(FrozenInstanceError):
@@ -37,7 +37,7 @@ def test_a_recipe_survives_its_dictionary_and_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("flip", ["random", "alternating", "none"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_every_choice_is_one_of_data_and_network(flip: Any, activation: Any) -> None:
+def test_data_and_network_accept_every_choice(flip: Any, activation: Any) -> None:
     recipe = Recipe(flip=flip, activation=activation)
     CIFAR10DataModule(**recipe.data_options())
     CustomResNet(width=1, **recipe.network_options())
@@ -50,4 +50,6 @@ def test_the_options_of_every_preset_fit_network_and_data(name: str) -> None:
     assert data.batch_size == recipe.batch_size
     assert data.augmentation.crop_padding == recipe.crop_padding
     network = CustomResNet(width=2, **recipe.network_options())
-    assert network.options() == recipe.network_options()
+    assert network.config() == {"width": 2, "num_classes": 10, "in_channels": 3} | (
+        recipe.network_options()
+    )

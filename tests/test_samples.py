@@ -1,9 +1,10 @@
-"""The figures of the data set: what is drawn is what the data hold and what training gets, byte for
-byte; and the command that draws the site's figures.
+"""Test that figures of a data set show its exact bytes and the exact images of training, and test
+the script that draws the figures of the documentation.
 """
 
 import copy
 import csv
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ import make_figures  # noqa: E402
 
 
 def pixels(fig: Any) -> list[NDArray[np.uint8]]:
-    """What the axes hold, row by row."""
+    """Return the images of the axes, row by row."""
     return [np.asarray(axes.images[0].get_array()) for axes in fig.axes]
 
 
@@ -58,7 +59,7 @@ def texts(fig: Any) -> list[str]:
 
 
 def indices(fig: Any) -> list[int]:
-    """The indices that the captions tell."""
+    """Return the indices in the captions."""
     return [int(t.rpartition("#")[2]) for t in texts(fig) if "#" in t]
 
 
@@ -113,7 +114,7 @@ class Module(LightningDataModule):
 def test_samples_are_the_bytes_of_the_data_set(
     module: CIFAR10DataModule, arrays: Arrays, split: str
 ) -> None:
-    fig = show_samples(module, n=9, split=split, dpi=40)
+    fig = show_samples(module, n=9, split=split)
     images, labels = arrays.train_images, arrays.train_labels
     if split == "test":
         images, labels = arrays.test_images, arrays.test_labels
@@ -135,7 +136,7 @@ def test_no_data_means_all_training_images(arrays: Arrays) -> None:
     assert np.array_equal(pixels(fig), arrays.train_images[indices(fig)])
 
 
-def test_transforms_and_augmentation_are_left_out(module: CIFAR10DataModule) -> None:
+def test_transforms_and_augmentation_are_ignored(module: CIFAR10DataModule) -> None:
     def never(image: Any) -> Tensor:
         raise AssertionError("called")
 
@@ -187,18 +188,18 @@ def test_the_choice_depends_on_seed_and_order_alone(data: Any) -> None:
     assert indices(show_samples(data, n=5, seed=1)) != expected
 
 
-def test_a_sampler_that_leaves_samples_out_is_asked() -> None:
+def test_a_sampler_that_omits_samples_is_respected() -> None:
     loader = DataLoader(Numbered(), sampler=RandomSampler(Numbered(), num_samples=10))
     assert len(show_samples(loader).axes) == 10
 
 
-def test_only_what_is_drawn_is_read() -> None:
+def test_only_the_drawn_samples_are_read() -> None:
     data = Numbered()
     assert indices(show_samples(data, n=5)) == data.read[:5]
     assert len(data.read) <= 6
 
 
-def test_fewer_images_than_asked_and_the_number_of_columns() -> None:
+def test_fewer_images_than_requested_and_the_number_of_columns() -> None:
     fig = show_samples(Numbered(7), n=25)
     assert len(fig.axes) == 7
     assert texts(fig)[0].startswith("7 of 7 samples")
@@ -214,7 +215,7 @@ def test_normalized_images_need_their_statistics() -> None:
     fig = show_samples(TensorDataset(normalized * 1, labels), mean=mean, std=std, n=8)
     bytes_of = (images[indices(fig)] * 255).round().byte().permute(0, 2, 3, 1)
     assert np.array_equal(pixels(fig), bytes_of)
-    with pytest.raises(ValueError, match=r"Image \d+ has values from .* to .*; to be shown"):
+    with pytest.raises(ValueError, match=r"Image \d+ has values from .* to .*, but to be "):
         show_samples(TensorDataset(normalized * 3, labels))
     with pytest.raises(ValueError, match="has 3 channels, but mean and std have 2 and 2 values"):
         show_samples(TensorDataset(images, labels), mean=(0, 0), std=(1, 1))
@@ -222,7 +223,9 @@ def test_normalized_images_need_their_statistics() -> None:
         show_samples(TensorDataset(images, labels), mean=0.5)
 
 
-def test_a_transform_tells_its_normalization(module: CIFAR10DataModule, arrays: Arrays) -> None:
+def test_the_normalization_is_read_from_the_transform(
+    module: CIFAR10DataModule, arrays: Arrays
+) -> None:
     data = torchvision_like(arrays)
     fig = show_samples(data, n=6)
     assert np.array_equal(pixels(fig), arrays.test_images[:50][indices(fig)])
@@ -230,7 +233,7 @@ def test_a_transform_tells_its_normalization(module: CIFAR10DataModule, arrays: 
 
 
 class torchvision_like(CIFAR10):  # noqa: N801
-    """torchvision's data set of the first test images, made without its files."""
+    """torchvision's data set of the first test images, created without its files."""
 
     def __init__(self, arrays: Arrays) -> None:
         self.data, self.targets = arrays.test_images[:50], arrays.test_labels[:50].tolist()
@@ -255,8 +258,8 @@ def test_images_of_one_channel_and_of_many_sizes() -> None:
 # --- classes ------------------------------------------------------------------------------------
 
 
-def test_a_row_holds_one_class(module: CIFAR10DataModule, arrays: Arrays) -> None:
-    fig = show_class_samples(module, per_class=3, dpi=40)
+def test_a_row_shows_one_class(module: CIFAR10DataModule, arrays: Arrays) -> None:
+    fig = show_class_samples(module, per_class=3)
     assert texts(fig)[1:] == list(module.classes)
     assert len(fig.axes) == 30
     known = {image.tobytes(): int(label) for image, label in
@@ -267,7 +270,7 @@ def test_a_row_holds_one_class(module: CIFAR10DataModule, arrays: Arrays) -> Non
     assert len({image.tobytes() for image in pixels(fig)}) == 30
 
 
-def test_classes_in_the_order_asked_for() -> None:
+def test_classes_in_the_requested_order() -> None:
     names = ["one", "two", "three"]
     fig = show_class_samples(Numbered(), classes=["three", 0], per_class=4, class_names=names)
     assert texts(fig)[1:] == ["three", "one"]
@@ -280,7 +283,7 @@ def test_classes_in_the_order_asked_for() -> None:
     assert len(show_class_samples(Numbered(), classes="two", class_names=names).axes) == 10
 
 
-def test_a_class_that_is_not_there() -> None:
+def test_a_missing_class() -> None:
     names = ["one", "two", "three"]
     with pytest.raises(ValueError, match="classes must be a number from 0 to 2 or one of one, two"):
         show_class_samples(Numbered(), classes=["four"], class_names=names)
@@ -290,7 +293,7 @@ def test_a_class_that_is_not_there() -> None:
         show_class_samples(data, classes=[0])
     with pytest.raises(ValueError, match="There is no class to draw"):
         show_class_samples(data, classes=[])
-    with pytest.raises(ValueError, match="There is no image of three in the data"):
+    with pytest.raises(ValueError, match="The data contain no images of three"):
         show_class_samples(Numbered(2), classes=["three"], class_names=names)
 
 
@@ -311,7 +314,7 @@ def test_channels_are_the_planes_of_the_image(
         assert np.array_equal(gray, images[index][..., channel])
         assert np.array_equal(colored[..., channel], gray)
         assert not np.delete(colored, channel, axis=2).any()
-    for axes in fig.axes[4:]:  # the same scale for all, whatever their values
+    for axes in fig.axes[4:]:  # the same scale for all panels
         assert axes.images[0].get_clim() == (0, 255)
     said = texts(fig)
     assert said[0] == f"{module.classes[labels[index]]}, #{index}"
@@ -347,7 +350,7 @@ def test_channels_of_any_kind_of_image(arrays: Arrays) -> None:
         (-1, IndexError, "There is no image -1 among the 10,000 test images"),
     ],
 )
-def test_what_is_no_image(
+def test_an_index_out_of_range(
     image: Any, error: type[Exception], message: str, module: CIFAR10DataModule
 ) -> None:
     with pytest.raises(error, match=message):
@@ -366,13 +369,13 @@ def test_indices_of_a_dataset_and_of_batches() -> None:
 # --- augmentation -------------------------------------------------------------------------------
 
 
-def test_augmentations_are_what_an_iteration_of_the_train_loader_gives(
+def test_augmentations_are_the_images_of_the_training_loader(
     module: CIFAR10DataModule, arrays: Arrays
 ) -> None:
     train = stratified_split(arrays.train_labels, 5000)[0]
-    places = [0, 17_000, 44_999]
-    chosen = [int(train[place]) for place in places]
-    fig = show_augmentations(module, indices=chosen, epochs=3, dpi=40)
+    positions = [0, 17_000, 44_999]
+    chosen = [int(train[position]) for position in positions]
+    fig = show_augmentations(module, indices=chosen, epochs=3)
     rows = np.reshape(pixels(fig), (3, 4, 32, 32, 3))
     assert np.array_equal(rows[:, 0], arrays.train_images[chosen])
     loader: Any = module.train_dataloader()  # shuffled
@@ -380,18 +383,18 @@ def test_augmentations_are_what_an_iteration_of_the_train_loader_gives(
     for epoch in range(3):
         loader.set_epoch(epoch)
         batches = torch.cat([images for images, _ in loader])
-        at = np.argsort(order.permutation(epoch))[places]
+        at = np.argsort(order.permutation(epoch))[positions]
         expected = (module.denormalize(batches[at]) * 255).round().byte().permute(0, 2, 3, 1)
         assert np.array_equal(rows[:, 1 + epoch], expected)
     said = texts(fig)
     assert [t for t in said if t.startswith("epoch")] == ["epoch 1", "epoch 2", "epoch 3"]
     assert (
-        said[-1] == "random crop from 2 pixels of reflected border, alternating flip, cutout 8 x 8"
+        said[-1] == "random crop with 2 pixels of reflected padding, alternating flip, cutout 8 x 8"
     )
     assert indices(fig) == chosen
 
 
-def test_the_alternating_flip_is_seen(data_dir: Path, arrays: Arrays) -> None:
+def test_the_alternating_flip_is_visible(data_dir: Path, arrays: Arrays) -> None:
     data = CIFAR10DataModule(data_dir, val_split=0, crop_padding=0, flip="alternating")
     rows = np.reshape(pixels(show_augmentations(data, indices=[5, 8], epochs=4)), (2, 5, 32, 32, 3))
     for original, *shown in rows:
@@ -420,7 +423,7 @@ def test_per_sample_transforms_are_those_of_the_loader(data_dir: Path) -> None:
     assert texts(fig)[-1] == "RandomCrop, RandomHorizontalFlip, ToImage, ToDtype, Normalize"
 
 
-def test_what_leaves_the_range_is_cut_off(data_dir: Path, arrays: Arrays) -> None:
+def test_values_outside_the_range_are_clipped(data_dir: Path, arrays: Arrays) -> None:
     to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     brighter = v2.Compose([to_tensor, v2.Lambda(lambda image: image * 3)])
     data = CIFAR10DataModule(data_dir, val_split=0, train_transforms=brighter)
@@ -430,7 +433,7 @@ def test_what_leaves_the_range_is_cut_off(data_dir: Path, arrays: Arrays) -> Non
     assert (shown == 255).any()
 
 
-def test_the_module_stays_as_it_is(module: CIFAR10DataModule) -> None:
+def test_the_module_is_left_unchanged(module: CIFAR10DataModule) -> None:
     loader: Any = module.train_dataloader()
     state = loader.state_dict()
     before = {name: copy.copy(value) for name, value in vars(module).items()}
@@ -445,15 +448,32 @@ def test_the_module_stays_as_it_is(module: CIFAR10DataModule) -> None:
     assert loader.state_dict() == state
 
 
-def test_an_image_that_is_held_out_is_not_trained_on(
-    module: CIFAR10DataModule, arrays: Arrays
-) -> None:
+def test_an_image_that_is_held_out_is_not_found(module: CIFAR10DataModule, arrays: Arrays) -> None:
     held_out = int(stratified_split(arrays.train_labels, 5000)[1][0])
     with pytest.raises(IndexError, match=f"There is no image {held_out} among the 45,000 training"):
         show_augmentations(module, indices=[held_out])
 
 
 # --- all of them --------------------------------------------------------------------------------
+
+
+def test_samples_are_drawn_without_the_class_activation_maps() -> None:
+    script = """
+import sys, torch
+from torch.utils.data import TensorDataset
+from cifar_resnet import (
+    show_augmentations, show_class_samples, show_rgb_channels, show_samples
+)
+
+data = TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4))
+for show in (show_samples, show_class_samples):
+    assert len(show(data).axes) == 4
+show_rgb_channels(0, data)
+unexpected = [name for name in sys.modules if "grad_cam" in name or ".misclassified" in name]
+assert not unexpected, unexpected
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
 
 ALL = ["show_samples", "show_class_samples", "show_rgb_channels", "show_augmentations"]
 
@@ -474,25 +494,24 @@ def test_a_given_figure_is_used_and_pyplot_is_not(
 ) -> None:
     given = Figure(figsize=(6, 3))
     left, right = given.subfigures(1, 2)
-    assert show(fig=left, save_path=tmp_path / "given.png") is left
+    assert show(fig=left) is given
     assert left.axes
     assert not right.axes
-    with Image.open(tmp_path / "given.png") as image:
-        assert image.size == (900, 450)
-    sized = show(figsize=(3, 4), dpi=50, save_path=tmp_path / "sized.png")
+    sized = show(figsize=(3, 4))
     assert sized.get_size_inches().tolist() == [3, 4]
+    sized.savefig(tmp_path / "sized.png")
     with Image.open(tmp_path / "sized.png") as image:
-        assert image.size == (150, 200)
+        assert image.size == (450, 600)  # at 150 dots per inch
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
 
 
 @pytest.mark.parametrize("size", [None, (2.5, 6), (9, 3)])
-def test_nothing_runs_out_of_the_figure(show: Any, size: Any) -> None:
+def test_everything_fits_into_the_figure(show: Any, size: Any) -> None:
     check_inside(show(figsize=size))
 
 
-def test_a_long_title_stays_in_a_narrow_figure() -> None:
+def test_a_long_title_fits_into_a_narrow_figure() -> None:
     check_inside(show_class_samples(Numbered(), per_class=1))
 
 
@@ -512,11 +531,11 @@ def check_inside(fig: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: show_samples([]), ValueError, "There is no image in the data"),
-        (lambda: show_samples(Module(loaders=2)), ValueError, "has 2 train loaders: pass the one"),
+        (lambda: show_samples([]), ValueError, "The data contain no images"),
+        (lambda: show_samples(Module(loaders=2)), ValueError, "has 2 train loaders. Pass one"),
         (
             lambda: show_samples(CIFAR10DataModule(val_split=0), split="val"),
-            ValueError, "holds out no validation images: take split='train'",
+            ValueError, "holds out no validation images. Pass split='train'",
         ),
         (
             lambda: show_samples(Numbered(), class_names=["one", "two"]),
@@ -529,10 +548,10 @@ def test_wrong_arguments(call: Any, error: type[Exception], message: str, data_d
         call()
 
 
-# --- the command --------------------------------------------------------------------------------
+# --- the script ---------------------------------------------------------------------------------
 
 
-def test_the_command_makes_the_figures_it_is_asked_for(
+def test_the_script_draws_the_requested_figures(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     names = ["network", "rgb_channels", "training_curves"]
@@ -545,7 +564,7 @@ def test_the_command_makes_the_figures_it_is_asked_for(
     assert two[0].read_bytes() == one[0].read_bytes()
     for path in one:
         with Image.open(path) as image:
-            assert image.mode in ("P", "RGB")  # nothing shows through on a dark page
+            assert image.mode in ("P", "RGB")  # not transparent on a dark page
             assert image.width >= 700
     assert "network.png" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["make_figures.py", "--only", "cats"])
@@ -553,7 +572,7 @@ def test_the_command_makes_the_figures_it_is_asked_for(
         make_figures.main()
 
 
-def test_the_site_has_the_figures_of_the_command() -> None:
+def test_the_site_has_the_figures_of_the_script() -> None:
     made = {f"{name}.png" for name in make_figures.FIGURES}
     there = {path.name for path in (ROOT / "docs" / "figures").glob("*.png")}
     assert made <= there

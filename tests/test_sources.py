@@ -1,5 +1,6 @@
-"""Sources: proved against checksums and torchvision's own reader; faults are detected."""
+"""Test reading, fetching and storing CIFAR-10, against torchvision's own reader."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import python_2_pickle
 from torchvision import datasets
 
 from cifar_resnet import DatasetError
-from cifar_resnet.data import cifar10, sources
+from cifar_resnet.data import cifar10, formats, sources
 from cifar_resnet.data.download import DownloadError
 from cifar_resnet.data.formats import Arrays
 
@@ -24,7 +26,7 @@ FILES = [f"{name}.bin" for name in cifar10.BATCHES]
 
 @pytest.fixture
 def records(data_dir: Path) -> dict[str, np.ndarray]:
-    """The official records, read without the library."""
+    """Return the official records, read without the library."""
     folder = data_dir / cifar10.BINARY_FOLDER
     return {
         name: np.fromfile(folder / f"{name}.bin", np.uint8).reshape(10_000, 3073)
@@ -34,7 +36,7 @@ def records(data_dir: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def linked(data_dir: Path, tmp_path: Path) -> Path:
-    """A data folder of this test, whose files are links to the real ones."""
+    """Return a data folder whose files are links to the real ones."""
     folder = tmp_path / "data" / cifar10.BINARY_FOLDER
     folder.mkdir(parents=True)
     for name in FILES:
@@ -44,7 +46,7 @@ def linked(data_dir: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The official site does not answer and there is no npm."""
+    """Make the official site unreachable and npm not installed."""
 
     def refuse(url: str, *_: object, **__: object) -> None:
         raise DownloadError(f"{url}: no route to host")
@@ -54,22 +56,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_pickles(records: dict[str, np.ndarray], folder: Path) -> dict[str, str]:
-    """The dataset in the layout of the python version; returns the MD5 of each file."""
-    import hashlib
-
+    """Write the layout of the python version; return the MD5 of each file."""
     folder.mkdir(parents=True)
     sums = {}
     for name, batch in records.items():
-        content = pickle.dumps(
-            {b"data": np.ascontiguousarray(batch[:, 1:]), b"labels": batch[:, 0].tolist()},
-            protocol=2,
-        )
+        content = python_2_pickle(batch)
         (folder / name).write_bytes(content)
         sums[name] = hashlib.md5(content).hexdigest()
     return sums
 
 
-# --- what is read --------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 
 
 def test_facts_of_the_dataset(arrays: Arrays) -> None:
@@ -90,10 +87,6 @@ def test_equal_to_torchvisions_own_reader(
 ) -> None:
     folder = tmp_path / cifar10.PICKLE_FOLDER
     write_pickles(records, folder)
-    # torchvision reads text keys, as the official files give them to it
-    for name in cifar10.BATCHES:
-        batch = pickle.loads((folder / name).read_bytes())
-        (folder / name).write_bytes(pickle.dumps({k.decode(): v for k, v in batch.items()}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(cifar10.CLASSES)}))
 
     class Unchecked(datasets.CIFAR10):
@@ -132,16 +125,13 @@ def test_torchvisions_layout_is_read_in_place(
     assert sorted(p.name for p in tmp_path.iterdir()) == [cifar10.PICKLE_FOLDER]
 
 
-def test_archives_are_used_where_they_lie(
+def test_archives_are_read_in_place_and_unpacked(
     records: dict[str, np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     no_network: None,
 ) -> None:
-    import hashlib
-
-    sums = write_pickles(records, tmp_path / "made" / cifar10.PICKLE_FOLDER)
-    monkeypatch.setattr(cifar10, "PICKLE_MD5", sums)
+    write_pickles(records, tmp_path / "made" / cifar10.PICKLE_FOLDER)
     for field, names, pickled in (
         ("BINARY_ARCHIVE", FILES, False),
         ("PICKLE_ARCHIVE", cifar10.BATCHES, True),
@@ -182,7 +172,7 @@ def test_the_npm_package_gives_the_official_records(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# --- faults --------------------------------------------------------------------------------------
+# --- damaged files -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", [0, 15_000_000, 30_729_999])
@@ -227,24 +217,16 @@ def test_a_foreign_pickle_is_never_loaded(tmp_path: Path) -> None:
     folder.mkdir()
     for name in cifar10.BATCHES:
         (folder / name).write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(DatasetError, match="not the official file .* not unpickled"):
+    with pytest.raises(DatasetError, match="data_batch_1 is not the official .* not unpickled"):
         sources.load(tmp_path)
     assert not (tmp_path / "owned").exists()
 
 
-def test_even_a_trusted_pickle_builds_arrays_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import hashlib
-
-    content = pickle.dumps(print)
-    monkeypatch.setattr(
-        cifar10, "PICKLE_MD5", dict.fromkeys(cifar10.BATCHES, hashlib.md5(content).hexdigest())
-    )
-    for name in cifar10.BATCHES:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(DatasetError, match=r"builtins\.print has no place in CIFAR-10"):
-        sources.load(tmp_path)
+def test_the_unpickler_builds_arrays_only() -> None:
+    with pytest.raises(
+        pickle.UnpicklingError, match=r"builtins\.print is not part of a NumPy array"
+    ):
+        formats._ArrayUnpickler(io.BytesIO(pickle.dumps(print))).load()
 
 
 @pytest.mark.parametrize(
@@ -264,7 +246,7 @@ def test_a_damaged_archive_is_not_opened(tmp_path: Path, archive: cifar10.Archiv
     assert path.stat().st_size == archive.size
 
 
-def test_without_network_and_npm_every_source_says_why(tmp_path: Path, no_network: None) -> None:
+def test_the_error_gives_the_reason_for_each_source(tmp_path: Path, no_network: None) -> None:
     with pytest.raises(DatasetError) as error:
         sources.prepare(tmp_path / "new")
     message = str(error.value)
@@ -289,7 +271,7 @@ def test_npm_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_netw
         sources.prepare(tmp_path / "new")
     assert [p.name for p in (tmp_path / "new").iterdir()] == [".cifar10.lock"]
 
-    # No script of a package is run, and a folder that a killed process leaves is known as ours.
+    # Package scripts are not run, and the folder has the prefix by which leftovers are deleted.
     npm.write_text('#!/bin/sh\necho "$*" in "$(basename "$PWD")" >&2\nexit 1\n')
     with pytest.raises(
         DatasetError,
@@ -341,7 +323,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert [p.name for p in tmp_path.iterdir()] == [".cifar10.lock"]
 
 
-def test_too_little_room_is_said_before_the_download(
+def test_too_little_space_is_an_error_before_the_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -364,7 +346,7 @@ def test_a_read_only_folder_with_an_archive_is_read_in_place(
     assert not list(tmp_path.iterdir())
 
 
-def test_loose_files_are_never_a_reason_to_delete_their_folder(tmp_path: Path) -> None:
+def test_loose_files_are_to_be_moved_not_deleted_with_their_folder(tmp_path: Path) -> None:
     for name in FILES[:5]:
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(DatasetError, match="was not found"):
@@ -374,7 +356,7 @@ def test_loose_files_are_never_a_reason_to_delete_their_folder(tmp_path: Path) -
         sources.load(tmp_path)
 
 
-def test_a_read_only_folder_with_the_data_is_fine(linked: Path) -> None:
+def test_a_read_only_folder_with_the_data_is_read(linked: Path) -> None:
     linked.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
         sources.prepare(linked)
@@ -383,7 +365,7 @@ def test_a_read_only_folder_with_the_data_is_fine(linked: Path) -> None:
         linked.chmod(0o755)
 
 
-def test_processes_preparing_at_once_download_once(
+def test_concurrent_processes_download_once(
     data_dir: Path, records: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     code = f"""
@@ -404,7 +386,7 @@ assert (sources.load(Path({str(tmp_path / "shared")!r})).test_images == real.tes
     assert (tmp_path / "calls").read_text() == "x"
 
 
-def test_a_lock_that_another_process_keeps(
+def test_a_lock_held_by_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
     monkeypatch.setattr(sources, "_LOCK_TIMEOUT", 0.1)

@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer, each asserted on what it promises.
+"""Options of Lightning's Trainer, each tested for its documented effect.
 
 | option | where |
 | --- | --- |
@@ -54,13 +54,13 @@ PLAIN_SGD = Recipe(optimizer="sgd", learning_rate=0.01, momentum=0.0)
 
 @pytest.fixture(autouse=True)
 def _read_once(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading and proving the files is tested elsewhere, and takes longer than these fits."""
+    """Reading and verifying the files is tested elsewhere, and takes longer than these fits."""
     monkeypatch.setattr(sources, "prepare", lambda folder, *, allow_download: None)
     monkeypatch.setattr(sources, "load", lambda folder: arrays)
 
 
 class Seen(pl.Callback):
-    """The labels of every batch of every stage, with the epoch."""
+    """Keep the labels of every batch of every stage, with the epoch."""
 
     def __init__(self) -> None:
         self.batches: dict[str, list[tuple[int, list[int]]]] = {
@@ -83,7 +83,7 @@ class Seen(pl.Callback):
 
 
 class Weights(pl.Callback):
-    """The weights after every optimizer step and at the start of every epoch."""
+    """Keep the weights after every optimizer step and at the start of every epoch."""
 
     def __init__(self) -> None:
         self.steps: list[Tensor] = []
@@ -105,7 +105,7 @@ def assert_equal(left: Tensor, right: Tensor) -> None:
 
 
 def linear(recipe: Recipe | str = PLAIN_SGD) -> ImageClassifier:
-    """A classifier without BatchNorm, always the same."""
+    """Return a classifier without BatchNorm, always with the same weights."""
     torch.manual_seed(1)
     return ImageClassifier(Flat(), recipe, num_classes=10)
 
@@ -122,7 +122,7 @@ def fitted(
     data: CIFAR10DataModule | None = None,
     **options: Any,
 ) -> ImageClassifier:
-    """A classifier after ten steps of 100 images, but for what the options change."""
+    """Return a classifier after ten steps of 100 images, unless the options change that."""
     model = model or linear()
     trainer(folder, **{"limit_val_batches": 0} | options).fit(model, data or small(data_dir))
     return model
@@ -132,7 +132,7 @@ def fitted(
 
 
 @pytest.mark.parametrize("batches", [True, 2])
-def test_fast_dev_run_is_a_batch_of_each_stage_and_leaves_nothing(
+def test_fast_dev_run_is_a_batch_of_each_stage_and_writes_nothing(
     data_dir: Path, tmp_path: Path, batches: int
 ) -> None:
     seen, model, data = Seen(), resnet("sgd"), small(data_dir)
@@ -157,7 +157,7 @@ def test_fast_dev_run_is_a_batch_of_each_stage_and_leaves_nothing(
         ({"train": 0, "val": 0, "test": 0, "predict": 0}, (0, 0, 0, 0)),
     ],
 )
-def test_limits_take_the_first_batches(
+def test_limits_select_the_first_batches(
     data_dir: Path, tmp_path: Path, limits: dict[str, Any], counts: tuple[int, ...]
 ) -> None:
     seen, model, data = Seen(), linear(), small(data_dir)
@@ -192,7 +192,7 @@ def test_max_steps_ends_after_exactly_so_many(data_dir: Path, tmp_path: Path, st
     assert collect.rates == pytest.approx([recipe.learning_rate * factor for factor in factors])
 
 
-def test_max_time_ends_a_run_that_has_no_other_end(data_dir: Path, tmp_path: Path) -> None:
+def test_max_time_ends_a_run_without_any_other_limit(data_dir: Path, tmp_path: Path) -> None:
     data = small(data_dir)
     t = trainer(tmp_path, max_epochs=-1, max_time=timedelta(seconds=0.3), limit_val_batches=0)
     model = linear()
@@ -241,7 +241,7 @@ def test_overfit_batches_shows_the_first_images_again(
 
 def test_accumulated_batches_are_one_batch(data_dir: Path, tmp_path: Path) -> None:
     whole, parts = Collect(), Collect()
-    # in double precision, since training spreads a difference in the last bit of a float
+    # in double precision, because training amplifies rounding errors
     expected = fitted(
         data_dir, tmp_path, linear("sgd"), callbacks=[whole], max_epochs=2, precision="64-true"
     )
@@ -255,7 +255,7 @@ def test_accumulated_batches_are_one_batch(data_dir: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(np.reshape(parts.losses, (-1, 4)).sum(1), whole.losses, rtol=1e-9)
 
 
-def test_the_rest_of_an_epoch_is_a_step_too(data_dir: Path, tmp_path: Path) -> None:
+def test_the_remaining_batches_of_an_epoch_are_a_step_too(data_dir: Path, tmp_path: Path) -> None:
     collect = Collect()
     t = trainer(
         tmp_path, accumulate_grad_batches=4, callbacks=[collect], limit_val_batches=0, max_epochs=2
@@ -269,7 +269,7 @@ def test_the_rest_of_an_epoch_is_a_step_too(data_dir: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("feeding", [small, per_sample])
-def test_loaders_that_are_made_again_go_on(
+def test_reloaded_loaders_continue(
     data_dir: Path, tmp_path: Path, feeding: Any, every: int
 ) -> None:
     options: dict[str, Any] = {"max_epochs": 3, "limit_train_batches": 3}
@@ -320,13 +320,13 @@ def swa(folder: Path, data_dir: Path, model: ImageClassifier) -> tuple[Weights, 
     return weights, t
 
 
-# Our schedule is stepped after every batch, and is replaced by the callback's.
+# Our schedule, stepped after every batch, is replaced by that of the callback.
 swa_warns = pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 
 
 @swa_warns
 def test_stochastic_weight_averaging(data_dir: Path, tmp_path: Path) -> None:
-    """It takes the weights at the start of the epochs, from the second on."""
+    """It averages the weights at the start of each epoch, beginning with the second."""
     model = linear("sgd")
     weights, t = swa(tmp_path, data_dir, model)
     assert t.global_step == 40
@@ -336,10 +336,10 @@ def test_stochastic_weight_averaging(data_dir: Path, tmp_path: Path) -> None:
 
 @swa_warns
 def test_batch_norm_under_stochastic_weight_averaging(data_dir: Path, tmp_path: Path) -> None:
-    """An epoch more, in which the statistics are taken anew.
+    """The callback recomputes the statistics in an additional epoch.
 
-    Lightning 2.6 means to do it without steps, but ends it with one: with the gradients that the
-    last training step has left.
+    Lightning 2.6 intends to do this without optimizer steps, but ends it with one, which uses the
+    gradients left from the last training step.
     """
     model = resnet("sgd")
     norm = model.network.prep[2]
@@ -352,7 +352,7 @@ def test_batch_norm_under_stochastic_weight_averaging(data_dir: Path, tmp_path: 
 
 
 class Scores(pl.Callback):
-    """The weights that are validated."""
+    """Keep the weights that are validated."""
 
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
@@ -429,7 +429,7 @@ def test_a_resumed_run_goes_on_with_its_averages(
         ({}, [10, 20]),
     ],
 )
-def test_when_validation_comes_and_that_training_does_not_notice(
+def test_validation_runs_on_time_and_does_not_change_training(
     data_dir: Path, tmp_path: Path, options: dict[str, Any], after: list[int]
 ) -> None:
     steps = []
@@ -456,7 +456,7 @@ def test_when_validation_comes_and_that_training_does_not_notice(
     assert len(logged["train_loss_epoch"][1]) == 2
 
 
-def test_a_validation_within_an_epoch_sees_all_images(data_dir: Path, tmp_path: Path) -> None:
+def test_validation_within_an_epoch_uses_all_images(data_dir: Path, tmp_path: Path) -> None:
     seen = Seen()
     data = CIFAR10DataModule(data_dir, val_split=45_000, batch_size=1000)
     fitted(
@@ -484,7 +484,7 @@ def test_predict_gives_scores_in_order(
     assert [scores.shape for scores in predicted] == [(100, 10)] * 7
     assert all(scores.is_inference() == inference for scores in predicted)
     assert not any(scores.requires_grad for scores in predicted)
-    assert model.training  # as it was
+    assert model.training  # restored
     model.eval()
     data.trainer = None
     with torch.no_grad():
@@ -521,12 +521,12 @@ def test_a_run_after_a_test_is_the_same_run(data_dir: Path, tmp_path: Path) -> N
 # --- again ---------------------------------------------------------------------------------------
 
 
-def test_a_trainer_that_is_given_more_epochs_goes_on(data_dir: Path, tmp_path: Path) -> None:
+def test_a_trainer_with_more_epochs_continues(data_dir: Path, tmp_path: Path) -> None:
     model, data = linear(), small(data_dir)
     t = trainer(tmp_path, limit_val_batches=0)
     t.fit(model, data)
     once = flat(model)
-    t.fit(model, data)  # it has trained as many epochs as it was message
+    t.fit(model, data)  # it has already trained the requested number of epochs
     assert torch.equal(flat(model), once)
     t.fit_loop.max_epochs = 2
     t.fit(model, data)
@@ -563,7 +563,7 @@ def test_batch_size_finder(data_dir: Path, tmp_path: Path, feeding: Any, mode: s
 
 
 @pytest.mark.parametrize("feeding", [small, per_sample])
-def test_batch_size_finder_ends_with_the_images(
+def test_batch_size_finder_stops_at_the_number_of_images(
     data_dir: Path, tmp_path: Path, feeding: Any
 ) -> None:
     data = feeding(data_dir, batch_size=8)
@@ -695,7 +695,7 @@ def test_deterministic_runs_are_the_same_run(data_dir: Path, tmp_path: Path, nam
         ("16-true", torch.float16, torch.float16),
         pytest.param(
             "16-mixed", torch.float32, torch.bfloat16,
-            # Lightning takes bfloat16 in its place
+            # Lightning uses bfloat16 instead
             marks=pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU"),
         ),
     ],
@@ -724,14 +724,14 @@ def test_every_precision_of_a_cpu(
 @pytest.mark.parametrize(
     "options", [{"profiler": "simple"}, {"detect_anomaly": True}, {"benchmark": True}]
 )
-def test_watching_does_not_change_a_run(
+def test_profiling_and_anomaly_detection_do_not_change_a_run(
     data_dir: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     watched = fitted(data_dir, tmp_path, resnet("sgd"), **options)
     assert torch.equal(flat(watched), flat(fitted(data_dir, tmp_path, resnet("sgd"))))
 
 
-def test_a_profiler_has_seen_every_step(data_dir: Path, tmp_path: Path) -> None:
+def test_a_profiler_records_every_step(data_dir: Path, tmp_path: Path) -> None:
     t = trainer(tmp_path, profiler="simple", limit_val_batches=0)
     t.fit(linear(), small(data_dir))
     seen = t.profiler.recorded_durations

@@ -1,4 +1,4 @@
-"""Test-time views against images that are shifted and mirrored by hand, one by one."""
+"""Test-time augmentation against images that are shifted and mirrored one by one with NumPy."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ def network() -> nn.Module:
 
 
 def shifted(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The picture moved by so many rows down and columns right, its border mirrored."""
+    """Move an image down by `rows` and right by `columns`, with a reflected border."""
     side = image.shape[-1]
     padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), mode="reflect")
     return padded[:, 1 - rows : 1 - rows + side, 1 - columns : 1 - columns + side]

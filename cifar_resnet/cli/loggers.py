@@ -17,6 +17,8 @@ from pytorch_lightning.loggers import (
 
 from cifar_resnet.cli.options import CommandError
 
+_MLFLOW_RUN = "mlflow_run_id"
+
 
 def check_installed(name: str) -> None:
     """Raise if the package of a logger is not installed."""
@@ -59,6 +61,13 @@ def make_loggers(name: str, folder: Path, resume_step: int | None) -> list[Logge
     return [local]
 
 
+def remember_run(loggers: list[Logger], folder: Path) -> None:
+    """Save in the run's folder what a resumed run needs to continue in the same logger."""
+    for logger in loggers:
+        if isinstance(logger, MLFlowLogger):
+            (folder / _MLFLOW_RUN).write_text(f"{logger.run_id}\n")
+
+
 def curves_folder(loggers: list[Logger]) -> str:
     """Return the folder of the logger that keeps the curves on disk."""
     local: Any = loggers[-1]
@@ -96,13 +105,6 @@ def _csv_logger(folder: Path, resume_step: int | None) -> CSVLogger:
 
 def _mlflow_logger(folder: Path) -> MLFlowLogger:
     """Create an MLflow logger; a resumed run continues the MLflow run that it started."""
-    path = folder / "mlflow_run_id"
-    logger = MLFlowLogger(
-        experiment_name="cifar-resnet",
-        run_name=folder.name,
-        run_id=path.read_text().strip() if path.is_file() else None,
-    )
-    run_id = logger.run_id
-    if run_id is not None and not path.is_file():
-        path.write_text(run_id + "\n")
-    return logger
+    path = folder / _MLFLOW_RUN
+    run_id = path.read_text().strip() if path.is_file() else None
+    return MLFlowLogger(experiment_name="cifar-resnet", run_name=folder.name, run_id=run_id)

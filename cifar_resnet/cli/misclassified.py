@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"expected calibration error {100 * found.calibration.expected_error:.2f} %\n")
     print("true class        predicted   errors  of its images")
     for pair in found.most_confused(5):
-        print(f"{pair.true:<17} {pair.predicted:<11} {pair.errors:>6}  {100 * pair.share:>12.1f} %")
+        print(
+            f"{pair.true:<17} {pair.predicted:<11} {pair.errors:>6}  {100 * pair.fraction:>12.1f} %"
+        )
     print(
         f"\nIn {folder}: {', '.join(f'{name}.png' for name in figures)}, and errors.json with "
         f"{len(found):,} errors"

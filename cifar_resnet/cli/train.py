@@ -97,7 +97,12 @@ def run(args: argparse.Namespace) -> int:
 
     from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier, LastCheckpoint
     from cifar_resnet.cli import report
-    from cifar_resnet.cli.loggers import check_installed, log_hyperparameters, make_loggers
+    from cifar_resnet.cli.loggers import (
+        check_installed,
+        log_hyperparameters,
+        make_loggers,
+        remember_run,
+    )
 
     _set_up_messages()
     stages.end("import")
@@ -130,13 +135,20 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise CommandError(str(error), code=2) from error
     args.data_dir = str(data.data_dir.absolute())
-    _prepare(folder, data, args, processes)
-    stages.end("data")
     network = CustomResNet(width=args.width, **recipe.network_options())
     model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)
     last = LastCheckpoint(folder, every_seconds=args.save_every)
     checkpoint, step = run_folder.newest_checkpoint(last) if args.resume else (None, 0)
 
+    # The composition.
+    loggers = make_loggers(args.logger, folder, step if args.resume else None)
+    timer = Progress(stages, show=not args.quiet and processes.is_main)
+    monitor, mode = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
+    trainer = _trainer(args, processes, device, folder, [timer, last], loggers, (monitor, mode))
+
+    # Nothing has been written so far.
+    _prepare(folder, data, args, processes)
+    stages.end("data")
     if processes.is_main:
         seconds = hardware.expected_seconds(network, recipe.batch_size, args.precision, device)
         images = (data.num_samples if not args.smoke else 2 * recipe.batch_size) * args.epochs
@@ -154,14 +166,10 @@ def run(args: argparse.Namespace) -> int:
         if checkpoint is not None:
             print(f"Resuming after step {step}.")
         sys.stdout.flush()
+        remember_run(loggers, folder)
     if args.compile:
         network.compile(mode=args.compile)
 
-    # The composition.
-    loggers = make_loggers(args.logger, folder, step if args.resume else None)
-    timer = Progress(stages, show=not args.quiet and processes.is_main)
-    monitor, mode = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
-    trainer = _trainer(args, processes, device, folder, [timer, last], loggers, (monitor, mode))
     try:
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         stages.end("train")
@@ -202,8 +210,8 @@ def _trainer(
 ) -> Trainer:
     """Compose Lightning's Trainer."""
     import pytorch_lightning as pl
-    from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning_fabric.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 
     from cifar_resnet import AtomicCheckpointIO, LogMisclassified
     from cifar_resnet.cli.progress import CompileOnce

@@ -1,4 +1,22 @@
-"""CIFAR-10, one piece a file: `cifar10` (facts), `formats` (files and their proof), `sources` and
-`download` (where they come from), `order` (which sample when), `augment` (uint8 images to batches),
-`loaders` (iteration), `module` (the composition).
+"""CIFAR-10: from verified files to batches.
+
+Facts and files:
+
+- `cifar10`: class names, statistics, file layout and checksums.
+- `download`: download one file over HTTP, with resume.
+- `formats`: read each file format and verify it.
+- `sources`: find the files in a folder, or fetch them.
+
+Batches:
+
+- `order`: which samples are in which batch, and the validation split.
+- `augment`: uint8 images to augmented, normalized batches.
+- `loaders`: loaders for device-resident images and for per-sample transforms.
+- `module`: the `CIFAR10DataModule`, which combines all of the above.
+
+What other code needs to know about data:
+
+- `reading`: read any dataset, loader or data module in order, with indices.
+- `class_names`: convert class names and class numbers.
+- `label_suspects`: test images whose given label is doubtful.
 """

@@ -1,6 +1,4 @@
-"""Whole-batch augmentation with per-image randomness. It knows uint8 images; it must not know
-CIFAR-10, labels, loaders or Lightning.
-"""
+"""Augment and normalize whole batches of uint8 images, with different randomness per image."""
 
 from __future__ import annotations
 
@@ -23,28 +21,31 @@ Booleans = NDArray[np.bool_] | Tensor
 _FLIPS = ("random", "alternating", "none")
 _PADDING_MODES = ("reflect", "constant")
 
-# Streams of random numbers; each is keyed by (seed, stream, epoch), so that changing the use of
-# one does not move the others.
+# Streams of random numbers. Each is seeded with (seed, stream, epoch), so a change in how one is
+# used does not affect the others.
 _CROP_STREAM, _FLIP_STREAM, _CUTOUT_STREAM = 1, 2, 3
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What happens to each image in one epoch; every array is indexed by the sample.
+    """Augmentation parameters of each image in one epoch; every array is indexed by the sample.
 
-    NumPy arrays as drawn, tensors once `ImageBank.place` has brought them to a device.
+    The arrays are NumPy arrays when drawn, and tensors after `ImageBank.place` has moved them to a
+    device.
     """
 
     offset_y: Integers  # top row of the crop in the padded image
     offset_x: Integers  # its left column
-    flip: Booleans  # mirrored left to right after the crop
-    cutout_y: Integers  # top row of the blanked square, after the flip
+    flip: Booleans  # whether it is mirrored left to right after the crop
+    cutout_y: Integers  # top row of the cutout square, after the flip
     cutout_x: Integers  # its left column
 
     def take(self, samples: NDArray[np.intp] | slice) -> Parameters:
+        """Return the parameters of these samples."""
         return Parameters(*(array[samples] for array in self.arrays()))
 
     def arrays(self) -> tuple[Any, ...]:
+        """Return the five arrays in the order of the fields."""
         return tuple(getattr(self, field.name) for field in fields(self))
 
 
@@ -56,11 +57,11 @@ class Augmentation:
         crop_padding: Pixels added on each side before a random crop back to the image's size;
             0 means no crop.
         flip: `"random"` mirrors each image with probability 1/2 in each epoch; `"alternating"`
-            does so in the first epoch and then shows each image mirrored and unmirrored in turn
-            (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024); `"none"` never.
-        cutout: Side of a square, wholly inside the image, that is set to the mean color
-            (DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with
-            Cutout", 2017); 0 means no cutout.
+            does so in the first epoch and then flips every image in every other epoch (Jordan,
+            "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024); `"none"` never mirrors.
+        cutout: Side in pixels of a square inside the image that is set to the mean color (DeVries
+            and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
+            2017); 0 means no cutout.
         padding_mode: `"reflect"` mirrors the border pixels, `"constant"` pads with black.
     """
 
@@ -77,7 +78,7 @@ class Augmentation:
         arguments.choice("padding_mode", self.padding_mode, _PADDING_MODES)
 
     def check_side(self, side: int) -> None:
-        """Raise a ValueError if this does not fit images of `side` x `side` pixels."""
+        """Raise a ValueError if the augmentation does not fit images of `side` x `side` pixels."""
         if self.cutout > side:
             raise ValueError(
                 f"cutout must be at most {side} pixels (the image's side), but got {self.cutout}."
@@ -89,7 +90,7 @@ class Augmentation:
             )
 
     def draw(self, samples: int, side: int, *, seed: int, epoch: int) -> Parameters:
-        """The parameters of all samples in one epoch: a function of the arguments alone."""
+        """Draw the parameters of all samples in one epoch; they depend only on the arguments."""
         crop = np.random.default_rng([seed, _CROP_STREAM, epoch])
         cutout = np.random.default_rng([seed, _CUTOUT_STREAM, epoch])
         offsets = crop.integers(0, 2 * self.crop_padding + 1, size=(2, samples))
@@ -106,19 +107,19 @@ class Augmentation:
 
 
 class ImageBank:
-    """Images that stay as padded uint8 on one device and come out as normalized float batches.
+    """Store padded uint8 images on one device and return normalized float batches.
 
-    A crop is taken from its first pixel to its last, the padding between its rows included: one
-    run of bytes an image, so that a whole batch is one gather of B long copies. The padding is
-    left out in the conversion to float. Where images may be flipped, their mirror images lie
-    beside them.
+    A crop is read from its first pixel to its last, including the padding between its rows: one
+    run of bytes per image, so a whole batch is one gather of B long copies. The padding is
+    dropped in the conversion to float. If images may be flipped, their mirror images are stored
+    as well.
 
     Args:
         images: uint8 array (N, S, S, C), C channels of S x S pixels.
         mean: Mean of each channel, in [0, 1].
         std: Standard deviation of each channel, in [0, 1].
-        augmentation: What `batch` applies; None for normalization alone.
-        device: Where the images stay and the batches appear.
+        augmentation: Augmentation that `batch` applies. If None, images are only normalized.
+        device: Device of the images and the batches.
     """
 
     def __init__(
@@ -152,8 +153,8 @@ class ImageBank:
             (len(images), 2 * padding + 1, 2 * padding + 1, run),
             (row * (side + 2 * padding), row, channels, 1),
         )
-        # x / 255, minus mean, over std, as one multiplication and one addition a value; repeated
-        # along a row so that the innermost dimension is long enough to be vectorised.
+        # (x / 255 - mean) / std as one multiplication and one addition per value; repeated along
+        # a row so that the innermost dimension is long enough to be vectorized.
         divisor = np.tile(np.asarray(std, dtype=np.float64), side)
         shift = -np.tile(np.asarray(mean, dtype=np.float64), side) / divisor
         self._scale = torch.tensor(1 / (255 * divisor), dtype=torch.float32, device=self.device)
@@ -165,10 +166,10 @@ class ImageBank:
     def place(
         self, rows: NDArray[np.intp], parameters: Parameters | None = None
     ) -> tuple[Integers, Parameters | None]:
-        """Bring rows and parameters to where `batch` wants them: slices of both make batches.
+        """Move rows and parameters to the device; slices of both can then be passed to `batch`.
 
-        For a GPU that is one transfer, and the GPU is not waited for: a whole epoch at once leaves
-        none for its batches.
+        For a GPU this is one asynchronous transfer. Done for a whole epoch at once, its batches
+        need no further transfers.
         """
         if self.device.type == "cpu":
             return rows, parameters
@@ -178,11 +179,12 @@ class ImageBank:
         return _unstacked(stacked.to(self.device, non_blocking=True))
 
     def batch(self, rows: Integers, parameters: Parameters | None = None) -> Tensor:
-        """The images at `rows` as float32 (B, C, S, S) in channels_last memory.
+        """Return the images at `rows` as float32 (B, C, S, S) in channels_last memory.
 
         Args:
             rows: Positions (B,) in the bank.
-            parameters: Their augmentation, B of each; None for the unaugmented images.
+            parameters: Augmentation parameters of these B images. If None, the images are only
+                normalized.
         """
         if self.device.type != "cpu" and not isinstance(rows, Tensor):
             rows, parameters = self.place(rows, parameters)
@@ -202,13 +204,14 @@ class ImageBank:
             flip: Any = parameters.flip
             y, x = parameters.offset_y, parameters.offset_x
             if len(self._runs) > self._count:
-                # The mirrored crop lies in the mirrored image, as far from the other side.
+                # The mirrored crop is in the mirrored image, at the same distance from its right
+                # side as the crop from the left side of the image.
                 image = image + flip * self._count
                 x = x + flip * (2 * (self._padding - x))
         runs = (
             self._runs[image, y, x]
             if isinstance(rows, Tensor)
-            # NumPy copies a whole run at once where torch's indexing goes byte by byte.
+            # NumPy copies a whole run at once; indexing in torch copies byte by byte.
             else torch.from_numpy(self._runs.numpy()[image, y, x])
         )  # uint8 (B, run)
         shape = (len(runs), self.side, self.side * self.channels)
@@ -222,7 +225,7 @@ class ImageBank:
         y = self._tensor(parameters.cutout_y)[:, None, None] + span[:, None]  # (B, size, 1)
         x = self._tensor(parameters.cutout_x)[:, None, None] + span  # (B, 1, size)
         squares = (batch[:, None, None] * self.side + y) * self.side + x  # (B, size, size)
-        # Zero is the mean color of the dataset: the images are normalized here.
+        # The images are already normalized, so zero is the mean color of the dataset.
         images.view(-1, self.channels).index_fill_(0, squares.flatten(), 0.0)
 
     def _tensor(self, values: Integers | Booleans) -> Tensor:
@@ -232,8 +235,9 @@ class ImageBank:
 def _padded(
     images: NDArray[np.uint8], padding: int, mode: str, *, mirrored: bool
 ) -> NDArray[np.uint8]:
-    """Images (N, S, S, C) with `padding` pixels more on each side; after them, if asked for, their
-    mirror images.
+    """Return images (N, S, S, C) with `padding` more pixels on each side.
+
+    If `mirrored` is True, their mirror images follow: (2N, ...).
     """
     if not padding and not mirrored:
         return images
@@ -251,13 +255,13 @@ def _padded(
         for column in border:
             upright[:, :, column] = upright[:, :, sources[column]]
     if mirrored:
-        for channel in range(images.shape[3]):  # far faster than pixels of three bytes
+        for channel in range(images.shape[3]):  # much faster than copying pixels of three bytes
             result[count:, :, :, channel] = upright[:, :, ::-1, channel]
     return result
 
 
 def _stacked(rows: Integers, parameters: Parameters | None) -> Tensor:
-    """Rows and parameters as one int64 tensor (1 or 6, B)."""
+    """Return rows and parameters as one int64 tensor (1 or 6, B)."""
     arrays = [rows] if parameters is None else [rows, *parameters.arrays()]
     return torch.stack([torch.as_tensor(array, device="cpu").long() for array in arrays])
 

@@ -1,4 +1,4 @@
-"""What CIFAR-10 is: names, statistics, file layout and checksums. Facts only, no behavior.
+"""Define the facts about CIFAR-10: class names, statistics, file layout and checksums.
 
 Source of the dataset: Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny Images"
 (2009), https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -36,8 +36,8 @@ BATCHES: Final = (
     "test_batch",
 )
 
-# SHA-256 of the six files of the official binary version; whatever the source, the records
-# rebuilt from it must have these sums.
+# SHA-256 of the six files of the official binary version. The records read from any source must
+# have these checksums.
 RECORDS_SHA256: Final = {
     "data_batch_1": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
     "data_batch_2": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
@@ -62,7 +62,7 @@ PICKLE_FOLDER: Final = "cifar-10-batches-py"
 
 
 class Archive(NamedTuple):
-    """One compressed file that holds the whole dataset."""
+    """A compressed file with the whole dataset."""
 
     name: str
     size: int  # bytes

@@ -1,4 +1,4 @@
-"""Convert class names and class numbers that a caller passes, and look one up by the other."""
+"""Convert class names and class numbers passed by a caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cifar_resnet import arguments
 
 
 def class_index(requested: int | str | None, names: Sequence[str], argument: str) -> int | None:
-    """A class given by name or number, as a number."""
+    """Return the number of a class given by name or number, or None if it is None."""
     check_class(argument, requested)
     if requested is None:
         return None
@@ -24,7 +24,7 @@ def class_index(requested: int | str | None, names: Sequence[str], argument: str
 
 
 def check_class(argument: str, requested: Any) -> None:
-    """Raise for what cannot be a class, whatever classes there are."""
+    """Raise an error for a value that cannot be a class name or number in any dataset."""
     if requested is None or isinstance(requested, str):
         return
     message = f"{argument} must be the number or the name of a class, but got {requested!r}."
@@ -35,6 +35,7 @@ def check_class(argument: str, requested: Any) -> None:
 
 
 def as_class_names(class_names: Any) -> tuple[str, ...] | None:
+    """Return the names as a tuple of strings, or None if there are none."""
     if class_names is None:
         return None
     return tuple(map(str, arguments.sequence("class_names", class_names, "a sequence of names")))

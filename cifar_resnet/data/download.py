@@ -1,4 +1,4 @@
-"""One file over HTTP that survives a bad line. It knows URLs and bytes, nothing of CIFAR-10."""
+"""Download one file over HTTP, with resume, retries and a check of its SHA-256."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from typing import IO, Any
 __all__ = ["DownloadError", "download"]
 
 _CHUNK = 1 << 18  # bytes
-_OVERHEAD = 1 << 20  # bytes of an answer beside the file and its chunks, such as headers
+_OVERHEAD = 1 << 20  # maximum number of other bytes in a response, such as headers
 
 
 class DownloadError(RuntimeError):
-    """The file could not be fetched; what arrived stays in a `.part` file and is continued."""
+    """The file could not be downloaded; a later call continues with its `.part` file."""
 
 
 def download(
@@ -38,47 +38,49 @@ def download(
     pause: float = 1.0,
     progress: bool = True,
 ) -> None:
-    """Fetch `url` to `path`, which appears only when size and SHA-256 are right.
+    """Download `url` to `path`, which is created only when size and SHA-256 are correct.
 
-    What has arrived is kept in `path` + `.part`, and a later call continues there. If the whole is
-    then not the expected file, the part may have been the wrong one: it is fetched anew, once.
+    Bytes received so far are kept in `path` + `.part`, and a later call continues there. If the
+    completed file is wrong, the part may have been from another file: it is downloaded once more
+    from the start.
 
     Args:
-        url: Address; a redirect from https to http, or to another protocol, is refused.
+        url: Address. Redirects from https to http, or to another protocol, are refused.
         path: File to write, in an existing folder.
         size: Expected size in bytes.
         sha256: Expected SHA-256 as hexadecimal digits.
-        stall_timeout: Seconds without a byte after which an attempt ends. A busy server that asks
-            for a longer pause than `pause` gets it, up to this.
-        slowest: Bytes a second. An attempt that brings fewer over `stall_timeout` seconds ends,
-            and one that brings fewer over its whole time, the pause before it included, counts as
-            fruitless. So each call ends: after `size / slowest` seconds and the fruitless attempts.
-        attempts: How many fruitless attempts in succession to make before giving up; each
-            attempt continues where the last one ended.
-        pause: Seconds to wait before another attempt, doubled after each fruitless one.
-        progress: Whether to show a bar with speed and time left on standard error.
+        stall_timeout: Seconds without a byte after which an attempt ends. If a busy server asks
+            for a longer pause than `pause`, it is respected up to this value.
+        slowest: Minimum speed in bytes per second. An attempt that is slower over `stall_timeout`
+            seconds ends, and one that is slower over its whole time, including the pause before it,
+            counts as failed. So every call ends, at the latest after `size / slowest` seconds and
+            the failed attempts.
+        attempts: Number of failed attempts in a row before giving up; each attempt continues where
+            the last one ended.
+        pause: Seconds to wait before another attempt, doubled after each failed one.
+        progress: Whether to show a progress bar on standard error.
 
     Raises:
-        DownloadError: If no attempt completed the file, or the file is not the expected one (then
-            the part file is deleted too).
+        DownloadError: If no attempt completed the file, or it is not the expected file (then the
+            part file is deleted as well).
         OSError: If the file cannot be written.
     """
     part = path.with_name(path.name + ".part")
     opener = _opener(stall_timeout, slowest, size + size // 8 + _OVERHEAD)
     failure: Exception | None = None
-    most, fruitless = _size(part), 0  # bytes, and attempts since they last became enough more
-    ranges, anew = True, False
-    while fruitless < attempts:
+    most, failed = _size(part), 0  # bytes, and attempts since they last grew fast enough
+    ranges, restarted = True, False
+    while failed < attempts:
         begin = time.monotonic()
         if failure is not None:
-            time.sleep(max(pause * 2**fruitless, min(_asked_pause(failure), stall_timeout)))
-        fruitless += 1
+            time.sleep(max(pause * 2**failed, min(_requested_pause(failure), stall_timeout)))
+        failed += 1
         try:
-            in_one = _continue(opener, url, part, size, stall_timeout, progress, ranges)
+            in_one_response = _continue(opener, url, part, size, stall_timeout, progress, ranges)
         except urllib.error.HTTPError as error:
             error.close()
             failure = error
-            if error.code == 416:  # our part is longer than their file
+            if error.code == 416:  # the part is longer than the file on the server
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 425, 429):
                 break
@@ -88,7 +90,7 @@ def download(
             http.client.HTTPException,
             ConnectionError,
             ssl.SSLError,
-            ValueError,  # an address or a number that cannot be read
+            ValueError,  # an invalid address or number
         ) as error:
             failure = error
             ranges = ranges and not isinstance(error, _WrongRange)
@@ -100,26 +102,26 @@ def download(
                 part.replace(path)
                 return
             part.unlink()
-            if in_one or anew:
+            if in_one_response or restarted:
                 raise DownloadError(
                     f"{url} sent a wrong file of {size} bytes: SHA-256 {digest}, expected {sha256}"
                 )
-            # an earlier piece may be the wrong one
-            anew, failure, most, fruitless = True, None, 0, 0
+            # the part from an earlier response may be wrong
+            restarted, failure, most, failed = True, None, 0, 0
             continue
         gained = _size(part) - most
-        if gained > 0:  # a server that starts anew each time must not go on for ever
+        if gained > 0:  # a server that always starts over must not keep the loop running forever
             most += gained
             if gained >= slowest * (time.monotonic() - begin):
-                fruitless = 0
-    arrived = _size(part)
-    kept = f"; the {arrived} of {size} bytes that arrived are kept" if arrived else ""
+                failed = 0
+    received = _size(part)
+    kept = f"; the {received} of {size} bytes that arrived are kept" if received else ""
     raise DownloadError(f"{url}: {_reason(failure, stall_timeout)}{kept}") from failure
 
 
 def _size(part: Path) -> int:
-    """Bytes of the part file. What is not a file of its own is deleted: written, it would change
-    another one.
+    """Return the size of the part file. A link is deleted, because writing to it would change
+    another file.
     """
     try:
         found = part.lstat()
@@ -140,7 +142,7 @@ def _continue(
     progress: bool,
     ranges: bool,
 ) -> bool:
-    """Complete the part file; whether it came in one answer."""
+    """Complete the part file; return whether all of it came in one response."""
     from tqdm import tqdm
 
     offset = _size(part)
@@ -158,7 +160,7 @@ def _continue(
         if expected.isdecimal() and not response.chunked and int(expected) != end - start:
             raise DownloadError(
                 f"{url} offers {int(expected) + start} bytes, but the file has {size}: "
-                "it is not the expected one"
+                "it is not the expected file"
             )
         offset = start
         with (
@@ -183,20 +185,20 @@ def _continue(
 
 
 class _WrongRange(http.client.HTTPException):
-    """The server sent another range than it was asked for; it is not asked for one again."""
+    """The server sent a different range than requested; ranges are then no longer requested."""
 
 
 def _span(response: Any, offset: int, size: int) -> tuple[int, int]:
-    """Where the answer starts and ends in the file."""
+    """Return where the response starts and ends in the file."""
     if response.status != 206:
         return 0, size  # the server sends the whole file
     stated = response.headers.get("Content-Range", "")
     found = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", stated)
     if not found or found[3] not in ("*", str(size)):
-        raise _WrongRange(f"asked for bytes {offset}-{size - 1}/{size}, got {stated!r}")
+        raise _WrongRange(f"requested bytes {offset}-{size - 1}/{size}, got {stated!r}")
     start, last = int(found[1]), int(found[2])
     if start != offset or not start <= last < size:
-        raise _WrongRange(f"asked for bytes {offset}-{size - 1}/{size}, got {stated!r}")
+        raise _WrongRange(f"requested bytes {offset}-{size - 1}/{size}, got {stated!r}")
     return start, last + 1
 
 
@@ -207,17 +209,17 @@ def _sha256(part: Path) -> str:
     return digest
 
 
-def _asked_pause(failure: Exception) -> float:
-    """Seconds that a busy server asks to wait."""
+def _requested_pause(failure: Exception) -> float:
+    """Return the number of seconds that a busy server asks to wait."""
     if isinstance(failure, urllib.error.HTTPError):
-        asked = str(failure.headers.get("Retry-After", ""))
-        if re.fullmatch("[0-9]{1,9}", asked):
-            return float(asked)
+        seconds = str(failure.headers.get("Retry-After", ""))
+        if re.fullmatch("[0-9]{1,9}", seconds):
+            return float(seconds)
     return 0.0
 
 
 def _is_offline(error: Exception) -> bool:
-    """Whether trying again at once is pointless: the name is not known here."""
+    """Return whether the host name cannot be resolved, so that trying again is pointless."""
     return isinstance(getattr(error, "reason", None), socket.gaierror)
 
 
@@ -227,14 +229,14 @@ def _reason(failure: Exception | None, stall_timeout: float) -> str:
         return f"no data for {stall_timeout:g} seconds"
     if isinstance(failure, http.client.IncompleteRead):
         return "the connection ended too early"
-    return " ".join(str(reason).split())[:300]  # a server can make it long
+    return " ".join(str(reason).split())[:300]  # the server may send a long one
 
 
 # --- the connection ------------------------------------------------------------------------------
 
 
 def _opener(stall_timeout: float, slowest: float, limit: int) -> urllib.request.OpenerDirector:
-    """An opener whose answers are watched, from the first byte of their headers."""
+    """Return an opener that monitors its responses from the first byte of their headers."""
 
     def answer(*args: Any, **options: Any) -> http.client.HTTPResponse:
         response = http.client.HTTPResponse(*args, **options)
@@ -259,8 +261,8 @@ def _opener(stall_timeout: float, slowest: float, limit: int) -> urllib.request.
 
 
 class _Watched(io.RawIOBase):
-    """The bytes of one answer as they arrive. It ends what the timeout of a socket does not: a
-    server that sends a byte now and then, and headers or trailers without an end.
+    """Read the bytes of one response, and stop what the timeout of a socket does not stop: a server
+    that sends a byte now and then, and endless headers or trailers.
     """
 
     def __init__(self, raw: io.RawIOBase, window: float, slowest: float, limit: int) -> None:
@@ -285,12 +287,12 @@ class _Watched(io.RawIOBase):
             count = self._raw.readinto(buffer) or 0
         except (TimeoutError, ConnectionError, ssl.SSLError):
             raise
-        except OSError as error:  # such as a network that is gone; not to be taken for the disk's
+        except OSError as error:  # of the network, not of the disk
             raise ConnectionError(error.errno, error.strerror or str(error)) from error
         self._arrived += count
         self._left -= count
         if self._left < 0:
-            raise http.client.HTTPException("the answer does not end")
+            raise http.client.HTTPException("the response does not end")
         return count
 
     def close(self) -> None:
@@ -299,7 +301,7 @@ class _Watched(io.RawIOBase):
 
 
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https to http, and to nothing else."""
+    """Follow redirects, except from https to http or to other protocols."""
 
     def redirect_request(
         self,
@@ -328,7 +330,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
     ) -> Any:
         try:
             return super().http_error_302(req, fp, code, msg, headers)
-        except ValueError:  # an address that cannot be read; the answer would stay open
+        except ValueError:  # an invalid address; the response would stay open
             fp.close()
             raise
 

@@ -1,4 +1,4 @@
-"""Test images of CIFAR-10 whose given label is doubtful. Facts only; it must not know models."""
+"""List the CIFAR-10 test images whose given label is doubtful."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class LabelSuspect:
 
     Attributes:
         index: Index in the CIFAR-10 test set.
-        given: Name of the class that the dataset gives.
+        given: Name of the class in the dataset.
         guessed: Name of the class that a model proposed to the five people.
-        votes_given: People who saw the given class only.
-        votes_guessed: People who saw the proposed class only.
-        votes_both: People who saw both.
-        votes_neither: People who saw neither.
+        votes_given: Number of people who chose only the given class.
+        votes_guessed: Number of people who chose only the proposed class.
+        votes_both: Number of people who chose both.
+        votes_neither: Number of people who chose neither.
     """
 
     index: int
@@ -35,17 +35,18 @@ class LabelSuspect:
 
 @cache
 def label_suspects() -> dict[int, LabelSuspect]:
-    """The 54 test images of CIFAR-10 with a doubtful label, by index.
+    """Return the 54 CIFAR-10 test images with a doubtful label, by index.
 
-    Five people looked at each of 275 candidates; these are the ones whose given label fewer than
-    three of them chose. That makes a label a suspect, not wrong: the images are never left out.
+    Five people looked at each of 275 candidates. Listed are the images for which fewer than three
+    people chose the given label. Such a label is doubtful, not necessarily wrong, so these images
+    are never excluded.
 
     Source: Northcutt, Athalye and Mueller, "Pervasive Label Errors in Test Sets Destabilize
     Machine Learning Benchmarks" (NeurIPS Datasets and Benchmarks 2021),
     https://github.com/cleanlab/label-errors, Apache License 2.0.
 
     Returns:
-        Index in the test set to record, in ascending order.
+        A dictionary from index in the test set to `LabelSuspect`, in ascending order.
 
     Examples:
         >>> from cifar_resnet import label_suspects

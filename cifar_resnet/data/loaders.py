@@ -1,8 +1,4 @@
-"""The two ways of feeding: resident images in whole batches, or a DataLoader over samples.
-
-Both follow the same `BatchOrder` and `EpochPosition`. They know arrays and epochs; they must not
-know CIFAR-10, files or Lightning.
-"""
+"""Load batches of device-resident images, or of images with per-sample transforms."""
 
 from __future__ import annotations
 
@@ -32,17 +28,17 @@ SampleKey = tuple[int, int]  # epoch, position in the subset
 
 @dataclass
 class EpochCounter:
-    """The epoch that comes next, over all loaders that are made one after the other."""
+    """The number of the next epoch, shared by all loaders that are created one after another."""
 
     next: int = 0
 
 
 class EpochPosition:
-    """Which epoch an iteration shows and how much of it has been served.
+    """Keep track of the epoch of an iteration and of the number of batches already returned.
 
-    Each iteration is a new epoch unless `set_epoch` says which one. The saved state means "what
-    comes next", so that it is right in the middle and at the end of an epoch alike. It goes on from
-    the counter, if one is given.
+    Each iteration is a new epoch unless `set_epoch` sets it. The saved state is the position of the
+    next batch, so it is correct both within and at the end of an epoch. If a counter is given, the
+    first epoch is the counter's next one.
     """
 
     def __init__(self, batches: int, counter: EpochCounter | None = None) -> None:
@@ -53,7 +49,7 @@ class EpochPosition:
         self._epoch, self._served = self._next_epoch, 0
 
     def begin(self) -> tuple[int, int]:
-        """Start an iteration: its epoch and its first batch."""
+        """Start an iteration and return its epoch and the number of its first batch."""
         self._epoch, self._served = self._next_epoch, 0
         if self._resume_at is not None and self._resume_at[0] == self._epoch:
             self._served = self._resume_at[1]
@@ -84,20 +80,21 @@ class EpochPosition:
 
 
 class ResidentLoader:
-    """Batches (images, labels) made on the device where the images stay.
+    """Load batches (images, labels) on the device where the images are stored.
 
     Iterating yields float32 images (B, C, S, S) in channels_last memory and int64 labels (B,).
-    Iteration is lazy: making an iterator changes nothing until its first batch is taken.
+    Iteration is lazy: creating an iterator changes nothing until its first batch is taken.
 
     Args:
         bank: The images of this subset.
         labels: Their labels (N,).
-        samples: The position of each of them in the whole dataset (N,); it keys the augmentation,
-            so an image gets the same one whatever the split.
-        dataset_size: Size of the whole dataset.
+        samples: Their positions in the whole dataset (N,). The augmentation of an image depends on
+            this position, so it is the same for every split.
+        dataset_size: Number of images in the whole dataset.
         order: The batches.
-        seed: Key of the augmentation.
-        counter: Where the epochs of all loaders of these images are counted; None for this one's.
+        seed: Random seed for augmentation.
+        counter: Counter of the epochs of all loaders of these images. If None, the loader counts
+            only its own.
     """
 
     def __init__(
@@ -146,8 +143,10 @@ class ResidentLoader:
             yield images, labels[part]
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """All samples of the subset once, as they are: positions in the whole dataset, int64 (B,),
-        images and labels. Neither the rank nor the epoch matters, and the epoch goes on after it.
+        """Yield all samples of the subset once, in order and without augmentation.
+
+        Each batch is int64 positions in the whole dataset (B,), images and labels. The rank does
+        not matter, and the current epoch is not changed.
         """
         size = self._order.batch_size
         for start in range(0, len(self._samples), size):
@@ -157,8 +156,9 @@ class ResidentLoader:
 
     @property
     def dataset(self) -> NDArray[np.intp]:
-        """The positions of the images in the whole dataset: what loops, and Lightning's search for
-        a batch size, ask for the number of images.
+        """Positions of the images in the whole dataset.
+
+        Training loops and Lightning's `BatchSizeFinder` use its length as the number of images.
         """
         return self._samples
 
@@ -169,7 +169,7 @@ class ResidentLoader:
         return SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration show `epoch`, counted from 0."""
+        """Set the epoch of the next iteration, counted from 0."""
         self._position.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
@@ -180,11 +180,11 @@ class ResidentLoader:
 
 
 class PerSampleImages(Dataset[Any]):
-    """Images as PIL pictures through a transform, one by one, or a batch of keys at a time.
+    """Apply a transform to PIL images, one by one or for a list of keys.
 
-    `dataset[3]` is the fourth image with whatever randomness the transform draws. A list of
-    (epoch, position) keys gives a stacked batch in which the global random generators are
-    seeded for each sample, and left as they were.
+    `dataset[3]` is the fourth image, with whatever randomness the transform draws. A list of
+    (epoch, position) keys returns a stacked batch; the global random generators are seeded for each
+    sample and restored afterwards.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class PerSampleImages(Dataset[Any]):
     def _seeded_item(self, epoch: int, position: int) -> tuple[Any, int]:
         key = [self._seed, _TRANSFORM_STREAM, epoch, int(self._samples[position])]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        # not torch.manual_seed: without a GPU in use it queues a call for each of them
+        # not torch.manual_seed: before CUDA is initialized it queues a call for every GPU
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
@@ -238,10 +238,10 @@ class PerSampleImages(Dataset[Any]):
 
 
 class _KeySampler(DistributedSampler[Any]):
-    """Yields whole batches of sample keys.
+    """Yield whole batches of sample keys.
 
-    A DistributedSampler by type alone: Lightning then leaves it in place, because it shards by
-    rank itself.
+    It is a `DistributedSampler` only by type, so that Lightning does not replace it: it already
+    divides the samples among the ranks.
     """
 
     def __init__(self, order: BatchOrder, position: EpochPosition) -> None:
@@ -261,7 +261,7 @@ class _KeySampler(DistributedSampler[Any]):
 
 
 class PerSampleLoader(DataLoader[Any]):
-    """A DataLoader over `PerSampleImages` that can be saved and continued within an epoch."""
+    """Load `PerSampleImages` with a position that can be saved and resumed within an epoch."""
 
     def __init__(
         self,
@@ -270,15 +270,15 @@ class PerSampleLoader(DataLoader[Any]):
         counter: EpochCounter | None = None,
         **options: Any,
     ) -> None:
-        # Lightning makes some loaders again from their public attributes.
+        # Lightning re-creates some loaders from their public attributes.
         self.order = order
         self.counter = counter
         self._position = EpochPosition(len(order), counter)
         options |= {
             "batch_size": None,
             "sampler": _KeySampler(order, self._position),
-            # else each epoch would draw from the global one, and a resumed training drop out
-            # other units than one that was not interrupted
+            # Otherwise each epoch would draw from the global generator, and dropout would differ
+            # between a resumed and an uninterrupted training.
             "generator": torch.Generator(),
         }
         super().__init__(dataset, **options)
@@ -291,7 +291,7 @@ class PerSampleLoader(DataLoader[Any]):
             yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration show `epoch`, counted from 0."""
+        """Set the epoch of the next iteration, counted from 0."""
         self._position.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
@@ -302,6 +302,6 @@ class PerSampleLoader(DataLoader[Any]):
 
 
 def _on_cpu() -> AbstractContextManager[Any]:
-    """Tensors and random numbers of the CPU, whatever default device the user has set."""
-    # Only where it is needed: it slows every call of torch.
+    """Create tensors and random numbers on the CPU, even if the user set another default device."""
+    # Only if needed, because it slows down every call of torch.
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")

@@ -1,6 +1,4 @@
-"""CIFAR-10 for Lightning. It composes sources, split, augmentation and loaders; it must not know
-any network.
-"""
+"""Provide CIFAR-10 as a Lightning data module."""
 
 from __future__ import annotations
 
@@ -34,36 +32,38 @@ Transform = Callable[[Any], Any]
 
 
 class CIFAR10DataModule(LightningDataModule):
-    """CIFAR-10: fetched, verified, split, augmented and fed to a Lightning `Trainer` or a loop.
+    """Download, verify, split, augment and load CIFAR-10, with or without a Lightning `Trainer`.
 
-    By default the images are *resident*: they stay as uint8 on the trainer's device, and a
-    whole batch is cropped, flipped and normalized at once, each image with its own randomness.
-    Batches are float32 images (B, 3, 32, 32) in channels_last memory, normalized to mean 0 and
-    standard deviation 1 over the training set, and int64 labels (B,). With per-sample transforms
-    the images go one by one through a `DataLoader` instead.
+    By default the images are *device-resident*: they are stored as uint8 on the trainer's device,
+    and a whole batch is cropped, flipped and normalized at once, with different random parameters
+    for each image. Batches are float32 images (B, 3, 32, 32) in channels_last memory, normalized to
+    mean 0 and standard deviation 1 over the training set, and int64 labels (B,). If per-sample
+    transforms are given, a `DataLoader` transforms the images one by one instead.
 
-    The order and the augmentation of an image depend on (seed, epoch, image) alone: they are the
+    The order and the augmentation of an image depend only on seed, epoch and image: they are the
     same on every device, with any number of processes, and after a resume.
 
     Args:
-        data_dir: Folder of the dataset. None means `$CIFAR10_DIR`, else the user's cache folder.
-        batch_size: Images a batch on each device, at least 1.
-        val_split: Training images to hold out for validation, as a count or as a share in
-            [0, 1); 0 for none. Each class gives its part, and the choice is always the same.
-        num_workers: Worker processes of the `DataLoader`; of no effect on resident images.
-        seed: Key of order and augmentation, at least 0.
-        shuffle: Whether the training images come in a new order in each epoch.
+        data_dir: Folder of the dataset. If None, `$CIFAR10_DIR` if it is set, else the user's cache
+            folder.
+        batch_size: Number of images per batch on each device, at least 1.
+        val_split: Training images to hold out for validation, as a count or as a fraction in
+            [0, 1). The same fraction of each class is held out, and the choice is always the same.
+        num_workers: Number of worker processes of the `DataLoader`; ignored for device-resident
+            images.
+        seed: Random seed for shuffling and augmentation, at least 0.
+        shuffle: Whether to shuffle the training images in each epoch.
         pin_memory: Whether the `DataLoader` pins its batches when the trainer uses a GPU.
-        drop_last: Whether to leave out the incomplete last batch, in training only.
-        crop_padding: Pixels of padding before a random crop to 32x32; 0 for no crop.
+        drop_last: Whether to drop the incomplete last batch, in training only.
+        crop_padding: Pixels of padding on each side before a random crop to 32x32; 0 means no crop.
         flip: `"random"`, `"alternating"` (mirrored in every other epoch) or `"none"`.
-        cutout: Side in pixels of a square set to the mean color; 0 for none.
+        cutout: Side in pixels of a square set to the mean color; 0 means no cutout.
         padding_mode: `"reflect"` or `"constant"` (black).
-        train_transforms: Callable from a PIL image to a tensor, in place of the augmentation and
-            the normalization.
+        train_transforms: Callable from a PIL image to a tensor, which replaces augmentation and
+            normalization.
         val_transforms: The same for validation.
         test_transforms: The same for test and predict.
-        device: Where resident batches are made when there is no trainer.
+        device: Device of device-resident batches when the module is used without a trainer.
         download: Whether `prepare_data` may use the network.
 
     Raises:
@@ -145,21 +145,21 @@ class CIFAR10DataModule(LightningDataModule):
         self._arrays: Arrays | None = None
         self._split: dict[str, NDArray[np.intp]] = {}
         self._banks: dict[tuple[str, torch.device, Augmentation | None], ImageBank] = {}
-        self._epochs = EpochCounter()  # of all training loaders, one after the other
+        self._epochs = EpochCounter()  # shared by all training loaders
 
     # --- Lightning's hooks ----------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Fetch and verify CIFAR-10 unless it is in `data_dir`; safe in many processes at once.
+        """Verify CIFAR-10 in `data_dir`, or download it; safe in several processes at once.
 
         Raises:
             DatasetError: If no source worked, a file is damaged, or the folder cannot be written.
         """
-        if self._arrays is None:  # a Trainer asks again before each stage
+        if self._arrays is None:  # a Trainer calls this before each stage
             sources.prepare(self.data_dir, allow_download=self.download)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images and split them; the same for every stage, and done only once.
+        """Read the images and split them, once for all stages.
 
         Raises:
             DatasetError: If CIFAR-10 is not in `data_dir`, or a file is damaged.
@@ -170,32 +170,36 @@ class CIFAR10DataModule(LightningDataModule):
             self._split = {"train": train, "val": val, "test": np.arange(cifar10.TEST_SIZE)}
 
     def train_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
-        """The training loader. In a loop of your own each iteration shows the next epoch, in a new
-        order and with new augmentation, also that of a loader made anew; a Trainer says which.
+        """Return the training loader.
+
+        In your own loop each iteration is the next epoch, with a new order and new augmentation.
+        This also holds across loaders: a new loader continues with the next epoch. A Trainer sets
+        the epoch itself.
         """
         return self._loader("train", self.train_transforms)
 
     def val_dataloader(self) -> Any:
-        """The validation loader, or an empty list with `val_split=0`."""
+        """Return the validation loader, or an empty list if `val_split` is 0."""
         return self._loader("val", self.val_transforms) if self._held_out else []
 
     def test_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
+        """Return the loader of the test images, in their order."""
         return self._loader("test", self.test_transforms)
 
     def predict_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
-        """The test images in their order."""
+        """Return the loader of the test images, in their order."""
         return self._loader("test", self.test_transforms)
 
-    # --- what users ask for ---------------------------------------------------------------------
+    # --- for users ------------------------------------------------------------------------------
 
     @property
     def num_samples(self) -> int:
-        """Number of training images, those held out for validation not counted."""
+        """Number of training images, without those held out for validation."""
         return cifar10.TRAIN_SIZE - self._held_out
 
     @classmethod
     def default_transforms(cls) -> Any:
-        """The per-sample transform from a PIL image to a normalized tensor (3, 32, 32)."""
+        """Return a transform from a PIL image to a normalized tensor (3, 32, 32)."""
         from torchvision.transforms import v2
 
         return v2.Compose(
@@ -207,8 +211,8 @@ class CIFAR10DataModule(LightningDataModule):
         """Undo the normalization: float (..., 3, H, W) back to values in [0, 1].
 
         Raises:
-            TypeError: If `images` is no floating-point tensor.
-            ValueError: If it has another shape.
+            TypeError: If `images` is not a floating-point tensor.
+            ValueError: If it does not have that shape.
         """
         if not isinstance(images, Tensor) or not images.is_floating_point():
             got = images.dtype if isinstance(images, Tensor) else repr(images)
@@ -225,7 +229,7 @@ class CIFAR10DataModule(LightningDataModule):
         return (images.float() * std + mean).clamp(0, 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has the data, but no trainer, and makes its batches anew."""
+        # Copies exclude the trainer and the images on the device.
         return self.__dict__ | {"trainer": None, "_banks": {}}
 
     def __str__(self) -> str:
@@ -256,7 +260,7 @@ class CIFAR10DataModule(LightningDataModule):
         order = BatchOrder(
             len(samples),
             arguments.integer("batch_size", self.batch_size, minimum=1),
-            # overfitting is about the same few batches again and again
+            # `overfit_batches` repeats the same few batches
             shuffle=self.shuffle and training and not overfit,
             drop_last=self.drop_last and training,
             seed=self.seed,
@@ -281,12 +285,14 @@ class CIFAR10DataModule(LightningDataModule):
             "pin_memory": self.pin_memory and on_gpu,
         }
         if overfit:
-            # Lightning insists on replacing any sampler but a sequential one here
+            # Lightning replaces any sampler except a sequential one here
             return DataLoader(dataset, batch_size=self.batch_size, **options)
         return PerSampleLoader(dataset, order, counter, **options)
 
     def _bank(self, subset: str) -> ImageBank:
-        """The subset's images on the trainer's device; kept, because reloading is frequent."""
+        """Return the subset's images on the trainer's device, cached because loaders are
+        re-created often.
+        """
         trainer = self.trainer
         device = trainer.strategy.root_device if trainer is not None else self.device
         augmentation = self.augmentation if subset == "train" else None
@@ -313,19 +319,19 @@ class CIFAR10DataModule(LightningDataModule):
 
 
 def _held_out(val_split: Any) -> int:
-    """The number of validation images that `val_split` means."""
+    """Return the number of validation images that `val_split` requests."""
     size = cifar10.TRAIN_SIZE
     expected = (
-        f"val_split must be a count in [0, {size}) or a share in [0, 1) of the {size} training "
+        f"val_split must be a count in [0, {size}) or a fraction in [0, 1) of the {size} training "
         f"images, but got {val_split!r}."
     )
     if arguments.is_integer(val_split):
         count = int(val_split)
     elif isinstance(val_split, Real) and not isinstance(val_split, bool):
-        share = float(val_split)
-        if not 0 <= share < 1:
+        fraction = float(val_split)
+        if not 0 <= fraction < 1:
             raise ValueError(expected)
-        count = round(share * size)
+        count = round(fraction * size)
     else:
         raise TypeError(expected)
     if not 0 <= count < size:

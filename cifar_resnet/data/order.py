@@ -1,4 +1,4 @@
-"""Which samples come in which batch. It knows counts and ranks; it must not know images."""
+"""Decide which samples are in which batch and which are held out for validation."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 __all__ = ["BatchOrder", "stratified_split"]
 
 _ORDER_STREAM = 0
-# The split has a key of its own: another training seed must not move images between training
+# The split has its own random seed, so that the training seed does not move images between training
 # and validation.
-_SPLIT_KEY = 20_260
+_SPLIT_SEED = 20_260
 
 
 class BatchOrder:
-    """The batches of one rank in each epoch, as a function of (seed, epoch) alone.
+    """Compute the batches of one rank in each epoch, depending only on seed and epoch.
 
-    The epoch's permutation is cut into global batches of `batch_size * world_size` samples, and
-    each rank takes its part of each. So two processes see together what one process with the
-    doubled batch size sees. All ranks have equally many batches, and no sample is repeated or
-    left out (but for the incomplete last batch with `drop_last`).
+    The permutation of an epoch is divided into global batches of `batch_size * world_size` samples,
+    and each rank takes its part of each. So two processes together see the same images in each step
+    as one process with twice the batch size. All ranks have the same number of batches. No sample
+    is repeated, and none is left out except in the incomplete last batch with `drop_last`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class BatchOrder:
     ) -> None:
         if samples < world_size:
             raise ValueError(
-                f"{samples} samples cannot be shared among {world_size} processes: "
+                f"{samples} samples cannot be divided among {world_size} processes: "
                 "each needs at least one."
             )
         self.samples = samples
@@ -54,7 +54,7 @@ class BatchOrder:
             )
         self._bounds = [step * k for k in range(full + 1)]
         if rest and not drop_last:
-            if rest < world_size:  # too few for every rank: they join the last full batch
+            if rest < world_size:  # fewer than one per rank: add them to the last full batch
                 self._bounds.pop()
             self._bounds.append(samples)
 
@@ -62,33 +62,35 @@ class BatchOrder:
         return len(self._bounds) - 1
 
     def permutation(self, epoch: int) -> NDArray[np.intp]:
+        """Return the order of all samples in an epoch."""
         if not self.shuffle:
             return np.arange(self.samples)
         return np.random.default_rng([self.seed, _ORDER_STREAM, epoch]).permutation(self.samples)
 
     def batches(self, epoch: int) -> list[NDArray[np.intp]]:
-        """Positions of the samples in each of this rank's batches."""
+        """Return the positions of the samples in each of this rank's batches."""
         order = self.permutation(epoch)
         result = []
         for start, stop in zip(self._bounds[:-1], self._bounds[1:], strict=True):
-            share, extra = divmod(stop - start, self.world_size)
-            first = start + self.rank * share + min(self.rank, extra)
-            result.append(order[first : first + share + (self.rank < extra)])
+            size, extra = divmod(stop - start, self.world_size)
+            first = start + self.rank * size + min(self.rank, extra)
+            result.append(order[first : first + size + (self.rank < extra)])
         return result
 
 
 def stratified_split(
     labels: NDArray[np.int64], held_out: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Sorted positions to train on and to hold out; each class gives its share of the latter.
+    """Return the sorted positions to train on and to hold out, stratified by class.
 
-    A function of the labels and the count alone, so every process and every seed agrees on it.
+    The split depends only on the labels and the count, so it is the same in every process and for
+    every seed.
     """
-    rng = np.random.default_rng(_SPLIT_KEY)
+    rng = np.random.default_rng(_SPLIT_SEED)
     classes, counts = np.unique(labels, return_counts=True)
     exact = counts * held_out / len(labels)
     take = np.floor(exact).astype(int)
-    # largest remainder, so that the shares add up to the count
+    # largest remainder method, so that the counts of the classes add up to `held_out`
     take[np.argsort(take - exact, kind="stable")[: held_out - take.sum()]] += 1
     held = np.concatenate(
         [

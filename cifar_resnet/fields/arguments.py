@@ -1,4 +1,4 @@
-"""What a caller gives, checked, and the errors for what does not fit."""
+"""Checks of the arguments of `receptive_field` and `check_receptive_field`, and their errors."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from cifar_resnet.fields.steps import Call, Trace, refs_in
 from cifar_resnet.fields.trace import TraceError
 
 
-def as_inputs(
+def model_inputs(
     model: nn.Module,
     input_size: Sequence[int] | None,
     inputs: Sequence[Any] | None,
     source: int,
 ) -> tuple[Any, ...]:
-    """What to call the model with."""
+    """Return the arguments to call the model with."""
     if (input_size is None) == (inputs is None):
         raise ValueError(
-            "Give either input_size, such as (1, 3, 32, 32), or inputs, a tuple of tensors."
+            "Pass either input_size, such as (1, 3, 32, 32), or inputs, a tuple of tensors."
         )
     if inputs is not None:
         arguments = (
             (inputs,)
             if isinstance(inputs, Tensor)
-            else tuple(sequence("inputs", inputs, "the arguments that the model is called with"))
+            else tuple(sequence("inputs", inputs, "the arguments to call the model with"))
         )
         message = (
-            f"source must be the place of a tensor among the {len(arguments)} inputs, "
+            f"source must be the index of a tensor among the {len(arguments)} inputs, "
             f"but got {source!r}."
         )
         if not is_integer(source):
@@ -43,12 +43,13 @@ def as_inputs(
     assert input_size is not None
     if not is_integer(source) or source != 0:
         raise (ValueError if is_integer(source) else TypeError)(
-            f"source must be 0 with input_size, which is that of one input, but got {source!r}."
+            f"source must be 0 if input_size is given, which describes one input, but got "
+            f"{source!r}."
         )
     message = (
-        f"input_size must be the shape of the input with the batch, positive integers such as "
-        f"(1, 3, 32, 32), but got {input_size!r}. Several inputs go into inputs=(a, b), with "
-        "source= the place of the one to follow."
+        f"input_size must be the shape of the input including the batch, positive integers such as "
+        f"(1, 3, 32, 32), but got {input_size!r}. If the model has several inputs, pass "
+        "inputs=(a, b) and source=, the index of the one to follow."
     )
     if isinstance(input_size, str) or not isinstance(input_size, Iterable):
         raise TypeError(message)
@@ -62,14 +63,14 @@ def as_inputs(
     return (image if first is None else image.to(first),)
 
 
-def checked_dims(shape: Sequence[int], dims: Sequence[int] | None) -> tuple[int, ...]:
-    """The dimensions to follow, none negative."""
+def followed_dims(shape: Sequence[int], dims: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the dimensions to follow, counted from 0."""
     if dims is None:
         if len(shape) < 3:
             raise ValueError(
                 f"An input of shape {tuple(shape)} has no spatial dimension: expected "
-                "(N, C, length), (N, C, height, width) or (N, C, depth, height, width). For "
-                "another order name the dimensions to follow with spatial_dims."
+                "(N, C, length), (N, C, height, width) or (N, C, depth, height, width). If the "
+                "dimensions have another order, pass the ones to follow as spatial_dims."
             )
         return tuple(range(2, len(shape)))
     expected = f"dimensions of {tuple(shape)}, each once"
@@ -84,7 +85,10 @@ def checked_dims(shape: Sequence[int], dims: Sequence[int] | None) -> tuple[int,
 
 
 def check_batch(run: Trace, source: int) -> None:
-    """A model that adds the batch itself has other spatial dimensions than one that gets it."""
+    """Raise an error if the model adds the batch dimension itself.
+
+    The spatial dimensions then start at the second one, so the default would miss the first.
+    """
     start = run.inputs[source]
     assert start is not None
     for step in run.steps:
@@ -92,21 +96,21 @@ def check_batch(run: Trace, source: int) -> None:
         if adds and next(refs_in(step.args)).index == start.index:  # type: ignore[union-attr]
             spatial = tuple(range(1, len(start.shape)))
             raise ValueError(
-                f"The model takes the input of shape {start.shape} for one sample without a batch. "
-                f"Give the batch, {(1, *start.shape)}, or say where its spatial dimensions are: "
+                f"The model interprets the input of shape {start.shape} as one sample without a "
+                f"batch. Include the batch, {(1, *start.shape)}, or pass the spatial dimensions: "
                 f"spatial_dims={spatial}."
             )
 
 
-def ignored_names(model: nn.Module, ignore: str | Iterable[str]) -> list[str]:
-    """The submodules whose name or class a pattern fits."""
-    expected = "names or classes of submodules, or patterns of them, as texts"
+def matching_layers(model: nn.Module, ignore: str | Iterable[str]) -> list[str]:
+    """Return the submodules whose name or class matches one of the patterns."""
+    expected = "names or classes of submodules, or patterns of them, as strings"
     given = list(ignore) if isinstance(ignore, Iterator) else ignore
     patterns = [given] if isinstance(given, str) else sequence("ignore", given, expected)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"ignore must be {expected}, but got {ignore!r}.")
     modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
-    found = []
+    names = []
     for pattern in patterns:
         matches = [
             name
@@ -115,11 +119,11 @@ def ignored_names(model: nn.Module, ignore: str | Iterable[str]) -> list[str]:
         ]
         if not matches:
             raise ValueError(
-                f"ignore={pattern!r} fits no submodule's name or class. There are: "
+                f"ignore={pattern!r} matches no submodule's name or class. There are: "
                 f"{', '.join(list(modules)[:20])}{', ...' if len(modules) > 20 else ''}."
             )
-        found += matches
-    return found
+        names += matches
+    return names
 
 
 def check_rules(rules: Any) -> None:
@@ -131,16 +135,17 @@ def check_rules(rules: Any) -> None:
         )
 
 
-def rejection(error: TraceError, shape: Sequence[int], inputs: Any) -> str:
+def failure_message(error: TraceError, shape: Sequence[int], inputs: Any) -> str:
+    """Return the message for a model that raises an error of its own, with a remedy."""
     cause = error.__cause__
-    place = f" in layer {error.layer!r}" if error.layer else ""
-    remedy = "Check the input's shape: it is (N, C, *spatial), such as (1, 3, 32, 32)."
+    layer = f" in layer {error.layer!r}" if error.layer else ""
+    remedy = "Check the input's shape: it must be (N, C, *spatial), such as (1, 3, 32, 32)."
     if isinstance(cause, TypeError) and "argument" in str(cause):
         remedy = (
-            "A model with several inputs gets them as inputs=(a, b), with source= the place of the "
-            "one to follow."
+            "If the model has several inputs, pass inputs=(a, b) and source=, the index of the one "
+            "to follow."
         )
     elif "ernel size" in str(cause):
-        remedy = "The input is smaller than a kernel: analyse a larger one."
-    what = "these inputs" if inputs is not None else f"an input of shape {tuple(shape)}"
-    return f"The model fails on {what}{place}: {type(cause).__name__}: {cause} {remedy}"
+        remedy = "The input is smaller than a kernel: use a larger one."
+    given = "these inputs" if inputs is not None else f"an input of shape {tuple(shape)}"
+    return f"The model fails on {given}{layer}: {type(cause).__name__}: {cause} {remedy}"

@@ -1,6 +1,4 @@
-"""The effective receptive field: how much each pixel really moves a unit. It knows gradients; it
-must not know rules or traces.
-"""
+"""Effective receptive fields: how strongly each pixel influences a unit, by its gradient."""
 
 from __future__ import annotations
 
@@ -13,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cifar_resnet import arguments
+from cifar_resnet.fields.figures import COLORS, draw_box
 from cifar_resnet.model_state import preserve_state, unwrap_compiled
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["EffectiveReceptiveField", "effective_receptive_field"]
@@ -23,13 +23,12 @@ __all__ = ["EffectiveReceptiveField", "effective_receptive_field"]
 
 @dataclass(frozen=True, eq=False)
 class EffectiveReceptiveField:
-    """How the gradient of a unit spreads over the input.
+    """The distribution of a unit's gradient over the input.
 
     Attributes:
-        map: Float64 tensor of the input's spatial shape, such as (H, W): mean absolute gradient,
-            summed over input channels; it sums to 1. Mass is always this map's, never that of its
-            logarithm.
-        layer: Name of the layer, "" for the model's output.
+        map: Float64 tensor of the input's spatial shape, such as (H, W): the mean absolute
+            gradient, summed over input channels and normalized to a sum of 1, the mass.
+        layer: Name of the layer; "" for the model's output.
         unit: The unit that was differentiated.
         images: Number of images averaged.
     """
@@ -41,39 +40,40 @@ class EffectiveReceptiveField:
 
     @property
     def centroid(self) -> tuple[float, ...]:
-        """Center of mass in pixels, one number for each axis."""
+        """Center of mass in pixels, along each axis."""
         return tuple(float((p * m).sum()) for p, m in self._marginals())
 
     @property
     def sigma(self) -> tuple[float, ...]:
-        """Standard deviation of the mass in pixels, one number for each axis."""
+        """Standard deviation of the mass in pixels, along each axis."""
         return tuple(
             float((((p - center) ** 2) * m).sum().sqrt())
             for (p, m), center in zip(self._marginals(), self.centroid, strict=True)
         )
 
     def side(self, mass: float = 0.95) -> int:
-        """Side in pixels of the smallest square (or cube) around the centroid's pixel, cut off at
-        the borders, that holds at least this share of the mass.
+        """Return the side in pixels of the smallest square that holds a fraction of the mass.
+
+        The square (or cube) is centered on the pixel of the centroid and clipped at the borders.
 
         Args:
-            mass: Share in (0, 1].
+            mass: Fraction in (0, 1].
 
         Raises:
-            TypeError: If `mass` is no number.
-            ValueError: If it is outside (0, 1].
+            TypeError: If `mass` is not a number.
+            ValueError: If `mass` is outside (0, 1].
         """
-        mass = arguments.number("mass", mass, (lambda m: 0 < m <= 1, "a share in (0, 1]"))
-        held = self._within().cumsum(0)
-        enough = held >= mass * held[-1] * (1 - 1e-12)
+        mass = arguments.number("mass", mass, (lambda m: 0 < m <= 1, "a fraction in (0, 1]"))
+        held = self._mass_by_distance().cumsum(0)
+        enough = held >= mass * held[-1] * (1 - 1e-12)  # the sum is rounded
         return 2 * int(enough.nonzero()[0]) + 1
 
     def radial_profile(self) -> tuple[Tensor, Tensor]:
-        """Mean of the map by distance from the centroid, in rings one pixel wide.
+        """Average the map over rings around the centroid that are one pixel wide.
 
         Returns:
-            Distances 0, 1, 2, ... in pixels, and the mean value per pixel of each ring; both
-            float64 tensors of the same length.
+            Distances from the centroid in pixels, 0, 1, 2, ..., and the mean of the map in each
+            ring. Both are float64 tensors of the same length.
         """
         squared = torch.zeros_like(self.map)
         for dim, center in enumerate(self.centroid):
@@ -89,30 +89,77 @@ class EffectiveReceptiveField:
         return torch.arange(len(count), dtype=torch.float64)[filled], (total / count)[filled]
 
     def plot(self, *, log: bool = False, fig: Figure | None = None) -> Figure:
-        """A heat map with the square that holds 95 % of the mass, and the radial profile.
+        """Draw a heat map with the square that holds 95 % of the mass, and the radial profile.
 
         Args:
-            log: Show the map on a logarithmic color scale; the square stays that of the mass.
-            fig: Figure to draw into; None for a new one, made without pyplot.
+            log: Whether to use a logarithmic color scale. The square is the same in either case.
+            fig: Figure to draw into. If None, create one without pyplot.
+
+        Returns:
+            The figure.
 
         Raises:
-            TypeError: If `log` is neither True nor False, or `fig` no figure.
-            ValueError: If the input has not two axes.
+            TypeError: If `log` is neither True nor False, or `fig` is not a figure.
+            ValueError: If the input does not have two axes.
         """
-        from cifar_resnet.fields.figures import plot_effective
+        from matplotlib.figure import Figure
 
-        return plot_effective(self, log, fig)
+        arguments.boolean("log", log)
+        arguments.figure("fig", fig)
+        if self.map.dim() != 2:
+            raise ValueError(
+                f"A heat map needs an input with two axes, but this one has {self.map.dim()}. "
+                "Use radial_profile()."
+            )
+        fig = Figure(figsize=(9.5, 3.8), layout="constrained") if fig is None else fig
+        left, right = fig.subplots(1, 2)
+        self._draw_map(left, log)
+        self._draw_profile(right)
+        return fig
+
+    def _draw_map(self, axes: Axes, log: bool) -> None:
+        from matplotlib.colors import LogNorm
+
+        values = self.map.numpy()
+        top = values.max()
+        norm = LogNorm(vmin=max(values[values > 0].min(), top * 1e-5), vmax=top) if log else None
+        picture = axes.imshow(values, cmap="viridis", norm=norm, interpolation="nearest")
+        axes.figure.colorbar(picture, ax=axes, label="fraction of the gradient")
+        side = self.side(0.95)
+        middle = [round(center) for center in self.centroid]
+        box = tuple(
+            (max(m - side // 2, 0), min(m + side // 2, n - 1))
+            for m, n in zip(middle, values.shape, strict=True)
+        )
+        draw_box(axes, box, edgecolor="white", facecolor="none", linewidth=1.5)
+        name = f"{self.layer}, " if self.layer else ""
+        title = f"{name}unit {self.unit}: 95 % of the mass in {side} x {side}"
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("column (pixels)")
+        axes.set_ylabel("row (pixels)")
+
+    def _draw_profile(self, axes: Axes) -> None:
+        distance, profile = self.radial_profile()
+        axes.plot(distance, profile / profile.max(), color=COLORS[1])
+        axes.set_xlabel("distance from the centroid (pixels)")
+        axes.set_ylabel("gradient per pixel, relative")
+        sigma = ", ".join(f"{value:.1f}" for value in self.sigma)
+        axes.set_title(f"sigma {sigma} pixels ({self.images} images)", fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
 
     def _marginals(self) -> list[tuple[Tensor, Tensor]]:
-        found = []
+        """Return the positions along each axis, and the mass at each of them."""
+        marginals = []
         for dim, length in enumerate(self.map.shape):
             others = [d for d in range(self.map.dim()) if d != dim]
             mass = self.map.sum(others) if others else self.map
-            found.append((torch.arange(length, dtype=torch.float64), mass))
-        return found
+            marginals.append((torch.arange(length, dtype=torch.float64), mass))
+        return marginals
 
-    def _within(self) -> Tensor:
-        """Mass at each distance from the centroid's pixel, the largest along any axis counting."""
+    def _mass_by_distance(self) -> Tensor:
+        """Return the mass at each distance from the centroid's pixel, in the maximum norm: of the
+        edges of growing squares."""
         distance = torch.zeros(self.map.shape, dtype=torch.int64)
         for dim, center in enumerate(self.centroid):
             shape = [1] * self.map.dim()
@@ -132,31 +179,32 @@ def effective_receptive_field(
     channel: int | None = None,
     batch_size: int = 32,
 ) -> EffectiveReceptiveField:
-    """How strongly each pixel moves a unit: the mean absolute gradient over images.
+    """Compute how strongly each pixel influences a unit: the mean absolute gradient over images.
 
-    The theoretical field says which pixels can matter, this one how much they do; it is far
-    smaller, and grows in training (Luo, Li, Urtasun and Zemel, "Understanding the Effective
-    Receptive Field in Deep Convolutional Neural Networks", NeurIPS 2016). The model is evaluated in
-    evaluation mode and stays as it is.
+    The theoretical field contains all pixels that can influence the unit. The effective field says
+    how much they do; it is far smaller, and grows during training (Luo, Li, Urtasun and Zemel,
+    "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NeurIPS
+    2016). The model runs in evaluation mode and is left unchanged.
 
     Args:
         model: The network.
-        images: Float tensor (N, C, *spatial), as the model expects them: normalized real images;
-            noise gives the field on noise.
-        layer: Name of a submodule with spatial output (N, C, *units); None for the model's output.
-        unit: Place of the unit; None for the one in the middle.
-        channel: Channel whose value is differentiated; None for the sum over channels.
-        batch_size: Images differentiated at once.
+        images: Float tensor (N, C, *spatial), as the model expects them: real images, normalized.
+            Noise gives the field on noise.
+        layer: Name of a submodule with spatial output (N, C, *units). If None, the model's output.
+        unit: Index of the unit along each of `units`. If None, the middle unit.
+        channel: Channel to differentiate. If None, the sum over channels.
+        batch_size: Number of images to differentiate at once.
 
     Returns:
-        The map and its measures.
+        The map, with methods for its measures.
 
     Raises:
-        TypeError: If `images` is no floating-point tensor, or another argument has the wrong type.
+        TypeError: If `images` is not a floating-point tensor, or another argument has the wrong
+            type.
         KeyError: If there is no such layer, or the model does not call it.
         IndexError: If there is no such unit or channel.
-        ValueError: If the model fails on the images, the gradient is zero everywhere, there is no
-            image, or `batch_size` is smaller than 1.
+        ValueError: If the model fails on the images, the gradient is zero everywhere or not finite,
+            there are no images, or `batch_size` is less than 1.
 
     Examples:
         >>> import torch
@@ -177,31 +225,31 @@ def effective_receptive_field(
         )
     batch_size = arguments.integer("batch_size", batch_size, minimum=1)
     if unit is not None:
-        given = arguments.sequence("unit", unit, "an index for each direction")
-        if not all(map(arguments.is_integer, given)):
-            raise TypeError(f"unit must be integers, one for each direction, but got {unit!r}.")
-        unit = [int(index) for index in given]
+        indices = arguments.sequence("unit", unit, "an index for each dimension")
+        if not all(map(arguments.is_integer, indices)):
+            raise TypeError(f"unit must be integers, one for each dimension, but got {unit!r}.")
+        unit = [int(index) for index in indices]
     if channel is not None and not arguments.is_integer(channel):
         raise TypeError(f"channel must be an integer, or None for all, but got {channel!r}.")
     module = _submodule(model, layer)
     total = torch.zeros(images.shape[2:], dtype=torch.float64)
-    place: tuple[int, ...] = ()
+    index: tuple[int, ...] = ()
     with preserve_state(model), torch.inference_mode(False), torch.enable_grad():
         for part in images.split(batch_size):
             batch = part.detach().clone().requires_grad_()
             output = _output(model, module, batch, layer)
-            place = _place(output, unit, channel)
+            index = _checked_unit(output, unit, channel)
             values = output if channel is None else output[:, channel : channel + 1]
-            for index in place:
-                values = values.select(2, index)
+            for position in index:
+                values = values.select(2, position)
             (gradient,) = torch.autograd.grad(values.float().sum(), batch)
             total = total + gradient.double().abs().sum((0, 1)).cpu()
     if not bool(total.sum() > 0) or not bool(total.isfinite().all()):
         raise ValueError(
             "The gradient of this unit is zero or not finite everywhere, so it has no effective "
-            "field. Take images that move it, or another channel."
+            "field. Use images that activate the unit, or another channel."
         )
-    return EffectiveReceptiveField(total / total.sum(), layer or "", place, len(images))
+    return EffectiveReceptiveField(total / total.sum(), layer or "", index, len(images))
 
 
 def _submodule(model: nn.Module, layer: str | None) -> nn.Module:
@@ -212,13 +260,17 @@ def _submodule(model: nn.Module, layer: str | None) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if layer not in modules:
         close = difflib.get_close_matches(layer, modules, n=5, cutoff=0.5)
-        hint = f"Close ones: {', '.join(close)}." if close else f"There are: {', '.join(modules)}."
+        hint = (
+            f"Close matches: {', '.join(close)}." if close else f"There are: {', '.join(modules)}."
+        )
         raise KeyError(f"The model has no submodule {layer!r}. {hint}")
     return modules[layer]
 
 
 def _output(model: nn.Module, module: nn.Module, batch: Tensor, layer: str | None) -> Tensor:
+    """Run the model, and return the output of one submodule's first call."""
     kept: list[Any] = []
+    # a copy, because an in-place activation may follow
     handle = module.register_forward_hook(
         lambda _, args, out: kept.append(out.clone() if isinstance(out, Tensor) else out)
     )
@@ -233,19 +285,22 @@ def _output(model: nn.Module, module: nn.Module, batch: Tensor, layer: str | Non
         handle.remove()
     if not kept:
         raise KeyError(f"The model does not call {layer!r} for these images.")
-    if not isinstance(kept[0], Tensor) or kept[0].dim() < 2:
-        raise ValueError(
-            f"The output of {layer or 'the model'!r} is no tensor (N, C, *units), but "
-            f"{type(kept[0]).__name__}."
-        )
-    return kept[0]
+    output = kept[0]
+    if not isinstance(output, Tensor) or output.dim() < 2:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        name = f"layer {layer!r}" if layer else "the model"
+        raise ValueError(f"The output of {name} must be a tensor (N, C, *units), but got {got}.")
+    return output
 
 
-def _place(output: Tensor, unit: Sequence[int] | None, channel: int | None) -> tuple[int, ...]:
+def _checked_unit(
+    output: Tensor, unit: Sequence[int] | None, channel: int | None
+) -> tuple[int, ...]:
+    """Return the unit to differentiate, after checking that it and the channel exist."""
     units = tuple(output.shape[2:])
-    place = tuple(size // 2 for size in units) if unit is None else tuple(unit)
-    if len(place) != len(units) or not all(0 <= i < n for i, n in zip(place, units, strict=False)):
-        raise IndexError(f"The output has units of shape {units}, but got the unit {place}.")
+    index = tuple(size // 2 for size in units) if unit is None else tuple(unit)
+    if len(index) != len(units) or not all(0 <= i < n for i, n in zip(index, units, strict=False)):
+        raise IndexError(f"The output has units of shape {units}, but got the unit {index}.")
     if channel is not None and not 0 <= channel < output.shape[1]:
         raise IndexError(f"The output has {output.shape[1]} channels, but got channel {channel}.")
-    return place
+    return index

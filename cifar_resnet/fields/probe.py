@@ -1,6 +1,6 @@
-"""The proof by experiment: make one row of the image not-a-number and see where it arrives.
+"""`check_receptive_field`: verify the analysis by setting rows of an image to NaN.
 
-It knows how to run a model; it must not use the rules or the trace, only compare with the result.
+This check is independent: it runs the model, and uses neither the trace nor the rules.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.nn.modules.module import (
 
 from cifar_resnet.arguments import integer
 from cifar_resnet.fields.analysis import receptive_field
-from cifar_resnet.fields.arguments import as_inputs, checked_dims
-from cifar_resnet.fields.positions.terms import LONGEST_SET
+from cifar_resnet.fields.arguments import followed_dims, model_inputs
+from cifar_resnet.fields.positions.terms import MAX_SET_LENGTH
 from cifar_resnet.fields.records import LayerField
 from cifar_resnet.model_state import preserve_state, unwrap_compiled
 
@@ -34,19 +34,19 @@ _Key = tuple[str, str]  # "layer" or "output", and its name
 
 
 class ReceptiveFieldMismatchError(AssertionError):
-    """The analysis and the experiment disagree about a layer."""
+    """Raised if the analysis and the experiment disagree about a layer."""
 
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What was compared, and found equal.
+    """The outputs for which the analysis and the experiment agree.
 
     Attributes:
-        compared: Names of the layer calls, blocks and outputs compared, unit by unit.
-        not_compared: Those that could not be: results of functions, which no hook sees, and layers
-            whose output does not have the batch in front.
-        positions: For each axis, how many of its positions were probed.
-        lengths: For each axis, its length.
+        compared: Names of the layer calls, blocks and outputs that were compared, unit by unit.
+        not_compared: Names of those that could not be compared: results of functions, which no hook
+            sees, and layers whose output does not have the batch as its first dimension.
+        positions: Number of positions probed along each axis.
+        lengths: Length of each axis.
     """
 
     compared: tuple[str, ...]
@@ -73,35 +73,36 @@ def check_receptive_field(
     positions: int | None = None,
     batch_size: int = 16,
 ) -> ProbeReport:
-    """Prove `receptive_field` right for a network by an independent experiment.
+    """Verify `receptive_field` for a network by an independent experiment.
 
-    Sample i of a batch gets NaN in row i of the image; a unit of the output that is NaN depends on
-    that row, whatever the weights. NaN passes ReLU, maximum pooling and normalization, so values
-    cannot hide a dependence as they do with gradients. All units of all layer outputs are compared
-    with the analysis, as sets of rows, not by their size alone.
+    Sample i of a batch has NaN in row i of the image. A unit of an output that is NaN depends on
+    that row, whatever the weights are. NaN passes through ReLU, maximum pooling and normalization,
+    which hide dependences from gradients. All units of all layer outputs are compared with the
+    analysis as sets of rows, not only by their size.
 
-    Three things the experiment cannot do: it counts weights of zero; it does not see through
-    `torch.where` and `nan_to_num`; and it needs a model that takes samples independently.
+    The experiment has three limits: weights of zero count as read, it does not see through
+    `torch.where` and `nan_to_num`, and the model must process samples independently.
 
     Args:
         model: The network.
-        input_size: Shape of the input with the batch, which must be 1: `(1, 3, 32, 32)`.
-        inputs: In place of `input_size` what the model is called with; tensors with a batch of 1
-            are repeated.
-        source: Which of `inputs` is probed.
-        spatial_dims: The dimensions to probe; None for all from the third on.
+        input_size: Shape of the input, including the batch, which must be 1: `(1, 3, 32, 32)`.
+        inputs: The arguments to call the model with, in place of `input_size`. Tensors with a batch
+            of 1 are repeated.
+        source: Index of the input to probe among `inputs`.
+        spatial_dims: The dimensions to probe. If None, all from the third on.
         rules: As for `receptive_field`.
-        positions: Rows to probe of each axis, spread evenly, borders included; None for all.
-        batch_size: Samples run at once; a multiple of the memory of one.
+        positions: Number of rows to probe along each axis, spaced evenly and including the borders.
+            If None, probe all of them.
+        batch_size: Number of samples to run at once.
 
     Returns:
-        What was compared.
+        The outputs that were compared.
 
     Raises:
-        ReceptiveFieldMismatchError: If a layer's answers differ, with the first such layer, a unit
-            and both answers.
-        TypeError: If `model` is no module, or another argument has the wrong type.
-        ValueError: If an argument is out of its range, or the model fails on this input or gives
+        ReceptiveFieldMismatchError: If the results for a layer differ. The message names the first
+            such layer, a unit, and both results.
+        TypeError: If `model` is not a module, or another argument has the wrong type.
+        ValueError: If an argument is out of range, the model fails on this input, or its output is
             NaN without the probe.
 
     Examples:
@@ -116,7 +117,7 @@ def check_receptive_field(
         model, input_size, inputs=inputs, source=source, spatial_dims=spatial_dims, rules=rules
     )
     model = unwrap_compiled(model)
-    arguments = list(as_inputs(model, input_size, inputs, source))
+    arguments = list(model_inputs(model, input_size, inputs, source))
     probed = arguments[source]
     if probed.shape[0] != 1 or not probed.is_floating_point():
         raise ValueError(
@@ -126,11 +127,10 @@ def check_receptive_field(
     if inputs is None:
         noise = torch.randn(probed.shape, generator=torch.Generator().manual_seed(0))
         arguments[source] = noise.to(probed)
-    dims = checked_dims(probed.shape, spatial_dims)
-    rows = [_spread(probed.shape[dim], positions) for dim in dims]
-    compared: list[str] = []
-    strange: set[_Key] = set()
-    records: dict[_Key, LayerField] = {("layer", name): fields[name] for name in fields}
+    dims = followed_dims(probed.shape, spatial_dims)
+    rows = [_spaced_evenly(probed.shape[dim], positions) for dim in dims]
+    unreadable: set[_Key] = set()  # without a tensor of the record's shape for each sample
+    records: dict[_Key, LayerField] = {("layer", name): record for name, record in fields.items()}
     records |= {("layer", name): record for name, record in fields.blocks.items()}
     records |= {("output", name): record for name, record in fields.outputs.items()}
     with preserve_state(model), _plain_algorithms(), torch.no_grad():
@@ -138,24 +138,24 @@ def check_receptive_field(
         for axis, dim in enumerate(dims):
             answers: dict[_Key, list[Tensor]] = {}
             for chunk in rows[axis].split(batch_size):
-                _probe(model, arguments, source, dim, chunk, records, answers, strange)
+                _probe(model, arguments, source, dim, chunk, records, answers, unreadable)
             for key, record in records.items():
                 if key in answers:
                     _compare(record, axis, rows[axis], torch.cat(answers[key]))
     compared = [key[1] for key in records if key in answers]
-    missing = [name for kind, name in records if (kind, name) not in answers]
-    missing = [name for name in missing if name not in fields.blocks]
-    if any(kind == "output" and (kind, name) not in answers for kind, name in records) or any(
-        kind == "output" for kind, _ in strange
-    ):
+    missing = [key for key in records if key not in answers]
+    if any(kind == "output" for kind, _ in (*missing, *unreadable)):
         raise ValueError(
-            f"The output of shape {fields.output.shape} does not have the batch in front, so the "
-            "probe cannot tell the samples apart. Wrap the model so that its output does."
+            f"The output of shape {fields.output.shape} does not have the batch as its first "
+            "dimension, so the probe cannot tell the samples apart. Wrap the model so that it does."
         )
-    return ProbeReport(tuple(compared), tuple(missing), tuple(map(len, rows)), fields.input_lengths)
+    not_compared = [name for _, name in missing if name not in fields.blocks]
+    return ProbeReport(
+        tuple(compared), tuple(not_compared), tuple(map(len, rows)), fields.input_lengths
+    )
 
 
-def _spread(length: int, number: int | None) -> Tensor:
+def _spaced_evenly(length: int, number: int | None) -> Tensor:
     if number is None or number >= length:
         return torch.arange(length)
     rows: Tensor = torch.linspace(0, length - 1, number).round().long().unique()
@@ -164,8 +164,11 @@ def _spread(length: int, number: int | None) -> Tensor:
 
 @contextlib.contextmanager
 def _plain_algorithms() -> Iterator[None]:
-    """Without Winograd and Fourier convolutions, which mix a tile's elements, and fused attention,
-    which skips some: a query that is NaN leaves no trace there."""
+    """Switch off kernels that would let NaN spread too far or not far enough.
+
+    Winograd and Fourier convolutions mix the elements of a tile. Fused attention skips some: a
+    query that is NaN does not reach its output.
+    """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -187,8 +190,8 @@ def _check_finite(model: nn.Module, arguments: Sequence[Any]) -> None:
     for output in _tensors(model(*arguments)):
         if output.is_floating_point() and bool(output.isnan().any()):
             raise ValueError(
-                "The model's output is NaN already without the probe. Give inputs= for which it is "
-                "a number."
+                "The model's output is NaN without the probe. Pass inputs= for which it is a "
+                "number."
             )
 
 
@@ -200,9 +203,9 @@ def _probe(
     rows: Tensor,
     records: Mapping[_Key, LayerField],
     answers: dict[_Key, list[Tensor]],
-    strange: set[_Key],
+    unreadable: set[_Key],
 ) -> None:
-    """Run a batch whose sample i has NaN in rows[i]; note which units are NaN."""
+    """Run a batch whose sample i has NaN in rows[i], and note which units are NaN."""
     number = len(rows)
     batch = [
         x.repeat(number, *[1] * (x.dim() - 1)) if isinstance(x, Tensor) and x.dim() else x
@@ -222,9 +225,9 @@ def _probe(
                 found = samples.any(dim=others) if others else samples
                 answers.setdefault(key, []).append(found.cpu())
                 return
-        strange.add(key)
+        unreadable.add(key)
 
-    with _watched(model, note):
+    with _layer_outputs(model, note):
         outputs = model(*batch)
     if is_dataclass(outputs):
         outputs = vars(outputs)
@@ -235,7 +238,8 @@ def _probe(
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, note: Callable[[_Key, Any], None]) -> Iterator[None]:
+def _layer_outputs(model: nn.Module, note: Callable[[_Key, Any], None]) -> Iterator[None]:
+    """Pass the output of every submodule's call to a function, by its name."""
     names = {module: name for name, module in model.named_modules() if name}
     calls: Counter[nn.Module] = Counter()
     numbers: list[int] = []
@@ -249,7 +253,7 @@ def _watched(model: nn.Module, note: Callable[[_Key, Any], None]) -> Iterator[No
         if module in names:
             number = numbers.pop()
             name = names[module] if number == 1 else f"{names[module]}#{number}"
-            if output is not None:  # it has not failed
+            if output is not None:  # else it has raised an error
                 note(("layer", name), output)
 
     handles = [
@@ -278,19 +282,20 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _compare(record: LayerField, axis: int, rows: Tensor, found: Tensor) -> None:
     expected = record.seen(axis)[rows]
-    if record.input_lengths[axis] > LONGEST_SET:  # only first and last are known
-        if len(rows) == record.input_lengths[axis]:
+    if record.input_lengths[axis] > MAX_SET_LENGTH:  # only the first and the last are known
+        if len(rows) == record.input_lengths[axis]:  # fill the holes between them
             after = found.flip(0).int().cummax(0).values.flip(0)
             found = (found.int().cummax(0).values * after).bool()
         else:
-            expected = expected & found  # holes may lie where a few rows are probed
+            expected = expected & found  # a row that was probed may lie in a hole
     if torch.equal(expected, found):
         return
     unit = tuple((expected != found).any(0).nonzero()[0].tolist())
     answers = [_listed(rows[seen[:, *unit]].tolist()) for seen in (expected, found)]
     raise ReceptiveFieldMismatchError(
-        f"Layer {record.name!r}, unit {unit}, axis {axis}: by the analysis it depends on "
-        f"{answers[0]}, by the experiment on {answers[1]} (of {len(rows)} positions probed)."
+        f"Layer {record.name!r}, unit {unit}, axis {axis}: according to the analysis it depends on "
+        f"{answers[0]}, according to the experiment on {answers[1]} (of {len(rows)} positions "
+        "probed)."
     )
 
 

@@ -1,6 +1,4 @@
-"""What was found for each layer call. It knows units and pixels; it must not know how they were
-found, and draws nothing.
-"""
+"""The receptive field of one layer call: its measures, and the pixels that each unit reads."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cifar_resnet import arguments
-from cifar_resnet.fields.positions.support import Support
-from cifar_resnet.fields.positions.terms import NOTHING
+from cifar_resnet.fields.positions.sets import PositionSets
+from cifar_resnet.fields.positions.terms import EMPTY
 from cifar_resnet.fields.rules.operation import Geometry
 
 __all__ = ["AxisField", "LayerField"]
@@ -25,30 +23,31 @@ __all__ = ["AxisField", "LayerField"]
 class AxisField:
     """The receptive field of a layer's units along one axis of the input.
 
-    Positions are pixel indices; the center of pixel 0 is 0.0. With r the size, S the stride and P
-    the padding, unit u sees the pixels -P + u * S to -P + u * S + r - 1 of an input that goes on
-    beyond its borders (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural
-    Networks", Distill 2019).
+    Positions are pixel indices; the center of pixel 0 is 0.0. With r the size, S the jump and P the
+    padding, unit u sees the pixels -P + u * S to -P + u * S + r - 1 of an input without borders
+    (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill
+    2019).
 
     Attributes:
         size: Extent in pixels of the largest field, holes included.
-        stride: Pixels from one unit to the next ("jump"), a fraction after upsampling; None where
-            that varies from unit to unit or no unit is left to step to.
-        start: Center of unit 0 in pixels, with halves for even sizes; NaN if it sees nothing.
-        padding: Pixels by which the field of unit 0 begins before the input; negative if it begins
-            inside.
-        coverage: Share of the pixels between the first and the last one that the middle unit reads
-            which it really reads, in (0, 1]; below 1 there are holes (stride over kernel,
-            dilation). None for an axis longer than 4,096.
-        uniform: Whether all units, away from the borders, have fields of one size.
-        is_global: Whether every unit sees, through a pooling, a gate, an attention or a linear
-            layer, all that there was along the axis at some layer before.
-        merged_at: Names of the operations that merged branches of different centers or strides.
-        sees_all: Whether the middle unit really reads from the first to the last pixel.
+        jump: Distance in input pixels between neighboring units, a fraction after upsampling. None
+            if it varies, or if there is a single unit.
+        start: Center of the field of unit 0 in pixels, a half for even sizes. NaN if that unit sees
+            nothing.
+        padding: Number of pixels by which the field of unit 0 begins before the input. Negative if
+            it begins inside the input.
+        coverage: Of the pixels from the first to the last one that the middle unit reads, the
+            fraction that it reads, in (0, 1]. Below 1 the field has holes, because of dilation or a
+            stride larger than the kernel. None for axes longer than 4,096.
+        uniform: Whether all units have fields of the same size, apart from the borders.
+        is_global: Whether each unit sees everything that some layer before it saw along the axis,
+            because of a global pooling, a gate, attention or a linear layer.
+        merged_at: Names of the operations that merged branches of different centers or jumps.
+        sees_all: Whether the field of the middle unit extends from the first to the last pixel.
     """
 
     size: int
-    stride: Fraction | None
+    jump: Fraction | None
     start: float
     padding: int
     coverage: float | None
@@ -59,7 +58,7 @@ class AxisField:
 
     @property
     def aligned(self) -> bool:
-        """Whether all branches that were merged had the same centers and strides."""
+        """Whether all branches merged so far had the same centers and jumps."""
         return not self.merged_at
 
 
@@ -67,16 +66,17 @@ class AxisField:
 class LayerField:
     """The output of one layer call, and what its units see.
 
-    A unit is an element of the output without regard to batch and channel: `(row, column)` of a
-    feature map, `(token,)` of a sequence, `()` of a vector.
+    A unit is a spatial position of the output, for all samples and channels together: `(row,
+    column)` of a feature map, `(token,)` of a sequence, `()` of a vector.
 
     Attributes:
-        name: Name of the submodule, or of the function in it; `#2` marks the second call.
+        name: Name of the submodule, or of the function in it. A second call is named `name#2`.
         kind: Class of the module or name of the function.
-        shape: Shape of the output, with the batch.
-        geometry: Kernel size, stride, padding and dilation of a layer that slides; else None.
-        source: File and line of a function's call; empty for a module.
-        unit_dims: The dimensions of the output that number the units.
+        shape: Shape of the output, including the batch.
+        geometry: Kernel size, stride, padding and dilation of a layer that slides, else None.
+        source: File and line where a function is called; "" for a module.
+        unit_dims: The dimensions of the output that index the units.
+        input_lengths: Length of each axis of the input.
     """
 
     name: str
@@ -86,16 +86,16 @@ class LayerField:
     source: str
     unit_dims: tuple[int, ...]
     input_lengths: tuple[int, ...]
-    _supports: tuple[Support, ...] = field(repr=False)
+    _sets: tuple[PositionSets, ...] = field(repr=False)
 
     @property
     def unit_shape(self) -> tuple[int, ...]:
-        """Number of units in each direction."""
+        """Number of units along each dimension."""
         return tuple(self.shape[dim] for dim in self.unit_dims)
 
     @property
     def is_module(self) -> bool:
-        """Whether this is a submodule's output, not a function's."""
+        """Whether this is the output of a submodule rather than a function."""
         return not self.source
 
     @property
@@ -107,7 +107,7 @@ class LayerField:
     @cached_property
     def axes(self) -> tuple[AxisField, ...]:
         """One for each axis of the input."""
-        return tuple(self._axis(axis) for axis in range(len(self._supports)))
+        return tuple(self._axis(axis) for axis in range(len(self._sets)))
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -115,55 +115,55 @@ class LayerField:
         return tuple(axis.size for axis in self.axes)
 
     @property
-    def stride(self) -> tuple[Fraction | None, ...]:
-        """Pixels from unit to unit along each axis."""
-        return tuple(axis.stride for axis in self.axes)
+    def jump(self) -> tuple[Fraction | None, ...]:
+        """Distance in input pixels between neighboring units, along each axis."""
+        return tuple(axis.jump for axis in self.axes)
 
     @property
     def start(self) -> tuple[float, ...]:
-        """Center of unit 0 along each axis."""
+        """Center of the field of unit 0 along each axis."""
         return tuple(axis.start for axis in self.axes)
 
     @property
     def padding(self) -> tuple[int, ...]:
-        """Pixels before the input along each axis."""
+        """Number of pixels by which the field of unit 0 begins before the input, by axis."""
         return tuple(axis.padding for axis in self.axes)
 
     @property
     def coverage(self) -> tuple[float | None, ...]:
-        """Share of pixels read along each axis."""
+        """Fraction of the pixels of the extent that the middle unit reads, along each axis."""
         return tuple(axis.coverage for axis in self.axes)
 
     @property
     def aligned(self) -> bool:
-        """Whether all branches merged so far had the same centers and strides."""
+        """Whether all branches merged so far had the same centers and jumps."""
         return all(axis.aligned for axis in self.axes)
 
     @property
     def uniform(self) -> bool:
-        """Whether all units have fields of one size."""
+        """Whether all units have fields of the same size."""
         return all(axis.uniform for axis in self.axes)
 
     @property
     def is_global(self) -> tuple[bool, ...]:
-        """Along which axes every unit sees all that there was at some layer before."""
+        """Whether each unit sees everything that some layer before it saw, along each axis."""
         return tuple(axis.is_global for axis in self.axes)
 
     @property
     def sees_all(self) -> bool:
-        """Whether the middle unit reads from border to border along each axis."""
+        """Whether the field of the middle unit extends from border to border along all axes."""
         return all(axis.sees_all for axis in self.axes)
 
     @property
     def middle(self) -> tuple[int, ...]:
-        """The unit in the middle, after it where their number is even."""
+        """The middle unit, or the one after the middle if their number is even."""
         return tuple(size // 2 for size in self.unit_shape)
 
     def center(self, unit: Sequence[int] | None = None) -> tuple[float, ...]:
-        """Center of a unit's field as if the input had no borders, in pixels.
+        """Return the center of a unit's field as if the input had no borders, in pixels.
 
         Args:
-            unit: One index for each of `unit_shape`; None for the middle one.
+            unit: One index for each of `unit_shape`. If None, the middle unit.
 
         Raises:
             IndexError: If there is no such unit.
@@ -174,12 +174,12 @@ class LayerField:
     def region(
         self, unit: Sequence[int] | None = None, *, clip: bool = True
     ) -> tuple[tuple[int, int], ...]:
-        """First and last pixel of a unit's field along each axis, both inclusive.
+        """Return the first and the last pixel of a unit's field along each axis, both inclusive.
 
         Args:
-            unit: One index for each of `unit_shape`; None for the middle one.
-            clip: True for the pixels of the input that the unit really reads. False for the field
-                as if the input went on beyond its borders, which may begin below 0.
+            unit: One index for each of `unit_shape`. If None, the middle unit.
+            clip: If True, return what the unit really reads of the input. If False, return the
+                field as if the input had no borders, which may begin below 0.
 
         Raises:
             TypeError: If `clip` is neither True nor False.
@@ -187,55 +187,58 @@ class LayerField:
             ValueError: If the unit sees nothing.
         """
         arguments.boolean("clip", clip)
-        place = self._place(unit)
+        index = self._index_by_dim(unit)
         regions = []
-        for support in self._supports:
+        for sets in self._sets:
             if clip:
-                first, last = _extent(_at(support, place, "seen"))
+                first, last = _extent(_at(sets, index, "seen"))
             else:
-                low, high = _at(support, place, "bounds").tolist()
+                low, high = _at(sets, index, "bounds").tolist()
                 first, last = -low, high
-            if last == NOTHING:
+            if last == EMPTY:
                 given = tuple(self.middle if unit is None else unit)
                 raise ValueError(
-                    f"Unit {given} of {self.name!r} depends on no pixel: it is made of padding "
-                    "only."
+                    f"Unit {given} of {self.name!r} depends on no pixel: it is computed from "
+                    "padding only."
                 )
             regions.append((first, last))
         return tuple(regions)
 
     def pixels(self, unit: Sequence[int] | None = None) -> tuple[Tensor, ...]:
-        """The pixels that a unit really reads: a sorted int64 tensor for each axis.
+        """Return the pixels that a unit really reads: a sorted int64 tensor for each axis.
 
         Raises:
             IndexError: If there is no such unit.
-            ValueError: If the axis is longer than 4,096, where only first and last are known.
+            ValueError: If an axis is longer than 4,096. Only the first and the last pixel are known
+                then.
         """
-        place = self._place(unit)
+        index = self._index_by_dim(unit)
         found = []
-        for support, length in zip(self._supports, self.input_lengths, strict=True):
-            seen = _at(support, place, "seen")
+        for sets, length in zip(self._sets, self.input_lengths, strict=True):
+            seen = _at(sets, index, "seen")
             if seen.dtype != torch.uint8:
                 raise ValueError(
-                    f"The single pixels are known for axes up to 4,096 only, but this one has "
+                    f"Individual pixels are known only for axes of up to 4,096, but this one has "
                     f"{length}. Use region()."
                 )
             found.append(seen.nonzero().flatten())
         return tuple(found)
 
     def seen(self, axis: int) -> Tensor:
-        """All units at once: bool (length of the axis, *unit_shape), True where a pixel is read.
+        """Return what all units read: bool (length of the axis, *unit_shape).
+
+        If the axis is longer than 4,096, holes in the fields count as read.
 
         Raises:
-            TypeError: If `axis` is no integer.
+            TypeError: If `axis` is not an integer.
             IndexError: If there is no such axis.
         """
-        message = f"axis must be an integer from 0 to {len(self._supports) - 1}, but got {axis!r}."
+        message = f"axis must be an integer from 0 to {len(self._sets) - 1}, but got {axis!r}."
         if not arguments.is_integer(axis):
             raise TypeError(message)
-        if not 0 <= axis < len(self._supports):
+        if not 0 <= axis < len(self._sets):
             raise IndexError(message)
-        term = self._supports[axis].collapsed(self.unit_dims)
+        term = self._sets[axis].to_single_term(self.unit_dims)
         shape = [size if dim in self.unit_dims else 1 for dim, size in enumerate(self.shape)]
         seen = term.seen.expand(-1, *shape).reshape(-1, *self.unit_shape)
         if seen.dtype == torch.uint8:
@@ -243,7 +246,7 @@ class LayerField:
         positions = torch.arange(self.input_lengths[axis]).view(-1, *[1] * len(self.unit_shape))
         return (positions >= -seen[0]) & (positions <= seen[1])
 
-    def _place(self, unit: Sequence[int] | None) -> dict[int, int]:
+    def _index_by_dim(self, unit: Sequence[int] | None) -> dict[int, int]:
         if unit is None:
             return dict(zip(self.unit_dims, self.middle, strict=True))
         indices = tuple(unit) if isinstance(unit, Iterable) else (None,)
@@ -252,42 +255,42 @@ class LayerField:
             for index, size in zip(indices, self.unit_shape, strict=False)
         ):
             raise IndexError(
-                f"Layer {self.name!r} has units of shape {self.unit_shape}, so a unit has "
-                f"{len(self.unit_dims)} indices, each from 0 and below that size, "
+                f"Layer {self.name!r} has units of shape {self.unit_shape}, so a unit must be "
+                f"{len(self.unit_dims)} indices, each at least 0 and below that size, "
                 f"but got {unit!r}."
             )
         return dict(zip(self.unit_dims, map(int, indices), strict=True))
 
     def _axis(self, axis: int) -> AxisField:
-        support = self._supports[axis]
-        bounds = support.extent()
+        sets = self._sets[axis]
+        bounds = sets.extent()
         lows, highs = -bounds[0], bounds[1]
-        known = highs != NOTHING
+        known = highs != EMPTY
         sizes = (highs - lows + 1)[known]
-        middle = _at(support, self._place(None), "seen")
+        middle = _at(sets, self._index_by_dim(None), "seen")
         first, last = _extent(middle)
         low, high = int(lows.flatten()[0]), int(highs.flatten()[0])
-        is_set = middle.dtype == torch.uint8 and last != NOTHING
+        is_set = middle.dtype == torch.uint8 and last != EMPTY
         return AxisField(
             size=int(sizes.max()) if sizes.numel() else 0,
-            stride=support.stride,
-            start=math.nan if high == NOTHING else (low + high) / 2,
-            padding=0 if high == NOTHING else -low,
+            jump=sets.jump,
+            start=math.nan if high == EMPTY else (low + high) / 2,
+            padding=0 if high == EMPTY else -low,
             coverage=int(middle.sum()) / (last - first + 1) if is_set else None,
             uniform=bool(known.all()) and bool((sizes == sizes.max()).all()),
-            is_global=support.shared,
-            merged_at=support.misaligned,
+            is_global=sets.is_global,
+            merged_at=sets.merged_at,
             sees_all=(first, last) == (0, self.input_lengths[axis] - 1),
         )
 
 
-def _at(support: Support, place: Mapping[int, int], what: str) -> Tensor:
-    """The union of the terms at one unit: (L,) or (2,)."""
+def _at(sets: PositionSets, index: Mapping[int, int], what: str) -> Tensor:
+    """Return `seen` or `bounds` of one unit, given its index by dimension: (L,) or (2,)."""
     found = []
-    for term in support.terms:
+    for term in sets.terms:
         values: Tensor = getattr(term, what)
         for dim in reversed(range(len(term.dims))):
-            values = values.select(dim + 1, place.get(dim, 0) if term.dims[dim] > 1 else 0)
+            values = values.select(dim + 1, index.get(dim, 0) if term.dims[dim] > 1 else 0)
         found.append(values)
     return torch.stack(found).amax(0)
 
@@ -297,5 +300,5 @@ def _extent(seen: Tensor) -> tuple[int, int]:
         return -int(seen[0]), int(seen[1])
     positions = seen.nonzero()
     if not len(positions):
-        return NOTHING, NOTHING
+        return EMPTY, EMPTY
     return int(positions[0]), int(positions[-1])

@@ -1,6 +1,4 @@
-"""A network's records, by name. It knows names and how to present them; the drawing itself and the
-tables have files of their own.
-"""
+"""The receptive fields of a network: its records by name, as a mapping, tables and figures."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from cifar_resnet.arguments import boolean
+from cifar_resnet.fields import figures, tables
 from cifar_resnet.fields.records import LayerField
 
 if TYPE_CHECKING:
@@ -21,18 +20,21 @@ __all__ = ["ReceptiveFields"]
 
 
 class ReceptiveFields(Mapping[str, LayerField]):
-    """The layer calls of a network in order, by name, each with its receptive field.
+    """The receptive field of every layer call of a network, by name, in the order of the calls.
 
-    A block's name, such as `layer1` of a ResNet, gives the record of its output, though only
+    The name of a block, such as `layer1` of a ResNet, gives the record of its output, though only
     single layers are listed.
 
     Attributes:
         input_shape: Shape of the input that was followed.
+        input_lengths: Length of each axis of the input that was followed.
         output: The record of the network's (first) output.
         blocks: The records of the blocks.
-        outputs: Records of all outputs: by key if the network returns a dictionary, else by number.
-        skipped: Operations without a rule that were taken for pointwise on request.
-        ignored: Names of the layers left out on request.
+        outputs: The records of all outputs, by key if the network returns a dictionary, else by
+            number.
+        skipped: Operations without a rule that were treated as pointwise, and values that were
+            extracted, if `unknown="skip"`.
+        ignored: Names of the layers that were ignored on request.
     """
 
     def __init__(
@@ -58,14 +60,14 @@ class ReceptiveFields(Mapping[str, LayerField]):
         return next(iter(self.outputs.values()))
 
     def __getitem__(self, name: str) -> LayerField:
-        if isinstance(name, str):  # whatever else is asked for need not have a hash
+        if isinstance(name, str):  # anything else may not be hashable
             if name in self._layers:
                 return self._layers[name]
             if name in self.blocks:
                 return self.blocks[name]
         names = [*self._layers, *self.blocks]
         close = difflib.get_close_matches(str(name), names, n=5, cutoff=0.5)
-        hint = f"Close ones: {', '.join(close)}." if close else f"There are: {', '.join(names)}."
+        hint = f"Close matches: {', '.join(close)}." if close else f"There are: {', '.join(names)}."
         raise KeyError(f"No layer of this network is called {name!r}. {hint}")
 
     def __iter__(self) -> Iterator[str]:
@@ -76,34 +78,30 @@ class ReceptiveFields(Mapping[str, LayerField]):
 
     @property
     def first_to_see_all(self) -> LayerField | None:
-        """The first layer whose middle unit reads from border to border; None if no one does."""
+        """The first layer whose middle unit sees the input from border to border, or None."""
         return next((layer for layer in self.values() if layer.sees_all), None)
 
     def table(self, *, every_layer: bool = False) -> str:
-        """A text table: layer, kind, kernel, stride, padding, output, channels, jump and field.
+        """Return a text table: layer, kind, kernel, stride, padding, output, channels, jump, field.
 
         Args:
-            every_layer: Also the layers that change neither the field, nor its stride, nor the
+            every_layer: Whether to list layers that change neither the field, nor its jump, nor the
                 number of units, such as ReLU.
 
         Raises:
             TypeError: If `every_layer` is neither True nor False.
         """
-        from cifar_resnet.fields.tables import text_table
-
-        return text_table(self, boolean("every_layer", every_layer))
+        rows = tables.table_rows(list(self.values()), boolean("every_layer", every_layer))
+        return tables.text_table(rows, self._notes())
 
     def to_markdown(self, *, every_layer: bool = False) -> str:
-        """The same table in Markdown."""
-        from cifar_resnet.fields.tables import markdown_table
-
-        return markdown_table(self, boolean("every_layer", every_layer))
+        """Return the same table in Markdown."""
+        rows = tables.table_rows(list(self.values()), boolean("every_layer", every_layer))
+        return tables.markdown_table(rows, self._notes())
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """All records as plain numbers, strings and lists, ready for `json.dumps`."""
-        from cifar_resnet.fields.tables import as_dict
-
-        return {name: as_dict(layer) for name, layer in self.items()}
+        """Return all records as plain numbers, strings and lists, ready for `json.dumps`."""
+        return {name: tables.as_dict(layer) for name, layer in self.items()}
 
     def plot(
         self,
@@ -113,44 +111,63 @@ class ReceptiveFields(Mapping[str, LayerField]):
         *,
         fig: Figure | None = None,
     ) -> Figure:
-        """Draw the fields of units on an image: what each reads, and dashed what it would read if
-        the image went on beyond its frame.
+        """Draw the fields of units on an image.
+
+        A solid box shows what a unit reads of the image, a dashed one what it would read if the
+        image had no borders.
 
         Args:
-            image: (C, H, W) or (H, W), float in [0, 1] or uint8, of the analysed height and width;
-                None for an empty frame.
-            layer: Name of a layer or a block; None for the output, or the last layer with several
-                units if the output has one only.
-            units: Units of that layer; None for the middle one and two at corners.
-            fig: Figure to draw into; None for a new one, made without pyplot.
+            image: (C, H, W) or (H, W), float in [0, 1] or uint8, of the height and width analyzed.
+                If None, draw an empty frame.
+            layer: Name of a layer or a block. If None, the output, or the last layer with several
+                units if the output has only one.
+            units: Units of that layer. If None, the middle unit and two at corners.
+            fig: Figure to draw into. If None, create one without pyplot.
 
         Returns:
             The figure.
 
         Raises:
-            TypeError: If `units` is no sequence, or `fig` no figure.
+            TypeError: If `units` is not a sequence, or `fig` is not a figure.
             KeyError: If there is no such layer.
             IndexError: If there is no such unit.
-            ValueError: If the network's input is not an image with two axes, the image given has
-                another size, or `units` is empty.
+            ValueError: If the network's input is not an image with two axes, `image` has another
+                size, or `units` is empty.
         """
-        from cifar_resnet.fields.figures import plot_fields
-
-        return plot_fields(self, image, layer, units, fig)
+        record = self[layer] if layer is not None else self._default_layer()
+        return figures.plot_fields(record, image, units, fig)
 
     def plot_growth(self, *, fig: Figure | None = None) -> Figure:
-        """Draw the field's size against depth, with the input's size, and name the first layer
-        whose middle unit reads from border to border.
+        """Draw the size of the field against depth, and mark the first layer that sees all.
 
         Args:
-            fig: Figure to draw into; None for a new one, made without pyplot.
+            fig: Figure to draw into. If None, create one without pyplot.
+
+        Returns:
+            The figure.
 
         Raises:
-            TypeError: If `fig` is no figure.
+            TypeError: If `fig` is not a figure.
         """
-        from cifar_resnet.fields.figures import plot_growth
+        return figures.plot_growth(list(self.values()), fig)
 
-        return plot_growth(self, fig)
+    def _default_layer(self) -> LayerField:
+        """Return the output, or else the last layer that has a map of several units."""
+        records = [*self.values(), self.output]
+        maps = [r for r in records if len(r.unit_shape) == 2 and max(r.unit_shape) > 1]
+        return maps[-1] if maps else self.output
+
+    def _notes(self) -> list[str]:
+        notes = []
+        merges = {name for layer in self.values() for axis in layer.axes for name in axis.merged_at}
+        if merges:
+            some = tables.first_few(sorted(merges))
+            notes.append(f"* branches of different centers or jumps meet in {some}")
+        if self.ignored:
+            notes.append(f"ignored on request: {tables.first_few(self.ignored)}")
+        if self.skipped:
+            notes.append(f"skipped for lack of a rule: {tables.first_few(self.skipped)}")
+        return notes
 
     def __str__(self) -> str:
         return self.table()

@@ -1,7 +1,4 @@
-"""What a run of a network consists of: operations, exits of layers, values taken out.
-
-It knows tensors by number, shape and strides; it must not know how they were recorded.
-"""
+"""The steps of a trace: operations, returns of layers, and values extracted from tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +12,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor of the run: which one, its shape and strides, and of an index tensor its values."""
+    """A tensor of a run, without its values.
+
+    Attributes:
+        index: Number of the tensor. A tensor that is written to in place keeps it; a view has its
+            own, although it shares the memory.
+        shape: Shape of the tensor.
+        strides: Strides of the tensor.
+        values: A copy of the values of an index tensor, in a run on real tensors.
+    """
 
     index: int
     shape: tuple[int, ...]
@@ -24,7 +29,7 @@ class Ref:
 
 
 def refs_in(values: Any) -> Iterator[Ref]:
-    """Every `Ref` in a structure of lists, tuples and dictionaries."""
+    """Yield every `Ref` in a structure of lists, tuples and dictionaries."""
     if isinstance(values, Ref):
         yield values
     elif isinstance(values, dict):
@@ -37,34 +42,51 @@ def refs_in(values: Any) -> Iterator[Ref]:
 
 @dataclass(eq=False)
 class LayerCall:
-    """One call of a submodule. `inner` counts the calls of modules inside; 0 makes it a leaf."""
+    """One call of a submodule.
+
+    Attributes:
+        name: Name of the submodule; "" for the model itself.
+        module: The submodule.
+        number: 1 for the first call of this submodule, 2 for the second, ...
+        inner: Number of calls of other submodules inside. A call without any is a leaf.
+        inputs: Its arguments, with a `Ref` in place of each tensor.
+    """
 
     name: str
     module: nn.Module
-    number: int  # 1 for the first call of this module
+    number: int
     inner: int = 0
     inputs: Any = None
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One operation: `args` and `outputs` hold a `Ref` wherever there was a tensor."""
+    """One operation that PyTorch carried out.
+
+    Attributes:
+        op: The operation, such as `aten.convolution.default`.
+        args: Its arguments, with a `Ref` in place of each tensor.
+        kwargs: The same for keyword arguments.
+        outputs: The same for its outputs.
+        layers: The layer calls in which it happened, from the model itself to the innermost.
+        source: File and line of the caller's code.
+    """
 
     op: torch._ops.OpOverload
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: Any
-    layers: tuple[LayerCall, ...]  # outermost first; the model itself is the first
+    layers: tuple[LayerCall, ...]
     source: str
 
     @property
     def name(self) -> str:
-        """`add` for `aten.add_.Tensor`, `mylib::roll` for an operation from elsewhere."""
+        """`add` for `aten.add_.Tensor`; `mylib::roll` for an operation of another library."""
         namespace, name = self.op._schema.name.split("::")
         return name.removesuffix("_") if namespace == "aten" else f"{namespace}::{name}"
 
     def argument(self, name: str, default: Any = None) -> Any:
-        """An argument by its name in the operation's schema."""
+        """Return an argument by its name in the operation's schema."""
         for position, declared in enumerate(self.op._schema.arguments):
             if declared.name == name:
                 if position < len(self.args) and not declared.kwarg_only:
@@ -74,7 +96,7 @@ class Call:
 
     @property
     def operands(self) -> list[Ref]:
-        """The tensors that it reads; one given as out= is only written to."""
+        """The tensors that it reads. One passed as out= is only written to."""
         written = {
             declared.name
             for declared in self.op._schema.arguments
@@ -90,7 +112,7 @@ class Call:
 
     @property
     def is_view(self) -> bool:
-        """Whether the outputs share memory with the first argument, without writing to it."""
+        """Whether the outputs share memory with the first argument, which is not written to."""
         return bool(self.op.is_view) and bool(self.args) and isinstance(self.args[0], Ref)
 
     def declares(self, name: str) -> bool:
@@ -100,27 +122,42 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class LayerExit:
-    """A submodule's call has returned `outputs`."""
+    """The return of a layer call."""
 
     layer: LayerCall
     outputs: Any
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """Python has taken values out of a tensor, by `item` or `numpy`, say: their way ends here."""
+class ValueRead:
+    """Python code has extracted values from a tensor. What it does with them cannot be followed.
+
+    Attributes:
+        tensor: The tensor.
+        by: Name of the method, such as `item` or `numpy`.
+        source: File and line of the caller's code.
+    """
 
     tensor: Ref
     by: str
     source: str
 
 
-Step = Call | LayerExit | Reading
+Step = Call | LayerExit | ValueRead
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
+    """One run of a network.
+
+    Attributes:
+        steps: What happened, in order.
+        inputs: A `Ref` for each input that is a tensor, else None.
+        outputs: What the network returned, with a `Ref` in place of each tensor.
+        on_values: Whether the run was made on real tensors rather than fake ones.
+    """
+
     steps: list[Step]
     inputs: tuple[Ref | None, ...]
     outputs: Any
-    on_values: bool  # made on real tensors
+    on_values: bool

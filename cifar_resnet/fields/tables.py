@@ -1,4 +1,4 @@
-"""Records as text. It knows columns; it must not know tensors."""
+"""Records of layers as text tables, Markdown and dictionaries."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from fractions import Fraction
 from typing import Any
 
 from cifar_resnet.fields.records import LayerField
-from cifar_resnet.fields.result import ReceptiveFields
 
 _HEADER = ("layer", "kind", "kernel", "stride", "padding", "output", "channels", "jump", "RF")
-_LEFT = 2  # columns of text, aligned left
+_LEFT = 2  # the first columns are left-aligned text, the others numbers
+
+Row = tuple[str, ...]
 
 
-def text_table(fields: ReceptiveFields, every_layer: bool) -> str:
-    rows = [_HEADER, *_rows(fields, every_layer)]
+def text_table(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """Return aligned columns under a header, with notes below."""
+    rows = [_HEADER, *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     lines = [
         "  ".join(
@@ -25,43 +27,22 @@ def text_table(fields: ReceptiveFields, every_layer: bool) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *_notes(fields)])
-
-
-def markdown_table(fields: ReceptiveFields, every_layer: bool) -> str:
-    rows = [_HEADER, *_rows(fields, every_layer)]
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-    rule = ["---"] * _LEFT + ["---:"] * (len(_HEADER) - _LEFT)
-    lines.insert(1, "| " + " | ".join(rule) + " |")
-    notes = [f"\n{note}" for note in _notes(fields)]
     return "\n".join([*lines, *notes])
 
 
-def as_dict(layer: LayerField) -> dict[str, Any]:
-    geometry = layer.geometry
-    return {
-        "kind": layer.kind,
-        "shape": list(layer.shape),
-        "channels": layer.channels,
-        "kernel_size": list(geometry.kernel_size) if geometry else None,
-        "kernel_stride": list(geometry.stride) if geometry else None,
-        "kernel_padding": list(geometry.padding) if geometry else None,
-        "kernel_dilation": list(geometry.dilation) if geometry else None,
-        "size": list(layer.size),
-        "stride": [None if s is None else _number(s) for s in layer.stride],
-        "start": [None if math.isnan(start) else start for start in layer.start],
-        "padding": list(layer.padding),
-        "coverage": list(layer.coverage),
-        "uniform": layer.uniform,
-        "is_global": list(layer.is_global),
-        "aligned": layer.aligned,
-        "merged_at": sorted({name for axis in layer.axes for name in axis.merged_at}),
-    }
+def markdown_table(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """Return a Markdown table, with notes as paragraphs below."""
+    rows = [_HEADER, *rows]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    alignment = ["---"] * _LEFT + ["---:"] * (len(_HEADER) - _LEFT)
+    lines.insert(1, "| " + " | ".join(alignment) + " |")
+    return "\n".join([*lines, *(f"\n{note}" for note in notes)])
 
 
-def _rows(fields: ReceptiveFields, every_layer: bool) -> list[tuple[str, ...]]:
+def table_rows(layers: Sequence[LayerField], every_layer: bool) -> list[Row]:
+    """Return a row for each layer, or only for those that change something."""
     shown: list[LayerField] = []
-    for layer in fields.values():
+    for layer in layers:
         before = shown[-1] if shown else None
         changed = (
             before is None
@@ -74,7 +55,36 @@ def _rows(fields: ReceptiveFields, every_layer: bool) -> list[tuple[str, ...]]:
     return [_row(layer) for layer in shown]
 
 
-def _row(layer: LayerField) -> tuple[str, ...]:
+def as_dict(layer: LayerField) -> dict[str, Any]:
+    """Return a record as plain numbers, strings and lists."""
+    geometry = layer.geometry
+    return {
+        "kind": layer.kind,
+        "shape": list(layer.shape),
+        "channels": layer.channels,
+        "kernel_size": list(geometry.kernel_size) if geometry else None,
+        "kernel_stride": list(geometry.stride) if geometry else None,
+        "kernel_padding": list(geometry.padding) if geometry else None,
+        "kernel_dilation": list(geometry.dilation) if geometry else None,
+        "size": list(layer.size),
+        "jump": [None if jump is None else _number(jump) for jump in layer.jump],
+        "start": [None if math.isnan(start) else start for start in layer.start],
+        "padding": list(layer.padding),
+        "coverage": list(layer.coverage),
+        "uniform": layer.uniform,
+        "is_global": list(layer.is_global),
+        "aligned": layer.aligned,
+        "merged_at": sorted({name for axis in layer.axes for name in axis.merged_at}),
+    }
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Return the first five names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _row(layer: LayerField) -> Row:
     geometry = layer.geometry
     kernel = "-"
     if geometry:
@@ -94,32 +104,15 @@ def _row(layer: LayerField) -> tuple[str, ...]:
         _sizes(geometry.padding) if geometry else "-",
         " x ".join(map(str, layer.unit_shape)) or "-",
         "-" if layer.channels is None else str(layer.channels),
-        _sizes([s if s is None else _number(s) for s in layer.stride]),
+        _sizes([None if jump is None else _number(jump) for jump in layer.jump]),
         field,
     )
 
 
-def _notes(fields: ReceptiveFields) -> list[str]:
-    notes = []
-    merges = {name for layer in fields.values() for axis in layer.axes for name in axis.merged_at}
-    if merges:
-        notes.append(f"* branches of different centers or strides meet in {_some(sorted(merges))}")
-    if fields.ignored:
-        notes.append(f"left out on request: {_some(fields.ignored)}")
-    if fields.skipped:
-        notes.append(f"taken for pointwise, without a rule: {_some(fields.skipped)}")
-    return notes
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
-
-
 def _sizes(values: Sequence[Any]) -> str:
-    """`3` for (3, 3), `1 x 3` for (1, 3)."""
-    texts = ["-" if value is None else str(value) for value in values]
-    return texts[0] if len(set(texts)) == 1 else " x ".join(texts)
+    """Return "3" for (3, 3), "1 x 3" for (1, 3)."""
+    cells = ["-" if value is None else str(value) for value in values]
+    return cells[0] if len(set(cells)) == 1 else " x ".join(cells)
 
 
 def _number(value: Fraction) -> int | str:

@@ -1,9 +1,9 @@
-"""What a network does, operation by operation. It knows how PyTorch runs a model; it must not know
-what a receptive field is.
+"""Record what a network does, operation by operation.
 
-One run of the model under a dispatch mode sees every operation that PyTorch carries out, whatever
-Python does in between: functional calls, reused modules, branches. The run is made on fake tensors,
-which have shapes and no values; where the model asks for values, it is made again on real ones.
+The model is run once under a `TorchDispatchMode`, which sees every operation that PyTorch carries
+out, whatever Python code calls it: functional calls, reused modules, branches. The run is made on
+fake tensors, which have shapes but no values. If the model asks for values, it is run again on real
+tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from cifar_resnet.fields.steps import Call, LayerCall, LayerExit, Reading, Ref, Step, Trace
+from cifar_resnet.fields.steps import Call, LayerCall, LayerExit, Ref, Step, Trace, ValueRead
 from cifar_resnet.model_state import preserve_state
 
 
@@ -42,54 +42,51 @@ class TraceError(Exception):
         self.layer = layer
 
 
-class ValuesNeededError(Exception):
-    """The answer depends on the values of tensors, which a run on fake ones does not have."""
-
-
 def trace(model: nn.Module, inputs: Sequence[Any], *, on_values: bool | None = None) -> Trace:
-    """Run the model once in evaluation mode, and leave it untouched.
+    """Run the model once in evaluation mode, and leave it unchanged.
 
     Args:
         model: The network.
-        inputs: What it is called with.
-        on_values: True for real tensors, False for fake ones, None for fake ones unless the model
-            looks at values.
+        inputs: The arguments to call it with.
+        on_values: Whether to run on real tensors. If None, use fake ones unless the model needs
+            values.
     """
     if on_values is not None:
         return _trace(model, inputs, on_values)
     try:
         return _trace(model, inputs, False)
-    except TraceError:  # it looks at values, or at memory; if it is broken, it fails again
+    except TraceError:  # the model may need values; if it is broken, it fails again
         return _trace(model, inputs, True)
 
 
 def _trace(model: nn.Module, inputs: Sequence[Any], on_values: bool) -> Trace:
     fake = contextlib.nullcontext() if on_values else FakeTensorMode(allow_non_fake_inputs=True)
     recorder = _Recorder(model, on_values)
-    with preserve_state(model), _one_path(), torch.no_grad(), fake as mode:
+    with preserve_state(model), _without_fused_kernels(), torch.no_grad(), fake as mode:
         if mode is not None:
             inputs = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs]
         refs = tuple(recorder.ref(x) if isinstance(x, Tensor) else None for x in inputs)
-        with recorder, _AsOne(recorder), recorder.watch_layers():
+        with recorder, _KeepWhole(recorder), recorder.watch_layers():
             try:
                 outputs = recorder.refs(model(*inputs))
             except Exception as error:
-                raise TraceError(recorder.place_of(error)) from error
+                raise TraceError(recorder.layer_of(error)) from error
         recorder.steps.append(LayerExit(recorder.root, outputs))
         return Trace(recorder.steps, refs, outputs, on_values)
 
 
 @contextlib.contextmanager
-def _one_path() -> Iterator[None]:
-    """Without the fused kernels that stand for many operations at once, and without noise."""
+def _without_fused_kernels() -> Iterator[None]:
+    """Switch off fused kernels, which would appear as one operation without a rule, and warnings
+    of PyTorch about them."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    log = logging.getLogger("torch._subclasses.fake_tensor")  # tells of errors that we report
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # logs errors that we report
     disabled, log.disabled = log.disabled, True
     try:
         with warnings.catch_warnings(), torch.inference_mode(False):
             warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
-            with torch.backends.mkldnn.flags(enabled=False):  # takes recurrent layers as a whole
+            with torch.backends.mkldnn.flags(enabled=False):  # would fuse recurrent layers
                 yield
     finally:
         log.disabled = disabled
@@ -97,6 +94,8 @@ def _one_path() -> Iterator[None]:
 
 
 class _Recorder(TorchDispatchMode):
+    """Collects the steps of one run."""
+
     def __init__(self, model: nn.Module, on_values: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
@@ -105,29 +104,29 @@ class _Recorder(TorchDispatchMode):
         self._names = {module: name for name, module in model.named_modules() if name}
         self._numbers: Counter[nn.Module] = Counter()
         self._stack = [self.root]
-        self._failed: tuple[BaseException, str] | None = None  # the last error, and in which layer
+        self._failed: tuple[BaseException, str] | None = None  # the last error, and its layer
         self._indices = WeakTensorKeyDictionary()
         self._count = 0
         self._silent = False
 
-    def place_of(self, error: BaseException) -> str:
-        """Name of the layer that an error comes from; empty for the model itself."""
+    def layer_of(self, error: BaseException) -> str:
+        """Return the name of the layer that raised an error; "" for the model itself."""
         return self._failed[1] if self._failed and self._failed[0] is error else ""
 
     def ref(self, tensor: Tensor, *, with_values: bool = False) -> Ref:
         index = self._indices.get(tensor)
         if index is None:
             index = self._indices[tensor] = self._count
-            self._count += 1
+            self._count += 1  # not len(_indices): entries of tensors that are freed disappear
         values = None
         if with_values and self._on_values and not tensor.is_floating_point():
-            values = tensor.detach().cpu().clone()  # it may be written to later
+            values = tensor.detach().cpu().clone()  # the model may write to it later
         shape = tuple(int(size) for size in tensor.shape)
         strides = tensor.stride() if tensor.layout == torch.strided else ()
         return Ref(index, shape, strides, values)
 
     def refs(self, values: Any, *, with_values: bool = False) -> Any:
-        """The same structure of lists, tuples and dictionaries with a `Ref` for each tensor."""
+        """Return the same lists, tuples and dictionaries, with a `Ref` in place of each tensor."""
         if isinstance(values, Tensor):
             return self.ref(values, with_values=with_values)
         if is_dataclass(values) and not isinstance(values, type):
@@ -142,16 +141,24 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":  # asks for a property, computes nothing
+        if func.namespace == "prim":  # asks for a property and computes nothing
             return func(*args, **kwargs)
         if _dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-            with self:  # tensors of inference mode come here before it is taken apart
+            # In inference mode, composite operations arrive here before PyTorch decomposes them.
+            # Decompose them now, and record their parts.
+            with self:
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        # arguments first: an in-place operation would change the shape that they had
         reads_indices = func._schema.name.removesuffix("_") in _READS_INDICES
         given = [self.refs(arg, with_values=reads_indices) for arg in args]
         named = self.refs(kwargs, with_values=reads_indices)
         outputs = func(*args, **kwargs)
         if not self._silent:
+            if func in _IN_PLACE_VIEWS:
+                # `y.t_()` writes nothing. It makes y a view of what y was, which other views of the
+                # same memory still refer to: record `t`, with a new number for y.
+                func = _IN_PLACE_VIEWS[func]
+                del self._indices[args[0]]
             call = Call(
                 func, tuple(given), named, self.refs(outputs), tuple(self._stack), _source()
             )
@@ -161,7 +168,7 @@ class _Recorder(TorchDispatchMode):
     def record_as(
         self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]
     ) -> Any:
-        """Run something that is to appear as one operation."""
+        """Call `run`, but record it as one operation in place of its parts."""
         given, named = tuple(self.refs(arg) for arg in args), self.refs(kwargs)
         self._silent = True
         try:
@@ -173,11 +180,11 @@ class _Recorder(TorchDispatchMode):
         return outputs
 
     def record_reading(self, tensor: Tensor, by: str) -> None:
-        self.steps.append(Reading(self.ref(tensor), by, _source()))
+        self.steps.append(ValueRead(self.ref(tensor), by, _source()))
 
     @contextlib.contextmanager
     def watch_layers(self) -> Iterator[None]:
-        """Follow the calls of submodules with hooks that are PyTorch's own, not the model's."""
+        """Follow the calls of submodules, with global hooks so that the model gets none."""
 
         def enter(module: nn.Module, args: Any) -> None:
             if module in self._names:
@@ -193,7 +200,7 @@ class _Recorder(TorchDispatchMode):
                 return
             layer = self._stack.pop()
             error = sys.exc_info()[1]
-            if outputs is None and error is not None:  # the model may catch it and go on
+            if outputs is None and error is not None:  # the model may catch it and continue
                 if self._failed is None or self._failed[0] is not error:
                     self._failed = error, layer.name
                 return
@@ -210,9 +217,12 @@ class _Recorder(TorchDispatchMode):
                 handle.remove()
 
 
-class _AsOne(TorchFunctionMode):
-    """Functions whose parts would hide what they do: circular padding is made of copies, causal
-    attention of a mask's values, and `item` takes values out of PyTorch."""
+class _KeepWhole(TorchFunctionMode):
+    """Records some functions as a whole, because their parts hide what they do.
+
+    Circular padding is made of copies, so the pattern of units would end at the border. Causal
+    attention depends on the values of a mask. `item` and similar methods extract values.
+    """
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -224,14 +234,14 @@ class _AsOne(TorchFunctionMode):
         kwargs = kwargs or {}
         op = None
         given = kwargs
-        if func in _TAKES_VALUES and isinstance(args[0], Tensor):
+        if func in _EXTRACTS_VALUES and isinstance(args[0], Tensor):
             self._recorder.record_reading(args[0], func.__name__)
         if func is torch.nn.functional.scaled_dot_product_attention:
-            op = torch.ops.aten.scaled_dot_product_attention.default
+            op = _aten.scaled_dot_product_attention.default
         elif func is torch.nn.functional.pad:
             named = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
             if named.get("mode") == "circular":
-                op = torch.ops.aten._pad_circular.default
+                op = _aten._pad_circular.default
                 args, given = (named["input"], list(named["pad"])), {}
                 kwargs = {"mode": "circular"}
         if op is None:
@@ -247,8 +257,19 @@ _READS_INDICES = {
     )
 }  # fmt: skip
 
-# bool() is not among them: it chooses a branch, and the branch taken is the one that is followed.
-_TAKES_VALUES = {
+_aten = torch.ops.aten
+_IN_PLACE_VIEWS = {
+    _aten.as_strided_.default: _aten.as_strided.default,
+    _aten.squeeze_.default: _aten.squeeze.default,
+    _aten.squeeze_.dim: _aten.squeeze.dim,
+    _aten.squeeze_.dims: _aten.squeeze.dims,
+    _aten.t_.default: _aten.t.default,
+    _aten.transpose_.default: _aten.transpose.int,
+    _aten.unsqueeze_.default: _aten.unsqueeze.default,
+}
+
+# `bool` is missing on purpose: it chooses a branch, and the branch taken is followed.
+_EXTRACTS_VALUES = {
     Tensor.__array__, Tensor.__complex__, Tensor.__dlpack__, Tensor.__float__, Tensor.__index__,
     Tensor.__int__, Tensor.item, Tensor.numpy, Tensor.tolist,
 }  # fmt: skip
@@ -258,7 +279,7 @@ _HERE = str(Path(__file__).parent)
 
 
 def _source() -> str:
-    """The innermost line that belongs neither to PyTorch nor to this package: `file:line`."""
+    """Return the innermost `file:line` that belongs neither to PyTorch nor to this package."""
     frame = sys._getframe(2)
     inside = (_TORCH, _HERE, "<frozen")
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):

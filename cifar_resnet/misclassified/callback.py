@@ -1,11 +1,9 @@
-"""The error figures at the end of a Lightning test. It knows trainers and loggers; finding and
-drawing are done elsewhere.
-"""
+"""Log the figures of errors at the end of a Lightning test."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +12,40 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cifar_resnet import arguments
 from cifar_resnet.data.reading import Source, as_source, with_metadata_of
+from cifar_resnet.misclassified.cams import CamOptions
 from cifar_resnet.misclassified.diagrams import show_calibration, show_confusion_matrix
-from cifar_resnet.misclassified.figures import check_options, show_misclassified
+from cifar_resnet.misclassified.figures import FigureOptions, draw_misclassified
 from cifar_resnet.misclassified.records import MisclassifiedSamples
-from cifar_resnet.misclassified.scan import find_misclassified
+from cifar_resnet.misclassified.scan import ScanOptions, scan
 from cifar_resnet.plotting.saving import save_figure
 
 __all__ = ["LogMisclassified"]
 
-_SCANNED = (
-    "sort_by", "true_class", "pred_class", "batch_size", "class_names", "mean", "std", "seed",
-)  # fmt: skip
+_SCAN = tuple(field.name for field in fields(ScanOptions) if field.name != "device")
+_CAMS = ("method", "target_layers", "reshape_transform")
+_FIGURE = ("cam", "alpha", "cmap", "top_k", "columns", "figsize")
 
 
 class LogMisclassified(Callback):
-    """Logs the misclassified images, the confusion matrix and the calibration after a test.
+    """Log the misclassified images, the confusion matrix and the calibration after a test.
 
-    At the end of `trainer.test` the test images go through the model once more, in the trainer's
-    precision; each logger that takes figures (TensorBoard's does) gets "misclassified",
-    "confusion_matrix" and "calibration". With several processes the first one does it alone.
+    At the end of `trainer.test`, the test images pass through the model once more, in the trainer's
+    precision. Each logger that accepts figures, such as TensorBoard's, receives "misclassified",
+    "confusion_matrix" and "calibration". With several processes, only the first one does this, for
+    the complete test set.
 
     Args:
-        n: Most errors to draw.
-        save_dir: Folder to save misclassified.png, confusion_matrix.png and calibration.png in
-            as well; None for none.
-        options: Further arguments of `show_misclassified`, such as `method="layercam"`.
+        n: Maximum number of errors to draw.
+        save_dir: Folder to save misclassified.png, confusion_matrix.png and calibration.png in.
+            If None, they are not saved.
+        options: Other arguments of `show_misclassified`, such as `method="layercam"`.
 
     Attributes:
-        found: What `find_misclassified` gave at the last test; None before.
+        found: Result of `find_misclassified` for the last test. None before the first test.
 
     Raises:
-        TypeError: If an option is no argument of `show_misclassified`, one that the trainer gives
-            (`data`, `device`, `fig`, `save_path`), or of the wrong type.
+        TypeError: If an option is not an argument of `show_misclassified`, is determined by the
+            trainer (`data`, `device`, `fig`), or has the wrong type.
         ValueError: If an option is out of its range.
         NotADirectoryError: If `save_dir` is a file.
 
@@ -57,39 +57,48 @@ class LogMisclassified(Callback):
     """
 
     def __init__(self, n: int = 25, *, save_dir: str | Path | None = None, **options: Any) -> None:
-        check_options({"n": n, **options})
-        self.n = n
+        known = (*_SCAN, *_CAMS, *_FIGURE)
+        for name in options:
+            if name not in known:
+                raise TypeError(f"There is no option {name!r}; there are n, {', '.join(known)}.")
+
+        def select(names: tuple[str, ...]) -> dict[str, Any]:
+            return {name: options[name] for name in names if name in options}
+
+        self.options = FigureOptions(
+            n=n,
+            scan=ScanOptions(**select(_SCAN)),
+            cams=CamOptions(**select(_CAMS)),
+            **select(_FIGURE),
+        )
         self.save_dir = arguments.path("save_dir", save_dir) if save_dir is not None else None
         if self.save_dir is not None and self.save_dir.exists() and not self.save_dir.is_dir():
             raise NotADirectoryError(f"save_dir {str(save_dir)!r} is a file; give a folder.")
-        self.options = options
         self.found: MisclassifiedSamples | None = None
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         source = _test_source(trainer)
-        scanned = {name: value for name, value in self.options.items() if name in _SCANNED}
         with trainer.precision_plugin.forward_context():
-            self.found = find_misclassified(pl_module, source, n=self.n, **scanned)
-        drawn = {name: value for name, value in self.options.items() if name not in _SCANNED}
+            self.found = scan(pl_module, source, self.options.n, self.options.scan)
         figures = {
-            "misclassified": show_misclassified(pl_module, self.found, n=self.n, **drawn),
+            "misclassified": draw_misclassified(pl_module, self.found, self.options),
             "confusion_matrix": show_confusion_matrix(self.found),
             "calibration": show_calibration(self.found),
         }
         if self.save_dir is not None:
             self.save_dir.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            if self.save_dir is not None:
-                save_figure(figure, self.save_dir / f"{name}.png", dpi=150)
-            for logger in trainer.loggers:
-                add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
-                if add_figure is not None:
+            for name, figure in figures.items():
+                save_figure(figure, self.save_dir / f"{name}.png")
+        for logger in trainer.loggers:
+            add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
+            if add_figure is not None:
+                for name, figure in figures.items():
                     add_figure(name, figure, global_step=trainer.global_step)
 
 
 def _test_source(trainer: Trainer) -> Source:
-    """The samples that the test has just seen: all of them, unless batches were limited."""
+    """Return the samples of the test: all of them, unless the trainer limits the batches."""
     loaders = trainer.test_dataloaders
     if isinstance(loaders, list | tuple):
         if len(loaders) != 1:

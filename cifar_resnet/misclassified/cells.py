@@ -1,12 +1,10 @@
-"""One misclassified image as a cell of a figure: names, panels, bars.
-
-It knows a sample, its maps and an area in inches; it must not know other cells.
-"""
+"""Draw one misclassified image as a cell of a figure: names, image, maps and probabilities."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,122 +12,175 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar_resnet.misclassified.records import MisclassifiedSample
+from cifar_resnet.misclassified.records import MisclassifiedSample, MisclassifiedSamples
+from cifar_resnet.plotting.canvas import shorten
+from cifar_resnet.plotting.palette import BLUE, GRAY, VERMILION
+from cifar_resnet.plotting.pictures import as_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-# Okabe and Ito's palette: told apart by color-blind readers, too
-_PREDICTED, _TRUE, _OTHER = "#D55E00", "#0072B2", "#999999"
-
-# Inches: side of a panel, between panels, height of a line, least width of a cell with bars.
-PANEL, GAP, LINE, LEAST_WIDTH = 1.15, 0.06, 0.13, 1.8
+# Inches: side of a panel, between panels, height of a line, minimum width of a cell with bars.
+_PANEL, _GAP, _LINE, _MIN_WIDTH = 1.15, 0.06, 0.13, 1.8
 _LETTERS = 20  # of the small text in an inch
+_NAME_LETTERS = 17  # of the names in an inch
+_INDEX_COLOR = "#555555"
 
-Picture = NDArray[np.float32]
+Rgb = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CellLayout:
+    """Sizes and style that all cells of a figure share; sizes are in inches."""
+
+    class_names: tuple[str, ...]
+    maps: int  # number of maps in each cell
+    top_k: int
+    bars: int  # maximum number of bars in a cell
+    image_height: float
+    colors: Colormap
+    alpha: float
+
+    @classmethod
+    def of(
+        cls, found: MisclassifiedSamples, maps: int, top_k: int, colors: Colormap, alpha: float
+    ) -> CellLayout:
+        height, width = found[0].image.shape[1:]
+        bars = max(len(classes_with_bar(sample, top_k)) for sample in found)
+        return cls(found.class_names, maps, top_k, bars, _PANEL * height / width, colors, alpha)
+
+    @property
+    def width(self) -> float:
+        panels = (1 + self.maps) * (_PANEL + _GAP) - _GAP
+        return max(panels, _MIN_WIDTH) if self.bars else panels
+
+    @property
+    def height(self) -> float:
+        lines = self.header_lines + self.caption_lines + self.bars
+        return lines * _LINE + self.image_height + 0.08
+
+    @property
+    def header_lines(self) -> int:
+        return 2 if self.maps else 3  # without maps, the index needs a line of its own
+
+    @property
+    def caption_lines(self) -> int:
+        return 1 if self.maps else 0
+
+    @property
+    def image_bottom(self) -> float:
+        return self.height - self.header_lines * _LINE - self.image_height
 
 
 def draw_cell(
     axes: Axes,
-    class_names: Sequence[str],
     sample: MisclassifiedSample,
-    maps: dict[str, Tensor],
-    bars: Sequence[int],
-    alpha: float,
-    colors: Colormap,
+    maps: Mapping[str, Tensor],
+    layout: CellLayout,
     scale: float,
-    panel_height: float,
 ) -> None:
-    width, top = axes.get_xlim()[1], axes.get_ylim()[1]
+    """Draw a sample and its maps (H, W) by kind; `scale` is that of the text."""
+    axes.set_axis_off()
     small: dict[str, Any] = {"fontsize": 6 * scale, "va": "center"}
-    names = {"predicted": sample.predicted_name, "true": sample.true_name}
-    room = int((width - (0.6 if maps else 0)) * 17)
-    for line, (key, text) in enumerate((("true", "true"), ("predicted", "pred"))):
-        axes.text(
-            0, top - (line + 0.5) * LINE, f"{text}: {_short(names[key], room - 6)}",
-            fontsize=7 * scale, va="center",
-        )  # fmt: skip
-    suspect = "label suspect" if sample.suspect else ""
-    if maps:
-        axes.text(width, top - 0.5 * LINE, f"#{sample.index}", ha="right", color="#555555", **small)
-        axes.text(width, top - 1.5 * LINE, suspect, ha="right", weight="bold", **small)
+    _draw_header(axes, sample, layout, small, name_size=7 * scale)
+    _draw_images(axes, sample, maps, layout, small)
+    _draw_bars(axes, sample, layout, small)
+    axes.set_xlim(0, layout.width)
+    axes.set_ylim(0, layout.height)
+    axes.set_aspect("equal", adjustable="box")
+
+
+def _draw_header(
+    axes: Axes,
+    sample: MisclassifiedSample,
+    layout: CellLayout,
+    small: dict[str, Any],
+    name_size: float,
+) -> None:
+    top, right = layout.height, layout.width
+    length = int((right - (0.6 if layout.maps else 0)) * _NAME_LETTERS) - 6
+    for line, (key, name) in enumerate(
+        (("true", sample.true_name), ("pred", sample.predicted_name))
+    ):
+        text = f"{key}: {shorten(name, length)}"
+        axes.text(0, top - (line + 0.5) * _LINE, text, fontsize=name_size, va="center")
+    index, suspect = f"#{sample.index}", "label suspect" if sample.suspect else ""
+    bold = small | {"ha": "right", "weight": "bold"}
+    if layout.maps:
+        axes.text(right, top - 0.5 * _LINE, index, ha="right", color=_INDEX_COLOR, **small)
+        axes.text(right, top - 1.5 * _LINE, suspect, **bold)
     else:
-        axes.text(0, top - 2.5 * LINE, f"#{sample.index}", color="#555555", **small)
-        axes.text(width, top - 2.5 * LINE, suspect, ha="right", weight="bold", **small)
-    bottom = top - (2 if maps else 3) * LINE - panel_height
-    picture = _picture(sample.image)
+        axes.text(0, top - 2.5 * _LINE, index, color=_INDEX_COLOR, **small)
+        axes.text(right, top - 2.5 * _LINE, suspect, **bold)
+
+
+def _draw_images(
+    axes: Axes,
+    sample: MisclassifiedSample,
+    maps: Mapping[str, Tensor],
+    layout: CellLayout,
+    small: dict[str, Any],
+) -> None:
+    image = _enlarged(as_rgb(sample.image, name=f"Image {sample.index}"))
     captions = {
         "predicted": f"for {sample.predicted_name}",
         "true": f"for {sample.true_name}",
         "contrast": f"{sample.predicted_name} not {sample.true_name}",
     }
-    panels: list[tuple[Picture, str]] = [(picture, "image")]
+    panels: list[tuple[Rgb, str]] = [(image, "image")]
     for kind, values in maps.items():
         if float(values.max()) == 0:
-            panels.append((picture, f"no evidence {captions[kind]}"))
+            panels.append((image, f"no evidence {captions[kind]}"))
         else:
-            panels.append((_overlay(picture, values, alpha, colors), captions[kind]))
-    for place, (pixels, caption) in enumerate(panels):
-        left = place * (PANEL + GAP) if maps else (width - PANEL) / 2
-        axes.imshow(
-            pixels,
-            extent=(left, left + PANEL, bottom, bottom + panel_height),
-            interpolation="nearest",
-            aspect="auto",
-        )
+            panels.append((_overlay(image, values, layout), captions[kind]))
+    bottom, top = layout.image_bottom, layout.image_bottom + layout.image_height
+    for column, (pixels, caption) in enumerate(panels):
+        left = column * (_PANEL + _GAP) if maps else (layout.width - _PANEL) / 2
+        extent = (left, left + _PANEL, bottom, top)
+        axes.imshow(pixels, extent=extent, interpolation="nearest", aspect="auto")
         if maps:
-            text = _short(caption, 24)
-            axes.text(left + PANEL / 2, bottom - 0.55 * LINE, text, ha="center", **small)
-    axes.set_xlim(0, width)
-    axes.set_ylim(0, top)
-    axes.set_aspect("equal", adjustable="box")
-    start = min(1.0, 0.5 * width)
-    full = width - start - 0.35
-    for line, number in enumerate(bars):
-        share = float(sample.probabilities[number])
-        kind = {sample.true: "true", sample.predicted: "pred"}.get(number, "")
-        color = {"true": _TRUE, "pred": _PREDICTED}.get(kind, _OTHER)
-        middle = bottom - (line + 0.6 + bool(maps)) * LINE
-        kind = f"{kind}: " if kind else ""
-        label = kind + _short(class_names[number], int(start * _LETTERS) - len(kind))
-        axes.text(start - 0.04, middle, label, ha="right", **small)
-        axes.barh(middle, full * share, 0.65 * LINE, left=start, color=color)
-        axes.text(start + full * share + 0.04, middle, _percent(share), **small)
-    axes.set_xlim(0, width)
-    axes.set_ylim(0, top)
+            middle = left + _PANEL / 2
+            axes.text(middle, bottom - 0.55 * _LINE, shorten(caption, 24), ha="center", **small)
 
 
-def _picture(image: Tensor) -> Picture:
-    """(C, H, W) in [0, 1] as (H, W, 3), enlarged without smoothing to at least 128 pixels."""
-    if image.shape[0] not in (1, 3, 4):
-        raise ValueError(
-            f"Images with {image.shape[0]} channels cannot be drawn; 1 (gray), 3 or 4 are expected."
-        )
-    color = image[:3] if image.shape[0] > 1 else image.expand(3, -1, -1)
-    factor = max(1, math.ceil(128 / min(image.shape[1:])))
-    pixels: Picture = color.permute(1, 2, 0).numpy()
-    return pixels.repeat(factor, 0).repeat(factor, 1)
+def _draw_bars(
+    axes: Axes, sample: MisclassifiedSample, layout: CellLayout, small: dict[str, Any]
+) -> None:
+    start = min(1.0, 0.5 * layout.width)
+    full = layout.width - start - 0.35
+    for line, number in enumerate(classes_with_bar(sample, layout.top_k)):
+        probability = float(sample.probabilities[number])
+        prefix = {sample.true: "true: ", sample.predicted: "pred: "}.get(number, "")
+        color = {sample.true: BLUE, sample.predicted: VERMILION}.get(number, GRAY)
+        y = layout.image_bottom - (line + 0.6 + layout.caption_lines) * _LINE
+        length = int(start * _LETTERS) - len(prefix)
+        label = prefix + shorten(layout.class_names[number], length)
+        axes.text(start - 0.04, y, label, ha="right", **small)
+        axes.barh(y, full * probability, 0.65 * _LINE, left=start, color=color)
+        axes.text(start + full * probability + 0.04, y, _percent(probability), **small)
 
 
-def _overlay(picture: Picture, values: Tensor, alpha: float, colors: Colormap) -> Picture:
-    size = picture.shape[:2]
-    smooth = F.interpolate(values[None, None], size, mode="bilinear")[0, 0].clamp(0, 1)
-    color = np.asarray(colors(smooth.numpy()), dtype=np.float32)[..., :3]
-    return picture * (1 - alpha) + color * alpha
-
-
-def bars_of(sample: MisclassifiedSample, top_k: int) -> list[int]:
-    """The classes to draw a bar for, in descending order of probability."""
+def classes_with_bar(sample: MisclassifiedSample, top_k: int) -> list[int]:
+    """Return the `top_k` classes and the true one, in descending order of probability."""
     if top_k == 0:
         return []
     order = sample.probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
     return order if sample.true in order else [*order, sample.true]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.005 or share == 0 else "< 1 %"
+def _enlarged(image: Rgb) -> Rgb:
+    """Repeat the pixels of (H, W, 3) so that the shorter side has at least 128."""
+    factor = max(1, math.ceil(128 / min(image.shape[:2])))
+    return image.repeat(factor, 0).repeat(factor, 1)
 
 
-def _short(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: max(room - 3, 1)].rstrip() + "..."
+def _overlay(image: Rgb, values: Tensor, layout: CellLayout) -> Rgb:
+    """Blend an image (H, W, 3) with a map, interpolated to its size and colored."""
+    smooth = F.interpolate(values[None, None], image.shape[:2], mode="bilinear")[0, 0].clamp(0, 1)
+    color = np.asarray(layout.colors(smooth.numpy()), dtype=np.float32)[..., :3]
+    return image * (1 - layout.alpha) + color * layout.alpha
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %" if fraction >= 0.005 or fraction == 0 else "< 1 %"

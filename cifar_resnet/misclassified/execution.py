@@ -1,4 +1,4 @@
-"""A model computed on another device or in another precision, while it stays where it is."""
+"""Run a model on another device or in another precision without moving the model itself."""
 
 from __future__ import annotations
 
@@ -11,46 +11,51 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-Place = Callable[[Tensor], Tensor]
+MoveInputs = Callable[[Tensor], Tensor]
 
 
-class _Elsewhere(nn.Module):
-    """A module called with other values for its parameters and buffers."""
+class _WithValues(nn.Module):
+    """Call a module with other values for its parameters and buffers."""
 
     def __init__(self, model: nn.Module, values: dict[str, Tensor]) -> None:
         super().__init__()
-        self._run = partial(functional_call, model, values)
+        self._call = partial(functional_call, model, values)
 
     def forward(self, *inputs: Tensor) -> Any:
-        return self._run(inputs)
+        return self._call(inputs)
 
 
 @contextlib.contextmanager
-def placed(
-    model: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None = None
-) -> Iterator[tuple[nn.Module, Place]]:
-    """The model to call on `device` (None: where it is) and in `dtype` (None: its own), and a
-    function that brings inputs there. Parts that were compiled run as they were before it.
+def run_on_device(
+    model: nn.Module, device: torch.device | None, dtype: torch.dtype | None = None
+) -> Iterator[tuple[nn.Module, MoveInputs]]:
+    """Yield a module to call in place of `model`, and a function that moves inputs to its device.
 
-    With a dtype the parameters are also cut off from their gradients.
+    Compiled parts of the model run uncompiled.
+
+    Args:
+        model: The model; it is not moved.
+        device: Where to run. If None, where the model is.
+        dtype: Precision to run in, with parameters detached from their gradients. If None, that of
+            the model.
     """
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= dict(model.named_buffers(remove_duplicate=False))
     first = next(iter(tensors.values()), torch.zeros(()))
-    target = first.device if device is None else torch.device(device)
+    target = first.device if device is None else device
     floats = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
-    own = dtype or next(iter(floats), torch.get_default_dtype())
+    input_dtype = dtype or next(iter(floats), torch.get_default_dtype())
 
-    def place(inputs: Tensor) -> Tensor:
+    def move_inputs(inputs: Tensor) -> Tensor:
         inputs = inputs.to(target)
-        return inputs.to(own) if inputs.is_floating_point() else inputs
+        return inputs.to(input_dtype) if inputs.is_floating_point() else inputs
 
-    run = model
+    runner = model
     if dtype is not None or any(tensor.device != target for tensor in tensors.values()):
         values = {}
         for name, tensor in tensors.items():
             value = tensor.detach().to(target, dtype if tensor.is_floating_point() else None)
             values[name] = value.clone() if value.is_inference() else value
-        run = _Elsewhere(model, values)
+        runner = _WithValues(model, values)
     with torch.compiler.set_stance("force_eager"):
-        yield run, place
+        yield runner, move_inputs

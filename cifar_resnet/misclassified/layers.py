@@ -1,13 +1,11 @@
-"""Which layers' outputs a class activation map is made from. It knows modules and their outputs; it
-must not know methods or data.
-"""
+"""Find the layers whose outputs class activation maps are computed from."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +16,7 @@ from cifar_resnet import arguments
 from cifar_resnet.misclassified.scores import class_scores
 
 Reshape = Callable[[Tensor], Tensor]
-_MOST_PREFIX_TOKENS = 8  # class, distillation and register tokens
+_MAX_PREFIX_TOKENS = 8  # class, distillation and register tokens
 
 _POOLS = (
     nn.modules.pooling._MaxPoolNd,
@@ -30,13 +28,13 @@ _POOLS = (
 
 @dataclass(frozen=True, eq=False)
 class TargetLayer:
-    """A layer, and how its output is brought to (N, C, height, width).
+    """A layer and the conversion of its output to (N, C, height, width).
 
     Attributes:
         name: Name of the submodule.
         module: The submodule.
         grid: Height and width of its output.
-        to_map: The change of shape: none for an image-like output, tokens to a grid otherwise.
+        to_map: The conversion: none for an image-like output, from tokens to a grid otherwise.
     """
 
     name: str
@@ -46,39 +44,38 @@ class TargetLayer:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """One layer's output in the run that looks for candidates."""
+class _LayerOutput:
+    """The output of one layer in the run that looks for candidates."""
 
     name: str
     module: nn.Module
     output: Tensor
-    layer: TargetLayer | None  # None if it has no places
-    influence: bool  # whether the scores depend on what it says about places
+    layer: TargetLayer | None  # None without spatial output
+    affects_scores: bool  # whether the scores depend on the spatial output
 
 
 def find_target_layers(
     model: nn.Module,
-    run: nn.Module,
+    runner: nn.Module,
     image: Tensor,
-    wanted: Any,
+    requested: Sequence[str | nn.Module] | None,
     reshape: Reshape | None,
 ) -> list[TargetLayer]:
-    """The layers asked for, or the last one that has several places and matters to the scores.
+    """Return the requested layers, or the last one with spatial output that affects the scores.
 
     Args:
         model: The module whose submodules are meant.
-        run: What to call; it calls `model`.
-        image: One input (1, C, H, W) for which gradients are wanted.
-        wanted: Names or submodules, one or several; None for the last one.
-        reshape: From a layer's output to (N, C, height, width); None to find it.
+        runner: What to call; it calls `model`.
+        image: One input (1, C, H, W) that requires gradients.
+        requested: Names or submodules. If None, choose the last suitable layer.
+        reshape: Conversion of a layer's output to (N, C, height, width). If None, inferred.
 
     Raises:
-        ValueError: If there is no such layer, or its output has no places.
+        ValueError: If there is no such layer, or it has no spatial output.
     """
-    modules = dict(model.named_modules())
-    if wanted is None:
-        seen = _outputs(model, run, image, reshape)
-        suitable = [each for each in seen if each.layer is not None and each.influence]
+    if requested is None:
+        outputs = _layer_outputs(model, runner, image, reshape)
+        suitable = [each for each in outputs if each.layer is not None and each.affects_scores]
         without_pools = [each for each in suitable if not isinstance(each.module, _POOLS)]
         for each in reversed(without_pools or suitable):
             assert each.layer is not None
@@ -89,59 +86,64 @@ def find_target_layers(
             "nn.Identity() behind the last one, which gives it a name; if its maps have another "
             "shape, pass target_layers= and reshape_transform=."
         )
-    names = [
-        _name(each, modules, lambda: _candidates(_outputs(model, run, image, reshape)))
-        for each in ([wanted] if isinstance(wanted, str | nn.Module) else list(wanted))
-    ]
-    seen = _outputs(model, run, image, reshape)
-    last = {each.name: each for each in seen}
+    names = [_name(each, model) for each in requested]
+    outputs = _layer_outputs(model, runner, image, reshape)
+    by_name = {each.name: each for each in outputs}  # the last output of a layer called twice
     layers = []
-    for name in names:
-        found = last.get(name)
-        if found is None or found.layer is None:
-            what = (
-                "is not called, or gives no tensor,"
-                if found is None
-                else f"gives an output of shape {tuple(found.output.shape)}, which has no places,"
+    for given, name in zip(requested, names, strict=True):
+        if name is None:
+            close = difflib.get_close_matches(str(given), dict(model.named_modules()), 5, 0.4)
+            hint = f" Close ones: {', '.join(close)}." if close else ""
+            raise ValueError(f"No layer is called {given!r}.{hint} {_candidates(outputs)}")
+        output = by_name.get(name)
+        if output is None or output.layer is None:
+            reason = (
+                "is not called, or does not return a tensor"
+                if output is None
+                else f"returns an output of shape {tuple(output.output.shape)}, which is not "
+                "spatial"
             )
             raise ValueError(
-                f"Layer {name!r} {what} when the model runs, so it has no map. Take another one, "
-                f"or pass reshape_transform= for its output. {_candidates(seen)}"
+                f"Layer {name!r} {reason}, so it has no map. Choose another layer, or pass "
+                f"reshape_transform= for its output. {_candidates(outputs)}"
             )
-        layers.append(found.layer)
+        layers.append(output.layer)
     return layers
 
 
-def check_target_layers(wanted: Any) -> None:
-    """Raise for what names no layer of any model."""
-    if wanted is None or isinstance(wanted, str | nn.Module):
-        return
-    message = "the name of a submodule or the submodule, or several of them"
-    layers = arguments.sequence("target_layers", wanted, message)
-    if not all(isinstance(each, str | nn.Module) for each in layers):
-        raise TypeError(f"target_layers must be {message}, but got {wanted!r}.")
-    if not layers:
-        raise ValueError("target_layers is empty; give a name, several, or None for the last one.")
+def as_target_layers(layers: Any) -> tuple[str | nn.Module, ...] | None:
+    """Convert a layer or several layers to a tuple; None stays None."""
+    if layers is None:
+        return None
+    if isinstance(layers, str | nn.Module):
+        return (layers,)
+    expected = "the name of a submodule or the submodule, or several of them"
+    several = arguments.sequence("target_layers", layers, expected)
+    if not all(isinstance(each, str | nn.Module) for each in several):
+        raise TypeError(f"target_layers must be {expected}, but got {layers!r}.")
+    if not several:
+        raise ValueError(
+            "target_layers is empty. Pass at least one layer, or None to choose it automatically."
+        )
+    return tuple(several)
 
 
-def _name(wanted: Any, modules: Mapping[str, nn.Module], candidates: Callable[[], str]) -> str:
-    name = wanted
-    if isinstance(wanted, nn.Module):
-        name = next((name for name, module in modules.items() if module is wanted), None)
-        if name is None:
-            raise ValueError(
-                f"The target layer {type(wanted).__name__} is no part of the model. Pass a "
-                "submodule of the very model that is explained, or its name."
-            )
-    if isinstance(name, str) and name and name in modules:
-        return name
-    close = difflib.get_close_matches(str(name), list(modules), n=5, cutoff=0.4)
-    hint = f" Close ones: {', '.join(close)}." if close else ""
-    raise ValueError(f"No layer is called {name!r}.{hint} {candidates()}")
+def _name(requested: str | nn.Module, model: nn.Module) -> str | None:
+    """Return the name of a submodule given by its name or itself; None if there is no such name."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if isinstance(requested, nn.Module):
+        for name, module in modules.items():
+            if module is requested and name:
+                return name
+        raise ValueError(
+            f"The target layer {type(requested).__name__} is not a submodule of the model. Pass a "
+            "submodule of the model that is explained, or its name."
+        )
+    return requested if requested in modules and requested else None
 
 
-def _candidates(seen: Sequence[_Seen]) -> str:
-    grids = {each.name: each.layer.grid for each in seen if each.layer and each.influence}
+def _candidates(outputs: Sequence[_LayerOutput]) -> str:
+    grids = {each.name: each.layer.grid for each in outputs if each.layer and each.affects_scores}
     names = [
         f"{name} ({height} x {width})"
         for name, (height, width) in grids.items()
@@ -150,37 +152,37 @@ def _candidates(seen: Sequence[_Seen]) -> str:
     return f"Suitable ones: {', '.join(names)}." if names else "No layer here is suitable."
 
 
-def _outputs(
-    model: nn.Module, run: nn.Module, image: Tensor, reshape: Reshape | None
-) -> list[_Seen]:
-    """The outputs of all submodules in the order in which they are done."""
-    found: list[tuple[str, nn.Module, Tensor]] = []
+def _layer_outputs(
+    model: nn.Module, runner: nn.Module, image: Tensor, reshape: Reshape | None
+) -> list[_LayerOutput]:
+    """Run the model and return the outputs of all submodules in the order of their completion."""
+    outputs: list[tuple[str, nn.Module, Tensor]] = []
     names = {module: name for name, module in model.named_modules() if name}
 
     with contextlib.ExitStack() as hooks:
         for module, name in names.items():
 
-            def note(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            def record(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 if isinstance(output, Tensor) and output.dim() > 2 and output.is_floating_point():
-                    found.append((name, module, output))
+                    outputs.append((name, module, output))
 
-            hooks.enter_context(_removed(module.register_forward_hook(note)))
-        scores = class_scores(run, image)
+            hooks.enter_context(module.register_forward_hook(record))
+        scores = class_scores(runner, image)
     if not scores.requires_grad:
         raise ValueError(
-            "The model's scores carry no gradient, which the maps are made of: it runs under "
-            "torch.no_grad() or inference_mode(), or detaches a tensor."
+            "The model's scores carry no gradient, which the maps are computed from: the model "
+            "runs under torch.no_grad() or inference_mode(), or detaches a tensor."
         )
     grads: Sequence[Tensor | None] = []
-    if found:
+    if outputs:
         grads = torch.autograd.grad(
             scores.logsumexp(1).sum() + scores[0, 0],
-            [output if output.requires_grad else image for _, _, output in found],
+            [output if output.requires_grad else image for _, _, output in outputs],
             allow_unused=True,
         )
-    seen = []
-    grid: tuple[int, int] | None = None
-    for (name, module, output), grad in zip(found, grads, strict=True):
+    results = []
+    grid: tuple[int, int] | None = None  # of the last image-like output
+    for (name, module, output), grad in zip(outputs, grads, strict=True):
         layer = None
         if reshape is not None or output.dim() in (3, 4):
             to_map = reshape or _to_map(output, grid)
@@ -196,18 +198,23 @@ def _outputs(
                     layer = TargetLayer(name, module, (shape[2], shape[3]), to_map)
         if output.dim() == 4 and layer is not None:
             grid = layer.grid
-        influence = False
+        affects_scores = False
         if layer is not None and grad is not None and output.requires_grad:
-            influence = grad.shape == output.shape and bool(layer.to_map(grad).any())
-        seen.append(_Seen(name, module, output, layer, influence))
-    return seen
+            affects_scores = grad.shape == output.shape and bool(layer.to_map(grad).any())
+        results.append(_LayerOutput(name, module, output, layer, affects_scores))
+    return results
 
 
 def _to_map(output: Tensor, grid: tuple[int, int] | None) -> Reshape | None:
+    """Infer the conversion of an output to (N, C, height, width); None if there is none.
+
+    Tokens (N, tokens, C) lie on the grid of the last image-like output if their number fits, for
+    example 65 tokens on a patch embedding of 8 x 8 with a class token; otherwise on a square.
+    """
     if output.dim() == 4:
-        return _as_it_is
+        return _unchanged
     tokens = output.shape[1]
-    if grid is None or not 0 <= tokens - grid[0] * grid[1] <= _MOST_PREFIX_TOKENS:
+    if grid is None or not 0 <= tokens - grid[0] * grid[1] <= _MAX_PREFIX_TOKENS:
         side = math.isqrt(tokens)
         grid = (side, side)  # of tokens without or with a class token
         if tokens - side * side > 1 or side < 2:
@@ -215,39 +222,31 @@ def _to_map(output: Tensor, grid: tuple[int, int] | None) -> Reshape | None:
     height, width = grid
 
     def tokens_to_grid(values: Tensor) -> Tensor:
-        places = values[:, values.shape[1] - height * width :]  # special tokens come first
-        return places.transpose(1, 2).reshape(len(values), -1, height, width)
+        patches = values[:, values.shape[1] - height * width :]  # special tokens come first
+        return patches.transpose(1, 2).reshape(len(values), -1, height, width)
 
     return tokens_to_grid
 
 
-def _as_it_is(values: Tensor) -> Tensor:
+def _unchanged(values: Tensor) -> Tensor:
     return values
 
 
 @contextlib.contextmanager
-def recorded(layers: Sequence[TargetLayer]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of layers in the runs inside, by name; of a layer called twice the last.
+def record_outputs(layers: Sequence[TargetLayer]) -> Iterator[dict[str, Tensor]]:
+    """Record the outputs of layers by name; of a layer that is called twice, the last one.
 
-    What follows gets a copy, so that an operation in place does not write over the record.
+    The following layers receive a copy, so that an in-place operation does not change the record.
     """
     outputs: dict[str, Tensor] = {}
     with contextlib.ExitStack() as hooks:
         for layer in layers:
 
-            def keep(
+            def record(
                 module: nn.Module, args: Any, output: Tensor, name: str = layer.name
             ) -> Tensor:
                 outputs[name] = output
                 return output.clone()
 
-            hooks.enter_context(_removed(layer.module.register_forward_hook(keep)))
+            hooks.enter_context(layer.module.register_forward_hook(record))
         yield outputs
-
-
-@contextlib.contextmanager
-def _removed(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -1,6 +1,4 @@
-"""What was found: single errors, and the counts over all samples. Numbers only; it must not know
-how they came about, and draws nothing.
-"""
+"""Store the errors of a classifier and the counts over all samples."""
 
 from __future__ import annotations
 
@@ -17,19 +15,19 @@ __all__ = ["Calibration", "MisclassifiedSample", "MisclassifiedSamples"]
 
 @dataclass(frozen=True, eq=False)
 class MisclassifiedSample:
-    """One image that the model takes for another class.
+    """One misclassified image.
 
     Attributes:
         index: Index in the dataset.
-        image: The image for people: float32 (C, H, W) in [0, 1], without the normalization.
-        inputs: The same image as the model gets it.
+        image: The image for display: float32 (C, H, W) in [0, 1], without the normalization.
+        inputs: The same image as the model receives it.
         true: Class number of the label.
         predicted: Class number of the prediction.
         true_name: Name of the label's class.
         predicted_name: Name of the predicted class.
         probabilities: Softmax of the scores, float32 (classes,).
         loss: Cross-entropy of the label, in nats.
-        suspect: Whether the label is a known suspect, see `label_suspects`.
+        suspect: Whether the label is listed in `label_suspects`.
     """
 
     index: int
@@ -55,24 +53,24 @@ class MisclassifiedSample:
 
 
 class ConfusedPair(NamedTuple):
-    """How often one class was taken for another.
+    """Number of samples of one class that were predicted as another.
 
     Attributes:
         true: Name of the label's class.
         predicted: Name of the predicted class.
         errors: Number of samples.
-        share: Of the label's samples, in [0, 1].
+        fraction: `errors` divided by the number of samples of the label's class.
     """
 
     true: str
     predicted: str
     errors: int
-    share: float
+    fraction: float
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """How confidence and accuracy agree, over bins of equal width in confidence.
+    """Confidence and accuracy in bins of equal width in confidence.
 
     Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks" (ICML 2017),
     equation 5.
@@ -81,7 +79,7 @@ class Calibration:
         counts: Samples in each bin, int64 (bins,). Bin i holds confidences in
             (i / bins, (i + 1) / bins].
         confidence: Mean probability of the predicted class in each bin, float64; NaN if empty.
-        accuracy: Share of right predictions in each bin, float64; NaN if empty.
+        accuracy: Fraction of correct predictions in each bin, float64; NaN if empty.
     """
 
     counts: Tensor
@@ -90,24 +88,24 @@ class Calibration:
 
     @property
     def expected_error(self) -> float:
-        """Expected calibration error: the mean distance of accuracy and confidence, weighted by
-        the number of samples; in [0, 1]."""
+        """Expected calibration error: the mean absolute difference between accuracy and confidence
+        over all bins, weighted by their number of samples; in [0, 1]."""
         gaps = (self.accuracy - self.confidence).abs().nan_to_num(0.0)
         return float((gaps * self.counts).sum() / self.counts.sum().clamp(min=1))
 
 
 class MisclassifiedSamples(Sequence[MisclassifiedSample]):
-    """The errors that were kept, in order, and the counts over all samples that were looked at.
+    """An immutable sequence of the errors that were kept, with counts over all samples.
 
     Attributes:
-        confusion: How often class i (row) was taken for class j (column), int64
-            (classes, classes); its diagonal counts the right predictions.
-        class_names: A name for each class.
-        calibration: Confidence against accuracy.
-        sort_by: What the samples are sorted by.
-        matching: Number of errors between the classes that were asked for, kept or not.
-        true_class: Name of the label's class that was asked for; None for any.
-        pred_class: Name of the predicted class that was asked for; None for any.
+        confusion: Number of samples of class i (row) predicted as class j (column), int64
+            (classes, classes). The diagonal counts the correct predictions.
+        class_names: Names of the classes.
+        calibration: Confidence and accuracy.
+        sort_by: Quantity that the samples are sorted by.
+        matching: Number of errors that match `true_class` and `pred_class`, kept or not.
+        true_class: Name of the requested class of the label. If None, any class.
+        pred_class: Name of the requested predicted class. If None, any class.
     """
 
     def __init__(
@@ -133,52 +131,54 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
 
     @property
     def total(self) -> int:
-        """Number of samples looked at."""
+        """Number of samples in the data."""
         return int(self.confusion.sum())
 
     @property
     def errors(self) -> int:
-        """Number of samples misclassified."""
+        """Number of misclassified samples."""
         return self.total - int(self.confusion.diagonal().sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of samples classified right, in [0, 1]."""
+        """Fraction of correctly classified samples, in [0, 1]."""
         return 1 - self.errors / self.total
 
     @property
     def class_accuracy(self) -> dict[str, float]:
-        """Share of each class's samples classified right (recall); NaN for a class without any."""
-        right = self.confusion.diagonal().double() / self.confusion.sum(1)
-        return dict(zip(self.class_names, right.tolist(), strict=True))
+        """Accuracy on the samples of each class (recall); NaN for a class without samples."""
+        accuracy = self.confusion.diagonal().double() / self.confusion.sum(1)
+        return dict(zip(self.class_names, accuracy.tolist(), strict=True))
 
     def most_confused(self, n: int = 10) -> list[ConfusedPair]:
-        """The pairs of classes with the most errors, in descending order; ties by class number.
+        """Return the pairs of classes with the most errors, in descending order.
+
+        Pairs with the same number of errors are ordered by class number.
 
         Args:
-            n: Most pairs to give.
+            n: Maximum number of pairs.
 
         Raises:
-            TypeError: If `n` is no integer.
-            ValueError: If it is smaller than 1.
+            TypeError: If `n` is not an integer.
+            ValueError: If `n` is smaller than 1.
         """
         n = arguments.integer("n", n, minimum=1)
-        wrong = self.confusion.clone().fill_diagonal_(0)
+        errors = self.confusion.clone().fill_diagonal_(0)
+        pairs = errors.flatten().argsort(descending=True, stable=True)[:n].tolist()
         classes = len(self.class_names)
-        order = wrong.flatten().argsort(descending=True, stable=True)[:n].tolist()
         return [
             ConfusedPair(
-                self.class_names[place // classes],
-                self.class_names[place % classes],
-                int(wrong.flatten()[place]),
-                float(wrong.flatten()[place] / self.confusion[place // classes].sum()),
+                self.class_names[true],
+                self.class_names[predicted],
+                int(errors[true, predicted]),
+                float(errors[true, predicted] / self.confusion[true].sum()),
             )
-            for place in order
-            if wrong.flatten()[place]
+            for true, predicted in (divmod(pair, classes) for pair in pairs)
+            if errors[true, predicted]
         ]
 
     def to_records(self) -> list[dict[str, Any]]:
-        """The samples without their pixels, as plain numbers and strings, ready for `json.dumps`
+        """Return the samples without their pixels as plain numbers and strings, for `json.dumps`
         or a data frame."""
         return [
             {
@@ -197,13 +197,13 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
         ]
 
     @overload
-    def __getitem__(self, place: int) -> MisclassifiedSample: ...
+    def __getitem__(self, index: int) -> MisclassifiedSample: ...
     @overload
-    def __getitem__(self, place: slice) -> MisclassifiedSamples: ...
-    def __getitem__(self, place: int | slice) -> MisclassifiedSample | MisclassifiedSamples:
-        if isinstance(place, slice):
+    def __getitem__(self, index: slice) -> MisclassifiedSamples: ...
+    def __getitem__(self, index: int | slice) -> MisclassifiedSample | MisclassifiedSamples:
+        if isinstance(index, slice):
             return MisclassifiedSamples(
-                self._samples[place],
+                self._samples[index],
                 confusion=self.confusion,
                 class_names=self.class_names,
                 calibration=self.calibration,
@@ -212,7 +212,7 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
                 true_class=self.true_class,
                 pred_class=self.pred_class,
             )
-        return self._samples[place]
+        return self._samples[index]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -223,5 +223,5 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
     def __repr__(self) -> str:
         return (
             f"<MisclassifiedSamples: {len(self)} of {self.errors:,} errors in {self.total:,} "
-            f"samples, accuracy {self.accuracy:.2%}, by {self.sort_by}>"
+            f"samples, accuracy {self.accuracy:.2%}, sorted by {self.sort_by}>"
         )

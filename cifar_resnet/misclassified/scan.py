@@ -1,12 +1,11 @@
-"""Every sample through the model once, the errors kept. It knows scores and labels; it must not
-know class activation maps or figures.
-"""
+"""Run a model over a data set and collect its errors."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +14,20 @@ from torch import Tensor, nn
 from cifar_resnet import arguments
 from cifar_resnet.data.class_names import as_class_names, check_class, class_index
 from cifar_resnet.data.reading import Source, as_source
-from cifar_resnet.misclassified.execution import placed
+from cifar_resnet.misclassified.execution import run_on_device
 from cifar_resnet.misclassified.records import (
     Calibration,
     MisclassifiedSample,
     MisclassifiedSamples,
 )
-from cifar_resnet.misclassified.scores import class_scores
+from cifar_resnet.misclassified.scores import check_finite, class_scores
 from cifar_resnet.model_state import preserve_state, unwrap_compiled
 from cifar_resnet.normalization import Statistics, as_statistics, in_unit_range
 
 __all__ = ["find_misclassified"]
 
 SORTS = ("loss", "confidence", "margin", "index", "random")
-_BINS = 15  # as in Guo et al.
+_BINS = 15  # of the calibration, as in Guo et al.
 
 
 def find_misclassified(
@@ -46,28 +45,31 @@ def find_misclassified(
     std: Sequence[float] | float | None = None,
     seed: int = 0,
 ) -> MisclassifiedSamples:
-    """The images that a classifier gets wrong, and how it does over all images.
+    """Find the images that a classifier gets wrong, and count its predictions over all images.
 
-    Each image goes through the model once, in evaluation mode and without gradients; the model
-    stays as it is. Only the errors that are kept take memory. An autocast that is on stays on.
+    Each image passes through the model once, in evaluation mode and without gradients. The model is
+    left unchanged. Only the errors that are kept take memory. An active autocast context is
+    respected.
 
     Args:
         model: Any module from images to class scores (N, classes): logits, probabilities of a
             softmax, or log-probabilities.
-        data: A `Dataset` of (image, label), a `DataLoader` (its samples once each, whatever its
-            order), a `LightningDataModule` (its test data), or None for the CIFAR-10 test set.
-        n: Most errors to keep; None for all.
-        sort_by: Which come first: "loss" and "confidence" (of the wrong class) and "margin" (of its
-            probability over the right one's) in descending order, "index" ascending, or "random".
-        true_class: Keep only errors on images of this class, a number or a name.
-        pred_class: Keep only errors that name this class.
-        batch_size: Images at once, where `data` does not say it.
-        device: Where to compute; None for where the model is. The model is not moved.
-        class_names: Names of the classes; None to take them from the data, else numbers.
-        mean: Mean of each channel that was subtracted from the images; None to take it from the
+        data: A `Dataset` of (image, label), a `DataLoader` (each of its samples once, in the order
+            of the dataset) or a `LightningDataModule` (its test data). If None, use the CIFAR-10
+            test set.
+        n: Maximum number of errors to keep. If None, keep all.
+        sort_by: "loss", "confidence" (probability of the predicted class) or "margin" (how far that
+            probability exceeds the one of the true class) in descending order, "index" in ascending
+            order, or "random".
+        true_class: Keep only errors on images of this class, given by number or name.
+        pred_class: Keep only errors predicted as this class.
+        batch_size: Number of images processed at once, unless `data` determines it.
+        device: Device to compute on. If None, the model's device. The model is not moved.
+        class_names: Names of the classes. If None, use those of the data, or numbers.
+        mean: Mean of each channel that was subtracted from the images. If None, use that of the
             data.
-        std: Standard deviation of each channel that they were divided by.
-        seed: Key of the random order.
+        std: Standard deviation of each channel that the images were divided by.
+        seed: Random seed for the random order.
 
     Returns:
         An immutable sequence of the errors, with totals, confusion matrix and calibration.
@@ -76,7 +78,7 @@ def find_misclassified(
         TypeError: If `model` or `data` is none of the above, or another argument has the wrong
             type.
         ValueError: If an argument is out of its range, a score is not finite, the model does not
-            return (N, classes), the data have no labels, or the images cannot be shown because
+            return (N, classes), the data have no labels, or the images cannot be displayed because
             their normalization is unknown.
 
     Examples:
@@ -88,83 +90,109 @@ def find_misclassified(
         >>> len(found), found.total, found[0].image.shape
         (3, 20, torch.Size([3, 32, 32]))
     """
-    model = unwrap_compiled(model)
     if n is not None:
         n = arguments.integer("n", n, minimum=1, instead=", or None for all")
-    sort_by = arguments.choice("sort_by", sort_by, SORTS)
-    check_class("true_class", true_class)
-    check_class("pred_class", pred_class)
-    batch_size = arguments.integer("batch_size", batch_size, minimum=1)
-    if device is not None:
-        device = arguments.device("device", device)
-    names = as_class_names(class_names)
-    given = as_statistics(mean, std)
-    seed = arguments.integer("seed", seed, minimum=0)
-    source = as_source(data, batch_size)
+    options = ScanOptions(
+        sort_by=sort_by,
+        true_class=true_class,
+        pred_class=pred_class,
+        batch_size=batch_size,
+        device=device,
+        class_names=class_names,
+        mean=mean,
+        std=std,
+        seed=seed,
+    )
+    return scan(model, data, n, options)
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How to read the data and which errors to keep: checked arguments of `find_misclassified`."""
+
+    sort_by: str = "loss"
+    true_class: int | str | None = None
+    pred_class: int | str | None = None
+    batch_size: int = 500
+    device: Any = None  # converted to torch.device | None
+    class_names: Any = None  # converted to tuple[str, ...] | None
+    mean: Any = None  # converted to tuple[float, ...] | None, as is std
+    std: Any = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        arguments.choice("sort_by", self.sort_by, SORTS)
+        check_class("true_class", self.true_class)
+        check_class("pred_class", self.pred_class)
+        mean, std = as_statistics(self.mean, self.std) or (None, None)
+        converted = {
+            "batch_size": arguments.integer("batch_size", self.batch_size, minimum=1),
+            "device": None if self.device is None else arguments.device("device", self.device),
+            "class_names": as_class_names(self.class_names),
+            "mean": mean,
+            "std": std,
+            "seed": arguments.integer("seed", self.seed, minimum=0),
+        }
+        for name, value in converted.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        return None if self.mean is None else (self.mean, self.std)
+
+    def changed(self) -> list[str]:
+        """Return the names of the options that differ from their defaults."""
+        return [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+
+
+def scan(model: nn.Module, data: Any, n: int | None, options: ScanOptions) -> MisclassifiedSamples:
+    """Find the misclassified images with options that are already checked."""
+    model = unwrap_compiled(model)
+    source = as_source(data, options.batch_size)
     with (
         preserve_state(model),
-        torch.inference_mode(False),  # what is kept should be ordinary tensors
+        torch.inference_mode(False),  # the errors should hold ordinary tensors
         torch.no_grad(),
-        placed(model, device) as (run, place),
+        run_on_device(model, options.device) as (runner, move_inputs),
     ):
-        keep = _Keeper(n, sort_by, true_class, pred_class, seed, names, source)
+        collector = _ErrorCollector(n, options, source)
         for indices, inputs, labels in source.batches():
-            scores = class_scores(run, place(inputs)).float()
-            keep.add(indices, inputs, labels.to(scores.device), scores)
-        return keep.result(given or source.statistics, message=given is not None)
+            scores = class_scores(runner, move_inputs(inputs)).float()
+            collector.add(indices, inputs, labels.to(scores.device), scores)
+        return collector.result()
 
 
-class _Keeper:
-    def __init__(
-        self,
-        n: int | None,
-        sort_by: str,
-        true_class: int | str | None,
-        pred_class: int | str | None,
-        seed: int,
-        names: tuple[str, ...] | None,
-        source: Source,
-    ) -> None:
-        self.n, self.sort_by, self.seed = n, sort_by, seed
-        self.wanted = true_class, pred_class
-        self.names = names if names is not None else source.class_names
-        self.numbers: tuple[int | None, int | None] = None, None
-        self.source = source
-        self.kept: list[tuple[float, int, dict[str, Any]]] = []
+class _Error(NamedTuple):
+    """The part of a misclassified sample that is copied from its batch."""
+
+    inputs: Tensor
+    probabilities: Tensor
+    true: int
+    predicted: int
+    loss: float
+
+
+class _ErrorCollector:
+    """Count the predictions of all batches, and keep the `n` errors that come first."""
+
+    def __init__(self, n: int | None, options: ScanOptions, source: Source) -> None:
+        self.n, self.options, self.source = n, options, source
+        given = options.class_names
+        self.names: tuple[str, ...] | None = source.class_names if given is None else given
+        self.true_class: int | None = None
+        self.pred_class: int | None = None
+        self.errors: list[tuple[float, int, _Error]] = []  # sort key, index, error
         self.matching = 0
         self.confusion: Tensor | None = None
-        self.bins = torch.zeros(3, _BINS, dtype=torch.float64)  # samples, confidence, right
-
-    def _start(self, classes: int) -> Tensor:
-        if self.names is None:
-            self.names = tuple(map(str, range(classes)))
-        if len(self.names) != classes:
-            raise ValueError(
-                f"The model has {classes} classes, but there are {len(self.names)} class names: "
-                f"{', '.join(self.names[:12])}. Pass class_names with one name for each class."
-            )
-        self.numbers = (
-            class_index(self.wanted[0], self.names, "true_class"),
-            class_index(self.wanted[1], self.names, "pred_class"),
-        )
-        if self.numbers[0] is not None and self.numbers[0] == self.numbers[1]:
-            raise ValueError(
-                f"true_class and pred_class are both {self.names[self.numbers[0]]!r}; an error "
-                "has two different classes."
-            )
-        return torch.zeros(classes, classes, dtype=torch.int64)
+        # sums over the samples in each bin: their number, confidence, correct predictions
+        self.bins = torch.zeros(3, _BINS, dtype=torch.float64)
 
     def add(self, indices: Tensor, inputs: Tensor, labels: Tensor, scores: Tensor) -> None:
         classes = scores.shape[1]
         if self.confusion is None:
-            self.confusion = self._start(classes)
-        finite = scores.isfinite().all(1)
-        if not bool(finite.all()):
-            first = int((~finite).nonzero()[0])
-            raise ValueError(
-                f"The scores of sample {int(indices[first])} are not finite: "
-                f"{scores[first].tolist()[:10]}. Check the model's weights and the images' range."
-            )
+            self._check_classes(classes)
+            self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        check_finite(scores, indices, "sample")
         outside = (labels < 0) | (labels >= classes)
         if bool(outside.any()):
             first = int(outside.nonzero()[0])
@@ -176,79 +204,109 @@ class _Keeper:
         confidence, predicted = probabilities.max(1)
         pairs = labels * classes + predicted
         self.confusion += torch.bincount(pairs, minlength=classes**2).view(classes, -1).cpu()
-        self._calibrate(confidence, predicted == labels)
+        self._add_to_bins(confidence, predicted == labels)
 
         wrong = predicted != labels
-        for number, of in zip(self.numbers, (labels, predicted), strict=True):
-            if number is not None:
-                wrong &= of == number
+        if self.true_class is not None:
+            wrong &= labels == self.true_class
+        if self.pred_class is not None:
+            wrong &= predicted == self.pred_class
         rows = wrong.nonzero().flatten()
         self.matching += len(rows)
         if len(rows) == 0:
             return
         true_probability = probabilities[rows].gather(1, labels[rows, None])[:, 0]
         loss = F.cross_entropy(scores[rows], labels[rows], reduction="none")
-        numbers = indices.to(rows.device)[rows].tolist()
         margin = confidence[rows] - true_probability
-        keys = self._keys({"loss": loss, "confidence": confidence[rows], "margin": margin}, numbers)
-        new = [
-            (key, index, {"row": row, "loss": each})
-            for key, index, row, each in zip(
-                keys, numbers, rows.tolist(), loss.tolist(), strict=True
-            )
-        ]
-        self.kept = sorted(self.kept + new, key=lambda entry: entry[:2])[: self.n]
-        for _, _, facts in self.kept:
-            if "row" in facts:  # of this batch, and it stays
-                row = facts.pop("row")
-                facts["inputs"] = inputs[row].detach().cpu().clone()
-                facts["probabilities"] = probabilities[row].cpu()
-                facts["true"], facts["predicted"] = int(labels[row]), int(predicted[row])
+        numbers = indices.to(rows.device)[rows].tolist()
+        keys = self._sort_keys(
+            {"loss": loss, "confidence": confidence[rows], "margin": margin}, numbers
+        )
+        new: list[tuple[float, int, int | _Error]] = list(
+            zip(keys, numbers, range(len(rows)), strict=True)
+        )
+        first_errors = sorted([*self.errors, *new], key=lambda entry: entry[:2])[: self.n]
 
-    def _keys(self, values: dict[str, Tensor], indices: list[int]) -> list[float]:
-        """What to sort by, ascending; of a sample it is the same whatever its batch."""
-        if self.sort_by == "index":
+        row_numbers = rows.tolist()
+
+        def copied(number: int) -> _Error:
+            row = row_numbers[number]
+            return _Error(
+                inputs[row].detach().cpu().clone(),
+                probabilities[row].cpu(),
+                int(labels[row]),
+                int(predicted[row]),
+                float(loss[number]),
+            )
+
+        self.errors = [
+            (key, index, copied(error) if isinstance(error, int) else error)
+            for key, index, error in first_errors
+        ]
+
+    def _check_classes(self, classes: int) -> None:
+        """Compare the class names with the number of scores, and look up the requested classes."""
+        names = tuple(map(str, range(classes))) if self.names is None else self.names
+        if len(names) != classes:
+            raise ValueError(
+                f"The model has {classes} classes, but there are {len(names)} class names: "
+                f"{', '.join(names[:12])}. Pass class_names with one name for each class."
+            )
+        self.names = names
+        self.true_class = class_index(self.options.true_class, names, "true_class")
+        self.pred_class = class_index(self.options.pred_class, names, "pred_class")
+        if self.true_class is not None and self.true_class == self.pred_class:
+            raise ValueError(
+                f"true_class and pred_class are both {names[self.true_class]!r}; an error has two "
+                "different classes."
+            )
+
+    def _sort_keys(self, values: dict[str, Tensor], indices: list[int]) -> list[float]:
+        """Return a key of each sample for ascending order, which does not depend on its batch."""
+        if self.options.sort_by == "index":
             return [float(index) for index in indices]
-        if self.sort_by == "random":
-            return [random.Random(f"{self.seed} {index}").random() for index in indices]
-        keys: list[float] = (-values[self.sort_by]).tolist()
+        if self.options.sort_by == "random":
+            return [random.Random(f"{self.options.seed} {index}").random() for index in indices]
+        keys: list[float] = (-values[self.options.sort_by]).tolist()
         return keys
 
-    def _calibrate(self, confidence: Tensor, right: Tensor) -> None:
+    def _add_to_bins(self, confidence: Tensor, correct: Tensor) -> None:
         confidence = confidence.double().cpu()
-        places = (confidence * _BINS).ceil().long().clamp(1, _BINS) - 1
+        bins = (confidence * _BINS).ceil().long().clamp(1, _BINS) - 1
         for row, values in enumerate(
-            (torch.ones_like(confidence), confidence, right.double().cpu())
+            (torch.ones_like(confidence), confidence, correct.double().cpu())
         ):
-            self.bins[row] += torch.bincount(places, values, minlength=_BINS)
+            self.bins[row] += torch.bincount(bins, values, minlength=_BINS)
 
-    def result(self, statistics: Statistics | None, *, message: bool) -> MisclassifiedSamples:
-        if self.confusion is None:
-            raise ValueError("There is no sample in the data.")
-        assert self.names is not None
-        images = [
-            in_unit_range(facts["inputs"], statistics, name=f"Image {index}", clip=message)
-            for _, index, facts in self.kept
-        ]
+    def result(self) -> MisclassifiedSamples:
+        if self.confusion is None or self.names is None:
+            raise ValueError("The data contain no samples.")
+        names = self.names
+        statistics = self.options.statistics
         samples = [
             MisclassifiedSample(
                 index,
-                image,
-                true_name=self.names[facts["true"]],
-                predicted_name=self.names[facts["predicted"]],
+                in_unit_range(
+                    error.inputs,
+                    statistics or self.source.statistics,
+                    name=f"Image {index}",
+                    clip=statistics is not None,
+                ),
+                true_name=names[error.true],
+                predicted_name=names[error.predicted],
                 suspect=index in self.source.suspects,
-                **facts,
+                **error._asdict(),
             )
-            for image, (_, index, facts) in zip(images, self.kept, strict=True)
+            for _, index, error in self.errors
         ]
-        counts, confidence, right = self.bins
+        counts, confidence, correct = self.bins
         return MisclassifiedSamples(
             samples,
             confusion=self.confusion,
-            class_names=self.names,
-            calibration=Calibration(counts.long(), confidence / counts, right / counts),
-            sort_by=self.sort_by,
+            class_names=names,
+            calibration=Calibration(counts.long(), confidence / counts, correct / counts),
+            sort_by=self.options.sort_by,
             matching=self.matching,
-            true_class=None if self.numbers[0] is None else self.names[self.numbers[0]],
-            pred_class=None if self.numbers[1] is None else self.names[self.numbers[1]],
+            true_class=None if self.true_class is None else names[self.true_class],
+            pred_class=None if self.pred_class is None else names[self.pred_class],
         )

@@ -1,4 +1,4 @@
-"""The class scores of a model, before any softmax. It must not know data or what they are for."""
+"""Compute the class scores of a model before any softmax."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.overrides import TorchFunctionMode
 
 
 def class_scores(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Run a model and give its scores (N, classes) before a softmax or log-softmax at its end.
+    """Run a model and return its scores (N, classes), before a softmax or log-softmax at its end.
 
     Raises:
-        ValueError: If the model fails on these inputs, or returns anything but (N, classes) scores.
+        ValueError: If the model fails on these inputs, or does not return scores (N, classes).
     """
-    with _SoftmaxCalls() as calls:
+    with _SoftmaxInputs() as softmax:
         try:
             outputs = model(inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -26,25 +26,36 @@ def class_scores(model: nn.Module, inputs: Tensor) -> Tensor:
             ) from error
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(inputs):
-        what = (
+        returned = (
             f"a tensor of shape {tuple(outputs.shape)}"
             if isinstance(outputs, Tensor)
             else type(outputs).__name__
         )
         raise ValueError(
             f"The model must return scores (N, classes) for N = {len(inputs)} images, but returns "
-            f"{what}. Wrap it in a module that picks them out."
+            f"{returned}. Wrap it in a module that returns the scores."
         )
     if outputs.shape[1] < 2:
         raise ValueError(
             f"The model returns one score for each image, shape {tuple(outputs.shape)}; at least "
             "two classes are expected. Wrap it in a module that returns one score for each class."
         )
-    scores: Tensor = calls.inputs.get(id(outputs), outputs)
+    scores: Tensor = softmax.inputs.get(id(outputs), outputs)
     return scores
 
 
-_SOFTMAX = {  # a mode sees the outermost call only
+def check_finite(scores: Tensor, indices: Tensor | range, kind: str) -> None:
+    """Raise if the scores (N, classes) of a sample are not finite; `indices` are the samples'."""
+    finite = scores.isfinite().all(1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"The scores of {kind} {int(indices[row])} are not finite: "
+            f"{scores[row].tolist()[:10]}. Check the model's weights and the images' range."
+        )
+
+
+_SOFTMAX = {  # a mode sees only the outermost call
     F.softmax,
     F.log_softmax,
     torch.softmax,
@@ -54,13 +65,13 @@ _SOFTMAX = {  # a mode sees the outermost call only
 }
 
 
-class _SoftmaxCalls(TorchFunctionMode):
-    """Remembers what went into each softmax, by the identity of what came out."""
+class _SoftmaxInputs(TorchFunctionMode):
+    """Record the input of each softmax by the identity of its output."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inputs: dict[int, Tensor] = {}
-        self._outputs: list[Tensor] = []  # kept, so that no identity is used again
+        self._outputs: list[Tensor] = []  # kept alive, so that no identity is used twice
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

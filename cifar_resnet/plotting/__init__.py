@@ -1,1 +1,8 @@
-"""Parts that several figures share: pictures from tensors, the palette, grids of images."""
+"""Shared parts of all figures.
+
+- `palette`: colorblind-safe colors
+- `pictures`: convert images (tensors, arrays, PIL images) to pixels that Matplotlib draws
+- `canvas`: check the arguments of a figure, create it, and place text and axes in inches
+- `grid`: draw images in rows and columns
+- `saving`: write a figure to a file atomically
+"""

@@ -1,6 +1,4 @@
-"""Images of any kind as bytes to look at. It knows tensors, arrays and pictures; it must not know
-where they come from.
-"""
+"""Convert images of any kind to pixels that can be drawn."""
 
 from __future__ import annotations
 
@@ -20,14 +18,23 @@ Pixels = NDArray[np.uint8]
 def as_pixels(
     image: Tensor, statistics: Statistics | None, *, name: str, clip: bool = False
 ) -> Pixels:
-    """An image (C, H, W) as uint8 (H, W, 3), with its own brightness.
+    """Convert an image (C, H, W) to uint8 (H, W, 3); see `as_rgb` for the arguments."""
+    rgb = as_rgb(image, statistics, name=name, clip=clip)
+    return np.rint(rgb * 255).astype(np.uint8)
+
+
+def as_rgb(
+    image: Tensor, statistics: Statistics | None = None, *, name: str, clip: bool = False
+) -> NDArray[np.float32]:
+    """Convert an image (C, H, W) to float32 (H, W, 3) in [0, 1], without changing its brightness.
 
     Args:
-        image: Integers from 0 to 255, or floating-point numbers in [0, 1], once the normalization
-            is undone. One channel is gray; of four the first three are drawn.
-        statistics: Mean and standard deviation that it was normalized with; None for none.
-        name: What errors call it.
-        clip: Whether to cut values off at the ends of the range, whatever they are.
+        image: Integers from 0 to 255, or floating-point numbers in [0, 1] after the normalization
+            is undone. One channel is drawn in gray; of four channels, the first three are drawn.
+        statistics: Mean and standard deviation that the image was normalized with. If None, it was
+            not normalized.
+        name: What error messages call the image.
+        clip: If True, clip values outside the range instead of raising.
     """
     if image.dim() != 3 or image.shape[0] not in (1, 3, 4):
         raise ValueError(
@@ -35,16 +42,17 @@ def as_pixels(
             f"{tuple(image.shape)}."
         )
     values = in_unit_range(image.detach().cpu(), statistics, name=name, clip=clip)
-    shown = (values * 255).round().to(torch.uint8)
-    shown = shown[:3] if shown.shape[0] > 1 else shown.expand(3, -1, -1)
-    pixels: Pixels = shown.permute(1, 2, 0).contiguous().numpy()
-    return pixels
+    values = values[:3] if len(values) > 1 else values.expand(3, -1, -1)
+    rgb: NDArray[np.float32] = values.permute(1, 2, 0).contiguous().numpy()
+    return rgb
 
 
 def as_tensor(image: Any) -> Tensor:
-    """A tensor (3, H, W), an array (H, W, 3) or (3, H, W), or a PIL image as a tensor (3, H, W)."""
-    if _is_picture(image):
-        return _from_picture(image)
+    """Convert a tensor (3, H, W), an array (H, W, 3) or (3, H, W), or a PIL image to a tensor
+    (3, H, W).
+    """
+    if _is_pil(image):
+        return _from_pil(image)
     if isinstance(image, np.ndarray):
         if image.ndim == 3 and image.shape[2] == 3:
             image = np.moveaxis(image, 2, 0)
@@ -64,22 +72,22 @@ def as_tensor(image: Any) -> Tensor:
     return tensor
 
 
-def pictures_as_tensors(item: Any) -> Any:
-    """A sample of a dataset with its PIL images as uint8 tensors (3, H, W), all else as it is."""
-    if _is_picture(item):
-        return _from_picture(item)
+def pil_to_tensors(item: Any) -> Any:
+    """Convert the PIL images in a sample of a dataset to uint8 tensors (3, H, W)."""
+    if _is_pil(item):
+        return _from_pil(item)
     if isinstance(item, Mapping):
-        return {key: pictures_as_tensors(value) for key, value in item.items()}
+        return {key: pil_to_tensors(value) for key, value in item.items()}
     if isinstance(item, tuple | list):
-        return tuple(map(pictures_as_tensors, item))
+        return tuple(map(pil_to_tensors, item))
     return item
 
 
-def _is_picture(image: Any) -> bool:
+def _is_pil(image: Any) -> bool:
     from PIL import Image
 
     return isinstance(image, Image.Image)
 
 
-def _from_picture(image: Any) -> Tensor:
+def _from_pil(image: Any) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

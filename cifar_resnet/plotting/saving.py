@@ -1,44 +1,28 @@
-"""Figures written to files, whole or not at all. It must not know what is drawn."""
+"""Write figures to files."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_resnet import arguments
 from cifar_resnet.files import atomic_write
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 
-def check_save_path(path: str | Path) -> None:
-    """Raise if a figure cannot be written there: before the work, not after it."""
-    from matplotlib.backend_bases import FigureCanvasBase
+def save_figure(figure: Figure, path: str | Path, dpi: float = 150) -> None:
+    """Save a figure atomically: after a failure, a file that was at `path` is unchanged.
 
-    path = arguments.path("save_path", path)
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix[1:].lower() not in known:
-        raise ValueError(
-            f"save_path must end with a picture format, one of {', '.join(sorted(known))}, but is "
-            f"{str(path)!r}."
-        )
-    if path.is_dir():
-        raise IsADirectoryError(f"save_path {str(path)!r} is a folder; give a file in it.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"The folder of save_path {str(path)!r} does not exist; make it first."
-        )
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-            pass
-    except OSError as error:
-        raise PermissionError(f"save_path {str(path)!r} cannot be written: {error}") from error
+    Args:
+        figure: Figure to save.
+        path: File to write; its suffix determines the format.
+        dpi: Dots per inch.
 
-
-def save_figure(fig: Figure | SubFigure, path: str | Path, dpi: float) -> None:
-    """Save the figure that `fig` is or belongs to."""
+    Raises:
+        ValueError: If Matplotlib cannot write this format.
+        OSError: If the file cannot be written.
+    """
     path = Path(path).expanduser()
     with atomic_write(path) as temporary:
-        fig.figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)

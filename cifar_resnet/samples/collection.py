@@ -1,6 +1,4 @@
-"""Samples of whatever holds images and labels, at random or by index. It knows datasets, loaders
-and data modules; it must not know networks or figures.
-"""
+"""Choose samples of a dataset, loader or data module, at random or by index."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ from cifar_resnet.data.augment import Augmentation
 from cifar_resnet.data.class_names import as_class_names
 from cifar_resnet.data.reading import Source, as_source
 from cifar_resnet.normalization import Statistics
-from cifar_resnet.plotting.pictures import Pixels, as_pixels, pictures_as_tensors
+from cifar_resnet.plotting.pictures import Pixels, as_pixels, pil_to_tensors
 
 if TYPE_CHECKING:
     from cifar_resnet.data.module import CIFAR10DataModule
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _BATCH = 500
 
-Found = tuple[int, Tensor, int]  # index, image (C, H, W), label
+RawSample = tuple[int, Tensor, int]  # index, image (C, H, W), label
 
 
 @dataclass(frozen=True)
@@ -50,103 +48,106 @@ class Sample:
 
 @dataclass(frozen=True)
 class Collection:
-    """Images with labels, and what is known about them.
+    """Images with labels and their metadata.
 
-    With a `dataset` single samples can be had; without one everything is read in its order.
+    Samples are read one by one from `dataset`. If it is None, all samples are read in order.
     """
 
     source: Source
-    what: str = "samples"
+    what: str = "samples"  # name of the samples in titles and error messages
     dataset: Any = None
     collate: Callable[[list[Any]], Any] = default_collate
     class_names: tuple[str, ...] | None = None
     statistics: Statistics | None = None
 
-    def at_random(self, seed: int, each: int, classes: Sequence[int] | None) -> Draw:
-        """Up to `each` samples, or as many of each of these classes. Which ones depends on the
-        seed and the order of the data, not on what the samples come in.
+    def at_random(self, seed: int, each: int, classes: Sequence[int] | None) -> Selection:
+        """Choose up to `each` samples, or up to `each` samples of each of these classes.
+
+        The choice depends on the seed and the order of the data. It is the same for a dataset and
+        for any loader that returns its samples.
         """
-        kept: dict[int, list[tuple[float, Found]]] = {c: [] for c in classes or ()}
-        seen = 0
-        # Loaders take a number from torch's generator when they are iterated.
+        groups: dict[int, list[tuple[float, RawSample]]] = {c: [] for c in classes or ()}
+        count = 0
+        # Iterating over a loader draws a number from torch's generator.
         with torch.random.fork_rng(devices=[]):
             for key, (index, image, label) in self._keyed(seed):
-                seen += 1
+                count += 1
                 if classes is not None:
-                    self._name(index, label)
-                group = kept.setdefault(0, []) if classes is None else kept.get(label)
+                    self._class_name(index, label)  # raises for an unknown label
+                group = groups.setdefault(0, []) if classes is None else groups.get(label)
                 if group is None or (len(group) == each and key >= group[-1][0]):
                     continue
                 bisect.insort(group, (key, (index, image.clone(), label)), key=lambda pair: pair[0])
                 del group[each:]
-                if self.dataset is not None and all(len(g) == each for g in kept.values()):
+                if self.dataset is not None and all(len(g) == each for g in groups.values()):
                     break  # the keys of a dataset come in ascending order
-        total = len(self.dataset) if self.dataset is not None else seen
-        return Draw(
-            {c: [self._sample(found) for _, found in group] for c, group in kept.items()}, total
+        total = len(self.dataset) if self.dataset is not None else count
+        return Selection(
+            {c: [self._sample(sample) for _, sample in group] for c, group in groups.items()}, total
         )
 
     def labels(self) -> list[int]:
-        """The class numbers there are: of the names if they are known, else of the samples."""
+        """Return the class numbers: those of the names if known, otherwise those of the samples."""
         if self.class_names is not None:
             return list(range(len(self.class_names)))
         with torch.random.fork_rng(devices=[]):
             return sorted({label for _, (_, _, label) in self._keyed(0)})
 
     def at(self, indices: Sequence[int]) -> list[Sample]:
-        """The samples of these indices, in this order."""
-        found: dict[int, Found] = {}
+        """Return the samples with these indices, in this order."""
+        samples: dict[int, RawSample] = {}
         count = 0
         with torch.random.fork_rng(devices=[]):
             if self.dataset is not None:
                 count = len(self.dataset)
-                there = [index for index in indices if 0 <= index < count]
-                found = {each[0]: each for each in self._read(there)}
+                valid = [index for index in indices if 0 <= index < count]
+                samples = {sample[0]: sample for sample in self._read(valid)}
             else:
                 for index, image, label in self._all():
                     count += 1
                     if index in indices:
-                        found[index] = index, image.clone(), label
-                    if len(found) == len(set(indices)):
+                        samples[index] = index, image.clone(), label
+                    if len(samples) == len(set(indices)):
                         break
         for index in indices:
-            if index not in found:
+            if index not in samples:
                 raise IndexError(
-                    f"There is no image {index} among the {count:,} {self.what}. Indices count "
-                    "from 0 and are those of the whole data set, whatever is held out of it."
+                    f"There is no image {index} among the {count:,} {self.what}. Indices start at "
+                    "0 and refer to the complete data set, including held-out images."
                 )
-        return [self._sample(found[index]) for index in indices]
+        return [self._sample(samples[index]) for index in indices]
 
-    def _keyed(self, seed: int) -> Iterator[tuple[float, Found]]:
+    def _keyed(self, seed: int) -> Iterator[tuple[float, RawSample]]:
+        """Yield each sample with a random number; the smallest numbers are chosen."""
         rng = np.random.default_rng(seed)
         if self.dataset is None:
-            for found in self._all():
-                yield rng.random(), found
+            for sample in self._all():
+                yield rng.random(), sample
         else:
             keys = rng.random(len(self.dataset))
             order = keys.argsort()
             yield from zip(keys[order].tolist(), self._read(order.tolist()), strict=True)
 
-    def _all(self) -> Iterator[Found]:
+    def _all(self) -> Iterator[RawSample]:
         for indices, images, labels in self.source.batches():
             yield from zip(indices.tolist(), images, labels.tolist(), strict=True)
 
-    def _read(self, indices: Iterable[int]) -> Iterator[Found]:
-        """Samples of the dataset one by one, so that their images may differ in size."""
+    def _read(self, indices: Iterable[int]) -> Iterator[RawSample]:
+        """Read samples of the dataset one by one, so that their images may differ in size."""
         indices = list(indices)
         items = (self.dataset[index] for index in indices)
         if self.collate is default_collate:
-            items = (pictures_as_tensors(item) for item in items)
+            items = (pil_to_tensors(item) for item in items)
         batches = as_source((self.collate([item]) for item in items), 1).batches()
         for index, (_, images, labels) in zip(indices, batches, strict=True):
             yield index, images[0], int(labels[0])
 
-    def _sample(self, found: Found) -> Sample:
-        index, image, label = found
-        name = self._name(index, label)
-        return Sample(index, label, name, as_pixels(image, self.statistics, name=f"Image {index}"))
+    def _sample(self, sample: RawSample) -> Sample:
+        index, image, label = sample
+        pixels = as_pixels(image, self.statistics, name=f"Image {index}")
+        return Sample(index, label, self._class_name(index, label), pixels)
 
-    def _name(self, index: int, label: int) -> str:
+    def _class_name(self, index: int, label: int) -> str:
         names = self.class_names
         if names is None:
             return str(label)
@@ -159,11 +160,11 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Samples by class (all under 0 where classes do not matter), of how many."""
+class Selection:
+    """Chosen samples."""
 
-    groups: dict[int, list[Sample]]
-    total: int
+    groups: dict[int, list[Sample]]  # by class, or all under 0 if no classes were requested
+    total: int  # number of samples that they were chosen from
 
 
 def as_collection(
@@ -172,7 +173,10 @@ def as_collection(
     class_names: Sequence[str] | None = None,
     statistics: Statistics | None = None,
 ) -> Collection:
-    """Take a dataset, a loader, a data module, or None for CIFAR-10; `split` is a module's."""
+    """Wrap a dataset, a loader, a data module, or CIFAR-10 if `data` is None.
+
+    `split` selects the images of a data module.
+    """
     arguments.choice("split", split, (*SPLITS,))
     names = as_class_names(class_names)
     if data is None:
@@ -199,7 +203,7 @@ def _of_module(module: Any, split: str) -> Collection:
         loader = getattr(plain, f"{split}_dataloader")()
         if not loader:
             raise ValueError(
-                "The data module holds out no validation images: take split='train', or a module "
+                "The data module holds out no validation images. Pass split='train', or a module "
                 "with val_split=5000."
             )
         source = as_source(loader, _BATCH)
@@ -212,19 +216,19 @@ def _of_module(module: Any, split: str) -> Collection:
     if isinstance(loader, list | tuple):
         if len(loader) != 1:
             raise ValueError(
-                f"The data module has {len(loader)} {split} loaders: pass the one to look at."
+                f"The data module has {len(loader)} {split} loaders. Pass one of the loaders."
             )
         loader = loader[0]
     collection = _of_data(loader)
     names = getattr(module, "classes", None)
-    message = tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
-    return replace(collection, what=what, class_names=collection.class_names or message)
+    class_names = tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+    return replace(collection, what=what, class_names=collection.class_names or class_names)
 
 
 def _unaugmented(module: CIFAR10DataModule) -> CIFAR10DataModule:
-    """A copy with the same images, in their order on the CPU, normalized and nothing else.
+    """Return a copy of a module that returns its images in order, on the CPU, only normalized.
 
-    It shares the images of the module, which stays as it is.
+    The copy shares the images of the module.
     """
     module.prepare_data()
     module.setup()
@@ -239,7 +243,7 @@ def _of_data(data: Any) -> Collection:
     source = as_source(data, _BATCH)
     dataset, collate = None, default_collate
     if isinstance(data, DataLoader):
-        # With another sampler the loader itself has to say which samples there are.
+        # With any other sampler, only the loader itself knows which samples there are.
         plain = isinstance(data.sampler, SequentialSampler | RandomSampler)
         if plain and type(data.batch_sampler) is BatchSampler:
             whole = len(data.sampler) == len(data.dataset)  # type: ignore[arg-type]

@@ -1,6 +1,4 @@
-"""Where a training is, on disk, so that it goes on bit for bit after whatever stopped it. It knows
-trainers, signals and files; it must not know networks, data or recipes.
-"""
+"""Checkpoints from which an interrupted training run resumes exactly."""
 
 from __future__ import annotations
 
@@ -36,36 +34,36 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps a checkpoint from which an interrupted training goes on as if nothing had happened.
+    """Save checkpoints from which an interrupted run resumes exactly.
 
-    `last.ckpt` is written every so many seconds, within an epoch too, and at the end of the
-    training; the one before stays as `previous.ckpt`. Ctrl-C and SIGTERM end the training after the
-    step that is under way, with a checkpoint; a second one ends it at once. Lightning answers both
-    with a `SystemExit`.
+    `last.ckpt` is written at regular intervals, also within an epoch, and at the end of the run;
+    its predecessor is kept as `previous.ckpt`. Ctrl-C and SIGTERM end the run after the current
+    step, with a checkpoint; a second signal ends it at once. In both cases Lightning raises
+    `SystemExit`.
 
-    A checkpoint is written under another name, and gets its own when it is whole and when all
-    that was logged up to it has reached the loggers. So a kill at any moment costs the work
-    since the last checkpoint and nothing else: the resumed training repeats those steps, and ends
-    with the weights, the optimizer's state and the logged values of one that was never stopped.
-    That needs a loader that can be continued within an epoch, as those of `CIFAR10DataModule` can.
-    With one process the states of the random generators of Python, NumPy and PyTorch are kept as
-    well (for dropout, say). Several processes agree every `log_every_n_steps` of the Trainer on
-    whether to save or to stop.
+    A checkpoint is written under a temporary name, and renamed once it is complete and everything
+    logged before it has reached the loggers. Killing the process at any moment therefore loses only
+    the work since the last checkpoint: the resumed run repeats those steps, and ends with the same
+    weights, optimizer state and logged values as a run that was never interrupted. This needs a
+    loader that can resume within an epoch, such as those of `CIFAR10DataModule`. With one process,
+    the states of the random number generators of Python, NumPy and PyTorch are saved as well, for
+    example for dropout. Several processes agree every `log_every_n_steps` of the Trainer on whether
+    to save or to stop.
 
     Args:
-        dirpath: Folder of the checkpoints; made if it does not exist.
-        every_seconds: Seconds between two checkpoints, at least 0: 0 for one after every step,
-            infinity for one at the end alone.
+        dirpath: Folder of the checkpoints; created if it does not exist.
+        every_seconds: Seconds between two checkpoints, at least 0. If 0, a checkpoint is written
+            after every step; if infinite, only at the end.
 
     Attributes:
-        stopped_by: The signal that ended the training; None if none did.
+        stopped_by: The signal that ended the run, or None.
 
     Raises:
-        TypeError: If `dirpath` is no path or `every_seconds` no number.
-        ValueError: If one of them is out of its range.
+        TypeError: If `dirpath` is not path-like, or `every_seconds` is not a number.
+        ValueError: If one of them is out of range.
 
     Examples:
-        The same lines start a training and go on with it:
+        The same lines start a run and resume it:
 
         >>> import tempfile
         >>> from pytorch_lightning import Trainer
@@ -89,7 +87,7 @@ class LastCheckpoint(Checkpoint):
         self._last = self.dirpath / "last.ckpt"
         self._previous = self.dirpath / "previous.ckpt"
         self._temporary = self.dirpath / ".last.ckpt.writing"
-        self._is_written = False  # under its temporary name
+        self._is_written = False  # under the temporary name
         self._is_ending = False  # at the next commit
         self._is_last_damaged = False
         self._saved_at = 0.0
@@ -100,8 +98,9 @@ class LastCheckpoint(Checkpoint):
         self._generators: dict[str, Any] | None = None  # to restore at the first step
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint: `last.ckpt`, or `previous.ckpt` where that is damaged, which
-        is logged as a warning. None if there is none yet.
+        """Return the newest intact checkpoint, or None if there is none yet.
+
+        This is `last.ckpt`; if it is damaged, a warning is logged and `previous.ckpt` is returned.
 
         Raises:
             ValueError: If there are checkpoints, but all of them are damaged.
@@ -113,40 +112,41 @@ class LastCheckpoint(Checkpoint):
             damage = _damage(path)
             if damage is None:
                 if damages:
-                    _log.warning("%s. Going on from %s, the one before.", damages[0], path)
+                    _log.warning("%s. Resuming from %s, its predecessor.", damages[0], path)
                 return path
             damages.append(f"{path} is damaged ({damage})")
         if damages:
-            raise ValueError(f"{'; '.join(damages)}. Delete it to start again from the beginning.")
+            raise ValueError(f"{'; '.join(damages)}. Delete the damaged files to start again.")
         return None
 
     # --- when to save -----------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # What the other callbacks learn in a hook belongs to the state that is saved in it.
+        # Last in order, so that what the other callbacks do in a hook is saved in the same hook.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.dirpath.mkdir(parents=True, exist_ok=True)
-            self._temporary.unlink(missing_ok=True)  # of a training that was killed
+            self._temporary.unlink(missing_ok=True)  # left by a killed process
         self._is_written = self._is_ending = False
         self._saved_at = time.monotonic()
         self._step = trainer.global_step
         self._is_alone = trainer.world_size == 1
         self.stopped_by = None
-        goes_on_from = Path(trainer.ckpt_path) if trainer.ckpt_path is not None else None
-        self._is_last_damaged = goes_on_from == self._previous
-        if goes_on_from is None:
-            self._generators = None  # not of this training
+        resumed_from = Path(trainer.ckpt_path) if trainer.ckpt_path is not None else None
+        self._is_last_damaged = resumed_from == self._previous
+        if resumed_from is None:
+            self._generators = None  # these belong to a different run
             if trainer.is_global_zero and self._last.exists():
                 _log.warning(
-                    "%s is of another training, and will be replaced. To go on with that one, pass "
-                    "ckpt_path=last.newest() to trainer.fit; to keep it, choose another dirpath.",
+                    "%s belongs to a different run and will be overwritten. To resume that run, "
+                    "pass ckpt_path=last.newest() to trainer.fit; to keep the file, choose another "
+                    "dirpath.",
                     self._last,
                 )
-        self._listen()
+        self._install_handlers()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -159,9 +159,10 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Gradients that wait for more batches are in no checkpoint.
+        # Accumulated gradients are not part of a checkpoint, so save only after optimizer steps.
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        # The end of the epoch follows, with a checkpoint that need not repeat a validation.
+        # After the last batch, wait for the end of the epoch: resuming from a checkpoint saved
+        # there does not repeat the validation.
         if stepped and not trainer.is_last_batch:
             every = 1 if self._is_alone else max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
             if self._step % every == 0 and self._is_due(trainer):
@@ -172,26 +173,26 @@ class LastCheckpoint(Checkpoint):
             self._write(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen_no_more()
+        self._restore_handlers()
         self._write(trainer)
         self._commit(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._listen_no_more()
-        if self._is_written and trainer.is_global_zero:  # what belongs to it was not logged
+        self._restore_handlers()
+        if self._is_written and trainer.is_global_zero:  # not everything before it was logged
             self._discard()
         self._is_written = False
 
     def _is_due(self, trainer: Trainer) -> bool:
         stop = self.stopped_by is not None
         due = time.monotonic() - self._saved_at >= self.every_seconds
-        if not self._is_alone:  # all processes save, or none does
+        if not self._is_alone:  # all processes save, or none
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
             due = trainer.strategy.reduce_boolean_decision(due, all=False)
             if stop and self.stopped_by is None:
-                self.stopped_by = signal.SIGTERM  # it reached another process
+                self.stopped_by = signal.SIGTERM  # received by another process
         self._is_ending = stop
         return stop or due
 
@@ -202,16 +203,16 @@ class LastCheckpoint(Checkpoint):
             return
         try:
             trainer.save_checkpoint(self._temporary, weights_only=False)
-        except (OSError, RuntimeError) as error:  # the latter from PyTorch's writer
+        except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
             if not self._is_alone:
                 raise
-            self._say_unsaved(trainer, error)
+            self._warn_unsaved(trainer, error)
         else:
             self._is_written = True
         self._saved_at = time.monotonic()
 
     def _commit(self, trainer: Trainer) -> None:
-        """Give a written checkpoint its name, now that what belongs to it is logged."""
+        """Rename a written checkpoint, now that everything before it is logged; stop if due."""
         if self._is_written:
             self._is_written = False
             if trainer.is_global_zero:
@@ -225,8 +226,8 @@ class LastCheckpoint(Checkpoint):
                     self._is_last_damaged = False
                     sync(self.dirpath)
                 except OSError as error:
-                    self._say_unsaved(trainer, error)
-            if not self._is_alone:  # a process that ends takes the others with it
+                    self._warn_unsaved(trainer, error)
+            if not self._is_alone:  # a process that ends would end the others
                 trainer.strategy.barrier("LastCheckpoint")
         if self._is_ending:
             self._is_ending = False
@@ -236,50 +237,50 @@ class LastCheckpoint(Checkpoint):
         with contextlib.suppress(OSError):  # the folder itself may be gone
             self._temporary.unlink(missing_ok=True)
 
-    def _say_unsaved(self, trainer: Trainer, error: Exception) -> None:
+    def _warn_unsaved(self, trainer: Trainer, error: Exception) -> None:
         self._discard()
         _log.warning(
-            "The checkpoint of step %d could not be written to %s: %s. The training goes on; the "
+            "The checkpoint of step %d could not be written to %s: %s. Training continues; the "
             "next attempt follows in %g seconds.",
             trainer.global_step, self.dirpath, error, self.every_seconds,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generators": _states_of_generators()} if self._is_alone else {}
+        return {"generators": _generator_states()} if self._is_alone else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._generators = state_dict.get("generators")
 
     # --- signals ----------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
+    def _install_handlers(self) -> None:
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
             self._handlers = {s: signal.signal(s, self._on_signal) for s in _STOPPING}
 
-    def _listen_no_more(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a loader's worker, which works on until the training has stopped
+            return  # a worker process of a loader, which is needed until the run has stopped
         if self.stopped_by is not None:
             raise KeyboardInterrupt
         self.stopped_by = signal.Signals(number)
         _log.warning(
-            "%s: stopping with a checkpoint after this step. Once more stops at once.",
+            "%s: stopping with a checkpoint after this step. A second signal stops at once.",
             self.stopped_by.name,
         )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes each checkpoint of a `Trainer` under a temporary name in the same folder, waits for
-    the disk, and renames it: a file of the final name is always whole, on every file system.
+    """Write each checkpoint of a `Trainer` atomically, on every file system.
 
-    Lightning's own writer goes through the system's temporary folder, from where a move to another
-    file system is a copy that can be interrupted.
+    The file is written under a temporary name in the same folder, synchronized to the disk, and
+    renamed. Lightning's own writer uses the system's temporary folder; moving a file from there to
+    a different file system is a copy that can be interrupted.
 
     Examples:
         >>> from pytorch_lightning import Trainer
@@ -290,10 +291,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write `checkpoint` to `path`; paths of other than local files go to Lightning's writer.
+        """Write `checkpoint` to `path`; Lightning's writer handles remote paths.
 
         Raises:
-            OSError: If it cannot be written; what was at `path` stays as it was.
+            OSError: If it cannot be written; a file that existed at `path` is unchanged.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -310,14 +311,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file; None if it is whole."""
+    """Describe what is wrong with a checkpoint file, or return None if it is intact."""
     try:
         with zipfile.ZipFile(path) as file:
             if torch.serialization.get_crc32_options() and (part := file.testzip()):
                 return f"the checksum of {part} is wrong"
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
-        return None  # whole; whoever loads it is told what is wrong
+        return None  # intact; loading it reports the objects that are not allowed
     except Exception as error:  # a damaged file may fail anywhere
         return str(error).partition(". ")[0] or type(error).__name__
     return None
@@ -326,8 +327,8 @@ def _damage(path: Path) -> str | None:
 # --- generators -----------------------------------------------------------------------------------
 
 
-def _states_of_generators() -> dict[str, Any]:
-    """In plain values, which torch loads with `weights_only=True`."""
+def _generator_states() -> dict[str, Any]:
+    """Return the states as plain values, which torch loads with `weights_only=True`."""
     name, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),

@@ -1,6 +1,4 @@
-"""The training curves of a finished or running training. It knows log files and axes; it must not
-know networks, data or how the run was made.
-"""
+"""Read the log of a training run and draw its curves."""
 
 from __future__ import annotations
 
@@ -13,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_resnet import arguments
+from cifar_resnet.plotting.canvas import check_figure, new_figure
+from cifar_resnet.plotting.palette import BLUE, CYCLE, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["show_training_curves"]
 
@@ -24,30 +24,26 @@ Curve = tuple[Sequence[float], Sequence[float]]  # epochs, values
 Scalars = dict[str, tuple[list[float], list[float]]]  # name -> steps, values
 Floats = NDArray[np.float64]
 
-# Okabe and Ito's palette: told apart by color-blind readers, too
-_TRAIN, _VAL = "#0072B2", "#D55E00"
-_RATES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-
 
 def show_training_curves(
-    log: str | Path | Mapping[str, Curve], *, fig: Figure | None = None
+    log: str | Path | Mapping[str, Curve], *, fig: Figure | SubFigure | None = None
 ) -> Figure:
     """Draw loss, accuracy and learning rate against epochs.
 
     Args:
-        log: A folder that holds a TensorBoard event file or Lightning's `metrics.csv`, or the
-            curves themselves: name to (epochs, values), with the names that `ImageClassifier`
-            logs (`train_loss_step`, `val_acc`, ...). Missing ones are left out.
-        fig: Figure to draw into; None for a new one, made without pyplot.
+        log: A folder with a TensorBoard event file or Lightning's `metrics.csv`, or the curves
+            themselves: a mapping from names to (epochs, values), with the names that
+            `ImageClassifier` logs (`train_loss_step`, `val_acc`, ...). Missing curves are left out.
+        fig: Figure or subfigure to draw into. If None, create a figure without pyplot.
 
     Returns:
         The figure; save it with `fig.savefig(path)`.
 
     Raises:
-        TypeError: If `log` is neither a path nor a mapping to curves, or `fig` is no figure.
-        FileNotFoundError: If the folder holds no log.
-        ValueError: If the log holds none of the curves, or the epochs and the values of one differ
-            in number.
+        TypeError: If `log` is neither a path nor a mapping to curves, or `fig` is not a figure.
+        FileNotFoundError: If the folder does not contain a log.
+        ValueError: If the log contains none of the curves, or a curve has different numbers of
+            epochs and values.
 
     Examples:
         >>> from cifar_resnet import show_training_curves
@@ -55,14 +51,12 @@ def show_training_curves(
         >>> [axes.get_title() for axes in show_training_curves(curves).axes]
         ['Loss', 'Accuracy']
     """
-    from matplotlib.figure import Figure
-
-    arguments.figure("fig", fig)
+    check_figure(fig)
     if isinstance(log, Mapping):
         curves = {_name(name): _checked(name, curve) for name, curve in log.items()}
     else:
         curves = read_curves(arguments.path("log", log, "a run's folder, or curves by their names"))
-    # one for each group of parameters
+    # one curve for each group of parameters
     rates = tuple(name for name in curves if name.startswith(("lr-", "learning_rate")))
     panels = [
         (title, names)
@@ -75,11 +69,11 @@ def show_training_curves(
     ]
     if not panels:
         raise ValueError(
-            f"The log holds no training curves, only {sorted(curves)}. Expected the names that "
+            f"The log contains no training curves, only {sorted(curves)}. Expected the names that "
             "ImageClassifier logs, such as train_loss_epoch."
         )
     if fig is None:
-        fig = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
+        fig = new_figure(4.5 * len(panels), 3.5)
     all_axes = fig.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, names) in zip(all_axes, panels, strict=True):
         axes.set_title(title)
@@ -92,18 +86,18 @@ def show_training_curves(
             axes.legend()
         if title == "Accuracy":
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    return fig
+    return fig.figure
 
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"log must hold curves by their names, but got {name!r} for a name.")
+        raise TypeError(f"log must map names to curves, but one of its names is {name!r}.")
     return name
 
 
 def _checked(name: str, curve: Any) -> Curve:
     message = (
-        f"log must hold curves as (epochs, values), sequences of numbers of the same length, but "
+        f"log must map names to (epochs, values), sequences of numbers of the same length, but "
         f"{name!r} is {curve!r}."
     )
     try:
@@ -118,35 +112,38 @@ def _checked(name: str, curve: Any) -> Curve:
 def _draw(axes: Axes, name: str, curve: Curve) -> None:
     epochs, values = curve
     if name.endswith("_step"):
-        axes.plot(epochs, values, color=_TRAIN, alpha=0.3, linewidth=0.8, label="train, one batch")
+        axes.plot(epochs, values, color=BLUE, alpha=0.3, linewidth=0.8, label="train, one batch")
     elif name.startswith("val"):
-        axes.plot(epochs, values, color=_VAL, marker="s", markersize=3, label="validation")
+        axes.plot(epochs, values, color=VERMILION, marker="s", markersize=3, label="validation")
     elif name.startswith("train"):
         axes.plot(
-            epochs, values, color=_TRAIN, marker="o", markersize=3, label="train, mean of epoch"
+            epochs, values, color=BLUE, marker="o", markersize=3, label="train, mean of epoch"
         )
     else:
         group = name.rpartition("/")[2].replace("_", " ")
-        axes.plot(epochs, values, color=_RATES[len(axes.lines) % len(_RATES)], label=group)
+        axes.plot(epochs, values, color=CYCLE[len(axes.lines) % len(CYCLE)], label=group)
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """All scalars of a log as name to (epochs, values); epochs are fractional within an epoch."""
+    """Read all scalars of a log as a mapping from names to (epochs, values).
+
+    Within an epoch, epochs are fractional.
+    """
     if any(folder.glob("events.out.tfevents.*")):
         scalars = _read_tensorboard(folder)
     elif (folder / "metrics.csv").is_file():
         scalars = _read_csv(folder / "metrics.csv")
     elif folder.is_file():
         raise NotADirectoryError(
-            f"{folder} is a file. Give the folder of one run that holds it, such as "
+            f"{folder} is a file. Pass the folder of the run that contains it, such as "
             "trainer.logger.log_dir."
         )
     else:
         raise FileNotFoundError(
-            f"{folder} holds neither a TensorBoard event file nor a metrics.csv. "
-            "Give the folder of one run, such as trainer.logger.log_dir."
+            f"{folder} contains neither a TensorBoard event file nor a metrics.csv. "
+            "Pass the folder of one run, such as trainer.logger.log_dir."
         )
-    if "epoch" not in scalars:  # not a log of Lightning's
+    if "epoch" not in scalars:  # not written by Lightning
         return {}
     to_epochs = _epochs_of_steps(scalars)
     return {
@@ -157,11 +154,11 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def _epochs_of_steps(scalars: Scalars) -> Callable[[Floats], Floats]:
-    """How many epochs were finished after a step, with fractions in between.
+    """Return a function from steps to the number of completed epochs, interpolated between them.
 
-    Lightning logs the epoch, counted from 0, beside every value, and the values of an epoch at its
-    last step. (A test after the last epoch is logged as one epoch more, at the next step, so the
-    highest epoch in the log tells nothing.)
+    Lightning logs the epoch, counted from 0, with every value, and the values of an epoch at its
+    last step. The highest epoch in the log may not have been trained: a test after the last epoch
+    is logged as the following epoch.
     """
     epoch_at = dict(zip(*scalars["epoch"], strict=True))
     ends = sorted(
@@ -192,7 +189,7 @@ def _read_tensorboard(folder: Path) -> Scalars:
     events.Reload()
     scalars = {}
     for name in events.Tags()["scalars"]:
-        # A resumed run writes some steps again: the later ones count.
+        # A resumed run logs some steps a second time; the later values replace the earlier ones.
         latest = {event.step: event.value for event in events.Scalars(name)}
         steps = sorted(latest)
         scalars[name] = ([float(step) for step in steps], [latest[step] for step in steps])

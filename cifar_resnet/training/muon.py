@@ -1,6 +1,4 @@
-"""Muon: steps of convolutions made orthogonal, SGD for all else. It knows parameters and gradients;
-it must not know networks, recipes or schedules.
-"""
+"""The Muon optimizer: orthogonalized steps for convolutions, SGD for all other parameters."""
 
 from __future__ import annotations
 
@@ -14,31 +12,31 @@ from cifar_resnet import arguments
 
 __all__ = ["Muon", "orthogonalize"]
 
-# Coefficients of the quintic that Newton and Schulz's iteration applies to the singular values
+# Coefficients of the quintic polynomial that the Newton-Schulz iteration applies to singular values
 # (Jordan and others, "Muon: An optimizer for hidden layers in neural networks", 2024).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with Nesterov momentum, whose step of each kernel is made orthogonal.
+    """SGD with Nesterov momentum in which the step of each kernel is orthogonalized.
 
-    A group with `orthogonal=True` holds kernels of at least two dimensions, taken as matrices
-    (outputs, all else). The direction of a step is the orthogonal matrix nearest to what SGD would
-    step along, scaled to the Frobenius norm that the kernel keeps, `sqrt(outputs)`; so `lr` is
-    about the share of itself by which a kernel turns in a step. That suits kernels whose scale a
-    normalization takes out again. Other groups take SGD steps with Nesterov momentum and weight
-    decay.
+    A group with `orthogonal=True` holds kernels of at least two dimensions, which are treated as
+    matrices (output channels x everything else). The direction of SGD is replaced by the nearest
+    orthogonal matrix, scaled to the Frobenius norm that the kernel keeps, `sqrt(outputs)`; so `lr`
+    is approximately the fraction by which the kernel rotates per step. This suits kernels followed
+    by a normalization, for which their scale does not matter. Other groups take SGD steps with
+    Nesterov momentum and weight decay.
 
     Args:
-        params: Groups of parameters; `orthogonal` (default False), `lr` and `weight_decay` may
-            differ from group to group.
+        params: Parameters or groups of parameters; `orthogonal` (default False), `lr`, `momentum`
+            and `weight_decay` may differ between groups.
         lr: Learning rate, at least 0.
-        momentum: In [0, 1).
-        weight_decay: L2 penalty of the groups that are not orthogonal, at least 0.
+        momentum: Momentum, in [0, 1).
+        weight_decay: L2 penalty for groups that are not orthogonal, at least 0.
 
     Raises:
         TypeError: If a value has the wrong type.
-        ValueError: If a value is out of its range, or an orthogonal parameter is a vector.
+        ValueError: If a value is out of range, or an orthogonal parameter is a vector.
 
     Examples:
         >>> import torch
@@ -83,8 +81,8 @@ class Muon(torch.optim.Optimizer):
         if added["orthogonal"] and vectors:
             self.param_groups.pop()
             raise ValueError(
-                "An orthogonal step needs a parameter of at least 2 dimensions, but got one of "
-                f"shape {tuple(vectors[0].shape)}. Put it into a group with orthogonal=False."
+                "Parameters of an orthogonal group need at least 2 dimensions, but one has shape "
+                f"{tuple(vectors[0].shape)}. Put it into a group with orthogonal=False."
             )
 
     @torch.no_grad()
@@ -100,19 +98,20 @@ class Muon(torch.optim.Optimizer):
             first = [p for p in parameters if not self.state[p]]
             directions = self._directions(parameters, group)
             if group["orthogonal"]:
-                _set_norms(first)  # the others got theirs at the end of their last step
+                _set_norms(first)  # later, it is kept at the end of each step
                 matrices = [direction.flatten(1) for direction in directions]
-                for parameter, turned in zip(parameters, _orthogonalize_all(matrices), strict=True):
-                    rows, columns = turned.shape
+                updates = _orthogonalize_all(matrices)
+                for parameter, update in zip(parameters, updates, strict=True):
+                    rows, columns = update.shape
                     scale = max(1, rows / columns) ** 0.5
-                    parameter.add_(turned.view(parameter.shape), alpha=-scale * group["lr"])
+                    parameter.add_(update.view(parameter.shape), alpha=-scale * group["lr"])
                 _set_norms(parameters)
             else:
                 torch._foreach_add_(parameters, directions, alpha=-group["lr"])
         return loss
 
     def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """What SGD with Nesterov momentum steps along."""
+        """Update the momentum, and return the directions of SGD with Nesterov momentum."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         momenta = []
         for parameter in parameters:
@@ -129,7 +128,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _set_norms(kernels: list[Tensor]) -> None:
-    """Scale each kernel to the norm that it keeps. One of zeros stays so."""
+    """Scale each kernel to a Frobenius norm of `sqrt(outputs)`. A kernel of zeros is unchanged."""
     if not kernels:
         return
     factors = torch._foreach_norm(kernels)
@@ -140,29 +139,31 @@ def _set_norms(kernels: list[Tensor]) -> None:
 
 
 def _orthogonalize_all(matrices: list[Tensor]) -> list[Tensor]:
-    """`orthogonalize` of each, those of one shape together: fewer and larger operations."""
-    alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
-    for place, matrix in enumerate(matrices):
-        alike.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(place)
+    """Orthogonalize each matrix. Those of one shape form a batch: fewer and larger operations."""
+    groups: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        groups.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(index)
     result = list(matrices)
-    for places in alike.values():
-        if len(places) == 1:
-            result[places[0]] = orthogonalize(matrices[places[0]])
+    for indices in groups.values():
+        if len(indices) == 1:
+            result[indices[0]] = orthogonalize(matrices[indices[0]])
         else:
-            batch = orthogonalize(torch.stack([matrices[place] for place in places]))
-            for place, turned in zip(places, batch, strict=True):
-                result[place] = turned
+            batch = orthogonalize(torch.stack([matrices[index] for index in indices]))
+            for index, orthogonal in zip(indices, batch, strict=True):
+                result[index] = orthogonal
     return result
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the orthogonal matrix nearest to `matrix`: the same singular vectors, and singular
-    values of roughly 0.7 to 1.2, but for those that are next to nothing in `matrix`.
+    """Approximate the orthogonal matrix nearest to `matrix` with the Newton-Schulz iteration.
+
+    The result has the same singular vectors and singular values between about 0.7 and 1.2, except
+    for those that are nearly 0 in `matrix`, which are smaller.
 
     Args:
-        matrix: Float tensor (rows, columns), or several of one shape, (N, rows, columns).
-            Computed in bfloat16.
-        steps: Of the iteration, at least 1.
+        matrix: Floating-point tensor (rows, columns), or a batch (N, rows, columns). The iteration
+            runs in bfloat16.
+        steps: Number of iterations, at least 1.
 
     Returns:
         Tensor of the same shape and dtype.

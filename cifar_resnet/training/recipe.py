@@ -1,13 +1,14 @@
-"""What a training run does, as data. It knows numbers and names; it must not import torch."""
+"""Training recipes: all hyperparameters of a training run as a frozen dataclass."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from cifar_resnet import arguments
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "as_recipe"]
 
 _Optimizer = Literal["adam", "sgd", "muon"]
 _Schedule = Literal["constant", "linear"]
@@ -18,42 +19,42 @@ _Activation = Literal["relu", "gelu"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training recipe: optimizer, schedule, loss, test-time views, and the options of data
-    and network that belong to it.
+    """The hyperparameters of a training run: optimizer, schedule, loss, test-time augmentation, and
+    the matching options of data and network.
 
-    The default is the specified training: Adam at a constant learning rate of 0.001. Take a
-    preset with `Recipe.preset` and change single values with
-    `dataclasses.replace`.
+    The default is the specified training: Adam at a constant learning rate of 0.001. Start from a
+    preset with `Recipe.preset` and change single values with `dataclasses.replace`.
 
     Args:
-        name: What reports and result files call the recipe.
+        name: Name of the recipe in reports and result files.
         optimizer: `"adam"`; `"sgd"` for stochastic gradient descent with Nesterov momentum; or
-            `"muon"` for the same with orthogonal steps of the convolutions (Jordan and others
-            2024), each of which a normalization should follow.
+            `"muon"` for the same with orthogonalized steps for the convolutions (Jordan and others
+            2024), each of which should be followed by a normalization.
         learning_rate: Peak learning rate, greater than 0.
         conv_learning_rate: Peak learning rate of the convolutions under `"muon"`, greater than 0:
-            about the share of itself by which a kernel turns in a step.
-        momentum: Momentum of `"sgd"` and `"muon"`, in [0, 1); Nesterov's form where it is not 0.
-        weight_decay: L2 penalty added to the gradient of every parameter, at least 0; `"muon"`
-            keeps the norm of the convolutions instead.
-        schedule: `"constant"`, or `"linear"`: up from 0 to the peak over `warmup`, then down to 0
-            at the end of the run, stepped after every batch.
-        warmup: Share of the run that the linear schedule spends going up, in [0, 1].
+            roughly the fraction by which a kernel rotates per step.
+        momentum: Momentum of `"sgd"` and `"muon"`, in [0, 1); Nesterov momentum if it is not 0.
+        weight_decay: L2 penalty added to the gradient of every parameter, at least 0. `"muon"`
+            keeps the norm of the convolutions fixed instead.
+        schedule: `"constant"`, or `"linear"`: from 0 up to the peak during the warm-up, then down
+            to 0 at the end of the run, updated after every batch.
+        warmup: Fraction of the run in which the linear schedule rises, in [0, 1].
         norm_bias_lr_scale: Factor on the learning rate of the biases of normalization layers,
             greater than 0. Their weight decay is divided by it, so that its effect stays the same
             (Page 2018, with a factor of 64).
         label_smoothing: Probability mass spread evenly over all classes, in [0, 1).
-        tta: `"none"`; `"mirror"` to report also the accuracy of the scores averaged over
-            each test image and its mirror image; `"six"` for these two, and also both shifted by
-            one pixel up and left and by one pixel down and right (Jordan 2024).
-        batch_size: Images in an optimizer step, at least 1.
+        tta: Test-time augmentation. `"none"`; `"mirror"` to also report the accuracy of the scores
+            averaged over each test image and its mirror image; `"six"` to report this accuracy and
+            that over six views, which add both images shifted by one pixel up and left and by one
+            pixel down and right (Jordan 2024).
+        batch_size: Number of images per optimizer step, at least 1.
         crop_padding: Pixels of padding before the random crop.
         flip: `"random"`, `"alternating"` or `"none"`.
-        cutout: Side in pixels of the square that cutout blanks; 0 for none.
+        cutout: Side in pixels of the square that cutout blanks. If 0, there is no cutout.
         norm_first: Whether the network has BatchNorm before the activation.
         activation: `"relu"` or `"gelu"`.
-        residual2: Whether the network has a residual block after its second stage as well.
-        head_scale: Factor on the network's logits, greater than 0.
+        residual2: Whether the network also has a residual block after its second stage.
+        head_scale: Factor on the logits of the network, greater than 0.
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -92,7 +93,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise TypeError(f"name must be a text, but got {self.name!r}.")
+            raise TypeError(f"name must be a string, but got {self.name!r}.")
         plain: dict[str, Any] = {"name": str(self.name)}
         for field, choices in _CHOICES.items():
             plain[field] = arguments.choice(field, getattr(self, field), choices)
@@ -100,22 +101,22 @@ class Recipe:
             plain[field] = arguments.boolean(field, getattr(self, field))
         for field, within in _NUMBERS.items():
             plain[field] = arguments.number(field, getattr(self, field), within)
-        for field, least in _INTEGERS.items():
-            plain[field] = arguments.integer(field, getattr(self, field), minimum=least)
-        # Checkpoints and reports take plain values only, not those of NumPy.
+        for field, minimum in _INTEGERS.items():
+            plain[field] = arguments.integer(field, getattr(self, field), minimum=minimum)
+        # Checkpoints and reports hold plain Python values, not those of NumPy.
         for field, value in plain.items():
             object.__setattr__(self, field, value)
 
     @classmethod
     def preset(cls, name: str) -> Recipe:
-        """The recipe called `name`.
+        """Return the recipe called `name`.
 
-        `"adam"` trains as specified; `"sgd"` is 24 good epochs of the specified network, `"muon"`
-        24 better ones; `"best"` is `"muon"` with a network that has BatchNorm before GELU and a
-        residual block more.
+        `"adam"` trains as specified; `"sgd"` trains the specified network better in 24 epochs, and
+        `"muon"` better still; `"best"` is `"muon"` for a network with BatchNorm before GELU and an
+        additional residual block.
 
         Raises:
-            TypeError: If `name` is no text.
+            TypeError: If `name` is not a string.
             ValueError: If there is no such preset; the message lists them.
         """
         if not isinstance(name, str):
@@ -126,18 +127,18 @@ class Recipe:
 
     @staticmethod
     def presets() -> tuple[str, ...]:
-        """The names that `preset` takes."""
+        """List the names that `preset` accepts."""
         return tuple(_PRESETS)
 
     def learning_rate_factor(self, progress: float) -> float:
-        """The share of the peak learning rate to use.
+        """Compute the fraction of the peak learning rate to use.
 
         Args:
-            progress: Share of the run that is done, from 0 (start) to 1 (end); beyond that it is
-                as at the end.
+            progress: Fraction of the run that is done, from 0 (start) to 1 (end). Larger values
+                count as 1.
 
         Raises:
-            TypeError: If `progress` is no number.
+            TypeError: If `progress` is not a number.
             ValueError: If it is negative or not finite.
         """
         progress = arguments.number("progress", progress, arguments.NON_NEGATIVE)
@@ -148,7 +149,7 @@ class Recipe:
         return max(0.0, (1 - progress) / (1 - self.warmup)) if self.warmup < 1 else 1.0
 
     def data_options(self) -> dict[str, Any]:
-        """The keyword arguments for `CIFAR10DataModule` that belong to the recipe."""
+        """Return the keyword arguments of the recipe for `CIFAR10DataModule`."""
         return {
             "batch_size": self.batch_size,
             "crop_padding": self.crop_padding,
@@ -157,7 +158,7 @@ class Recipe:
         }
 
     def network_options(self) -> dict[str, Any]:
-        """The keyword arguments for `CustomResNet` that belong to the recipe."""
+        """Return the keyword arguments of the recipe for `CustomResNet`."""
         return {
             "norm_first": self.norm_first,
             "activation": self.activation,
@@ -166,8 +167,19 @@ class Recipe:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, for a report or a checkpoint; `Recipe(**values)` is the way back."""
+        """Return all values, such as for a report; `Recipe(**values)` restores the recipe."""
         return asdict(self)
+
+
+def as_recipe(recipe: Recipe | str | Mapping[str, Any]) -> Recipe:
+    """Return a recipe, given itself, the name of a preset, or its values as in a checkpoint."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, str):
+        return Recipe.preset(recipe)
+    if isinstance(recipe, Mapping):
+        return Recipe(**recipe)
+    raise TypeError(f"recipe must be a Recipe or one of {Recipe.presets()}, but got {recipe!r}.")
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -187,7 +199,7 @@ _NUMBERS: dict[str, arguments.Range] = {
     "label_smoothing": arguments.BELOW_ONE,
     "head_scale": arguments.POSITIVE,
 }
-_INTEGERS = {"batch_size": 1, "crop_padding": 0, "cutout": 0}  # and the least value
+_INTEGERS = {"batch_size": 1, "crop_padding": 0, "cutout": 0}  # with their minimum
 
 _ADAM = Recipe()
 _SGD = replace(

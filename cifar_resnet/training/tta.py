@@ -1,6 +1,4 @@
-"""Test-time views: class scores averaged over an image and slightly changed copies of it. It knows
-image tensors and any function from images to scores; it must not know Lightning or CIFAR-10.
-"""
+"""Test-time augmentation (TTA): class scores averaged over modified copies of an image."""
 
 from __future__ import annotations
 
@@ -15,12 +13,13 @@ Scores = Callable[[Tensor], Tensor]
 
 
 def mirror_scores(network: Scores, images: Tensor, plain: Tensor | None = None) -> Tensor:
-    """The mean of the scores of the images and of their mirror images.
+    """Average the scores of the images and of their mirror images.
 
     Args:
-        network: From images (N, C, H, W) to scores (N, classes), logits or log-probabilities.
+        network: Function from images (N, C, H, W) to scores (N, classes), logits or
+            log-probabilities.
         images: Normalized images (N, C, H, W).
-        plain: The scores of the images themselves (N, classes), where they are known already.
+        plain: Scores of the images themselves (N, classes). If None, they are computed.
 
     Returns:
         Float32 scores (N, classes).
@@ -30,14 +29,18 @@ def mirror_scores(network: Scores, images: Tensor, plain: Tensor | None = None) 
 
 
 def six_view_scores(network: Scores, images: Tensor, mirrored: Tensor | None = None) -> Tensor:
-    """Half the scores of `mirror_scores`, and a quarter each of the same for the images shifted by
-    one pixel up and left, and by one pixel down and right, over a mirrored border (Jordan, "94% on
-    CIFAR-10 in 3.29 Seconds on a Single GPU", 2024).
+    """Average the scores over six views of each image.
+
+    The views are the image, shifted copies of it (by one pixel up and left, and by one pixel down
+    and right, with a reflected border), and the mirror images of these three. The unshifted pair
+    has half of the weight, and each shifted pair a quarter (Jordan, "94% on CIFAR-10 in 3.29
+    Seconds on a Single GPU", 2024).
 
     Args:
-        network: From images (N, C, H, W) to scores (N, classes), logits or log-probabilities.
+        network: Function from images (N, C, H, W) to scores (N, classes), logits or
+            log-probabilities.
         images: Normalized images (N, C, H, W), at least 2 pixels high and wide.
-        mirrored: Their `mirror_scores`, where they are known already.
+        mirrored: Result of `mirror_scores` for the images. If None, it is computed.
 
     Returns:
         Float32 scores (N, classes).

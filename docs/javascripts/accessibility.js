@@ -1,5 +1,4 @@
-// What the theme lacks: a name for its search dialog, and tables that are too wide for the window
-// scroll by keyboard.
+// Add what the theme lacks: a name for the search dialog, and keyboard scrolling of wide tables.
 document$.subscribe(() =>
   requestAnimationFrame(() => {
     document.querySelector(".md-search")?.setAttribute("aria-label", "Search");

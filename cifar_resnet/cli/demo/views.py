@@ -232,7 +232,7 @@ def describe_field(field: LayerField, unit: tuple[int, int]) -> str:
     (top, bottom), (left, right) = field.region(unit)
     seen = (bottom - top + 1) * (right - left + 1)
     height, width = field.size
-    jump = field.stride[0]
+    jump = field.jump[0]
     return (
         f"**Unit ({unit[0]}, {unit[1]}) of {field.name}** has a receptive field of {height} x "
         f"{width} pixels. In this image it reads rows {top} to {bottom} and columns {left} to "

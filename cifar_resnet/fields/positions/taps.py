@@ -1,7 +1,4 @@
-"""Which elements an operation reads along one dimension, for each element that it makes.
-
-It knows the arithmetic of windows; it must not know tensors' contents or operations' names.
-"""
+"""Arithmetic of windows: which elements an operation reads along one dimension for each new one."""
 
 from __future__ import annotations
 
@@ -13,19 +10,31 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-NOWHERE = -(2**40)  # a tap that reads nothing
+NO_TAP = -(2**40)  # in place of an element: this tap reads nothing
 
 
 @dataclass(frozen=True, eq=False)
 class Taps:
-    """For n new units, k taps each.
+    """The elements that each of n new units reads, in k taps.
+
+    A window of 3 with stride 2 and padding 1 over 5 elements makes 3 units, which read the elements
+    -1 to 1, 1 to 3 and 3 to 5. The elements -1 and 5 are padding:
+
+        >>> taps = windows(5, units=3, kernel=3, stride=2, padding=1)
+        >>> taps.virtual.T.tolist()
+        [[-1, 0, 1], [1, 2, 3], [3, 4, 5]]
+        >>> torch.where(taps.actual == NO_TAP, 99, taps.actual).T.tolist()
+        [[99, 0, 1], [1, 2, 3], [3, 4, 99]]
+        >>> taps.ratio
+        Fraction(2, 1)
 
     Attributes:
-        actual: int64 (k, n): elements read, in range, or `NOWHERE`.
-        virtual: int64 (k, n): elements read if the dimension had no borders, so also negative ones.
-        ratio: Elements per new unit; None where it is irregular.
-        some_empty: Whether a unit reads nothing at all.
-        takes_all: Whether a single unit reads all of several elements.
+        actual: int64 (k, n), the elements read, from 0 to size - 1, or `NO_TAP`.
+        virtual: int64 (k, n), the elements read if the dimension continued beyond its borders. They
+            may be negative or above size - 1.
+        ratio: Elements from one new unit to the next. None if it is irregular.
+        some_empty: Whether some unit reads nothing at all.
+        takes_all: Whether there is a single unit, which reads all of several elements.
     """
 
     actual: Tensor
@@ -41,17 +50,20 @@ class Taps:
 
 def _taps(size: int, virtual: Tensor, ratio: Fraction | None, actual: Tensor | None = None) -> Taps:
     if actual is None:
-        actual = torch.where((virtual < 0) | (virtual >= size), NOWHERE, virtual)
-    read = actual[actual != NOWHERE]
+        actual = torch.where((virtual < 0) | (virtual >= size), NO_TAP, virtual)
+    read = actual[actual != NO_TAP]
     takes_all = actual.shape[1] == 1 and size > 1 and len(read.unique()) == size
-    return Taps(actual, virtual, ratio, bool((actual == NOWHERE).all(0).any()), takes_all)
+    return Taps(actual, virtual, ratio, bool((actual == NO_TAP).all(0).any()), takes_all)
 
 
 @lru_cache(maxsize=4096)
 def windows(
     size: int, units: int, kernel: int, stride: int, padding: int, dilation: int = 1
 ) -> Taps:
-    """A convolution's or a pooling's: unit u reads u * stride + t * dilation - padding."""
+    """Return the taps of a convolution or a pooling.
+
+    Unit u reads the elements u * stride + t * dilation - padding for t from 0 to kernel - 1.
+    """
     starts = torch.arange(units) * stride - padding
     virtual = starts + torch.arange(kernel)[:, None] * dilation
     return _taps(size, virtual, Fraction(stride))
@@ -61,43 +73,55 @@ def windows(
 def transposed_windows(
     size: int, units: int, kernel: int, stride: int, padding: int, dilation: int = 1
 ) -> Taps:
-    """A transposed convolution's: element i is spread to i * stride + t * dilation - padding."""
+    """Return the taps of a transposed convolution.
+
+    Element i is added to the units i * stride + t * dilation - padding, so unit u reads the
+    elements (u + padding - t * dilation) / stride where that is a whole number. With kernel 3 and
+    stride 2, even units read two elements and odd units one.
+    """
     shifted = torch.arange(units) + padding - torch.arange(kernel)[:, None] * dilation
     hit = shifted % stride == 0
-    virtual = torch.where(hit, torch.div(shifted, stride, rounding_mode="floor"), NOWHERE)
-    kept = hit.any(1)  # a tap that no unit has
+    virtual = torch.where(hit, torch.div(shifted, stride, rounding_mode="floor"), NO_TAP)
+    kept = hit.any(1)  # some taps hit no unit at all, if there are few units
     return _taps(size, virtual[kept] if bool(kept.any()) else virtual[:1], Fraction(1, stride))
 
 
 @lru_cache(maxsize=4096)
 def adaptive_windows(size: int, units: int) -> Taps:
-    """Adaptive pooling: unit u reads floor(u * size / units) to ceil((u + 1) * size / units)."""
+    """Return the taps of adaptive pooling.
+
+    Unit u reads the elements from floor(u * size / units) to ceil((u + 1) * size / units) - 1.
+    """
     first = torch.arange(units) * size // units
     last = -(-(torch.arange(units) + 1) * size // units)
     taps = first + torch.arange(int((last - first).max()))[:, None]
-    taps = torch.where(taps < last, taps, NOWHERE)
+    taps = torch.where(taps < last, taps, NO_TAP)
     return _taps(size, taps, Fraction(size // units) if size % units == 0 else None)
 
 
-def moved(size: int, elements: Sequence[int]) -> Taps:
-    """One tap each, to the elements given; those outside are nothing."""
+def selected(size: int, elements: Sequence[int]) -> Taps:
+    """Return one tap per unit, to the given elements. Elements out of range are read as nothing."""
     virtual = torch.tensor(list(elements), dtype=torch.int64)[None]
     taps = _taps(size, virtual, None)
-    return replace(taps, virtual=taps.actual)
+    return replace(taps, virtual=taps.actual)  # no pattern that could continue beyond the borders
 
 
 @lru_cache(maxsize=4096)
 def sliced(size: int, start: int, step: int, units: int) -> Taps:
-    """start, start + step, ...; a negative step flips, a negative start pads."""
+    """Return the taps start, start + step, ... A negative step flips; a negative start pads."""
     return _taps(size, (start + torch.arange(units) * step)[None], Fraction(step))
 
 
 @lru_cache(maxsize=4096)
 def padded(size: int, before: int, after: int, mode: str) -> Taps:
-    """Padding by reflection, replication or wrapping: it reads elements again."""
+    """Return the taps of padding by reflection, replication or wrapping, which repeat elements.
+
+    Two elements of reflection on the left of 5: the units -2, -1, 0, 1, ... read the elements
+    2, 1, 0, 1, ...
+    """
     virtual = torch.arange(-before, size + after)
     if mode == "reflect":
-        period = max(2 * (size - 1), 1)
+        period = max(2 * (size - 1), 1)  # 0 1 2 3 4 3 2 1, and from 0 again
         folded = virtual % period
         actual = torch.minimum(folded, period - folded) if size > 1 else virtual * 0
     elif mode == "replicate":
@@ -116,14 +140,14 @@ def interpolated(
     scale: float | None = None,
     antialias: bool = False,
 ) -> Taps:
-    """Interpolation as PyTorch computes it; taps whose weight is 0 count.
+    """Return the taps of interpolation as PyTorch computes it. Taps of weight 0 count.
 
     Args:
-        size: Elements along the dimension.
-        units: New ones.
+        size: Number of elements along the dimension.
+        units: Number of new units.
         mode: "nearest", "nearest-exact", "linear" or "cubic".
-        align_corners: Whether the outermost centers coincide.
-        scale: New units per element where the caller gave that, not the size.
+        align_corners: Whether the centers of the outermost units and elements coincide.
+        scale: New units per element, if the caller gave a scale factor in place of the size.
         antialias: Whether the kernel is widened when the result is smaller.
     """
     if size == units and (mode == "linear" or antialias):  # PyTorch copies
@@ -135,12 +159,12 @@ def interpolated(
     else:
         ratio = Fraction(size, units)
     exact = 1.0 / scale if scale and scale > 0 and not align_corners else float(ratio)
-    if mode == "nearest" and units in (size, 2 * size):  # PyTorch does not look at the scale
+    if mode == "nearest" and units in (size, 2 * size):  # PyTorch ignores the scale here
         ratio = Fraction(size, units)
         exact = float(ratio)
     step: Fraction | None = ratio if ratio > 0 else None
-    # Positions in single precision, as PyTorch's kernels compute them: where one is a whole number
-    # the lower tap may be the one before.
+    # In single precision, as PyTorch's kernels compute the positions. A position that should be a
+    # whole number may come out slightly smaller, and then the lower tap is the element before.
     scale_down = torch.tensor(exact, dtype=torch.float32)
     unit = torch.arange(units, dtype=torch.float32)
     if antialias:
@@ -149,7 +173,7 @@ def interpolated(
         first = (center - half + 0.5).long().clamp(min=0)
         last = (center + half + 0.5).long().clamp(max=size)
         taps = first + torch.arange(int((last - first).max()))[:, None]
-        return _taps(size, torch.where(taps < last, taps, NOWHERE), step)
+        return _taps(size, torch.where(taps < last, taps, NO_TAP), step)
     if mode == "nearest":
         at = scale_down * unit
     elif mode == "nearest-exact":
@@ -161,6 +185,8 @@ def interpolated(
     offsets = {"linear": [0, 1], "cubic": [-1, 0, 1, 2]}.get(mode, [0])
     virtual = at.floor().long() + torch.tensor(offsets)[:, None]
     actual = virtual.clamp(0, size - 1)
-    if mode == "linear":  # at the first border the kernel moves the lower tap, not the upper
+    if mode == "linear":
+        # At the first border PyTorch moves the position itself into range: one of -0.25 reads the
+        # elements 0 and 1, the second with weight 0, and not -1 and 0 clamped to 0 and 0.
         actual = torch.stack([actual[0], (actual[0] + 1).clamp(max=size - 1)])
     return _taps(size, virtual, step, actual)

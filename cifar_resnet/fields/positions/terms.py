@@ -1,7 +1,4 @@
-"""Sets of input positions for the elements of a tensor, stored without repetition.
-
-It knows sets, windows and dimensions; it must not know networks or operations.
-"""
+"""How sets of input positions are stored: one term holds the sets of all elements of a tensor."""
 
 from __future__ import annotations
 
@@ -13,22 +10,30 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from cifar_resnet.fields.positions.taps import NOWHERE, Taps
+from cifar_resnet.fields.positions.taps import NO_TAP, Taps
 
-NOTHING = -(2**40)  # a bound of the empty set; every real one is far larger
-LARGEST_TERM = 2**31  # bytes
-LONGEST_SET = 4096  # longer axes are followed by first and last position only
+EMPTY = -(2**40)  # both bounds of the empty set; every real bound is far larger
+MAX_TERM_BYTES = 2**31
+MAX_SET_LENGTH = 4096  # on longer axes only the first and the last position of a set are stored
 
 
 @dataclass(frozen=True)
 class Pitch:
     """How the positions advance along a tensor dimension that runs along the input axis.
 
+    Upsampling by 2 makes the units 0, 1, 2, 3, ... read the positions 0, 0, 1, 1, ...: they advance
+    by half a position per unit (`step`), and the pattern repeats after 2 units (`period`). In
+    general, unit u + period reads what unit u reads, moved by period * step positions, which is a
+    whole number. A convolution or a pooling of the input has the period 1.
+
+    The pitch says where a unit outside the tensor would read. Here unit -1 repeats unit 1, which
+    lies one period later and reads position 0; so unit -1 reads 0 - 2 * 1/2 = -1.
+
     Attributes:
-        step: Input positions per unit, a fraction after upsampling; None where it is irregular.
-        period: After so many units the pattern repeats (2 after upsampling by 2).
-        parts: The dimensions that a reshape has merged into this one, to be told apart again by the
-            next: size, pitch, and whether the elements differ along it.
+        step: Input positions per unit, a fraction after upsampling. None if it is irregular.
+        period: Number of units after which the pattern repeats.
+        parts: The dimensions that a reshape has merged into this one, each with its size, its
+            pitch, and whether elements differ along it. A later reshape may split them again.
     """
 
     step: Fraction | None
@@ -41,38 +46,48 @@ IRREGULAR = Pitch(None)
 
 @dataclass(frozen=True)
 class Term:
-    """Sets for all elements, stored only for the dimensions along which they differ.
+    """The sets of all elements of a tensor, stored only for the dimensions along which they differ.
+
+    Along the height of an image, all elements of a row have the same set, in each channel. So a
+    feature map (1, 64, 32, 32) takes `dims` (1, 1, 32, 1): 32 sets rather than 65,536.
 
     Attributes:
-        seen: The positions that are really read: uint8 (L, *dims), or their bounds as below.
-        bounds: (2, *dims): minus the first and the last position of the extent as if no border
-            existed (Distill's sense); of the empty set, `NOTHING` twice.
-        pitch: One for each tensor dimension; None where it does not run along the axis.
+        seen: The positions that are really read, as 0 and 1: uint8 (L, *dims) for an axis of length
+            L. If L is above `MAX_SET_LENGTH`, the bounds of these positions: int64 (2, *dims).
+        bounds: Extent of each set as if the input had no borders: int64 (2, *dims), minus the first
+            position and the last one. `EMPTY` twice for the empty set.
+        pitch: One for each tensor dimension. None if the dimension does not run along the axis.
 
-    Each of `dims` is the size of the tensor dimension, or 1 where all elements are alike.
+    Each of `dims` is the size of the tensor dimension, or 1 if all elements along it are alike.
     """
 
     seen: Tensor
     bounds: Tensor
     pitch: tuple[Pitch | None, ...]
 
+    # The first position is stored with a minus sign so that the union of two sets is the maximum of
+    # the two tensors, for `bounds` as for `seen`: {2, 3} | {3, ..., 7} is max((-2, 3), (-3, 7)) =
+    # (-2, 7).
+
     @property
     def dims(self) -> tuple[int, ...]:
         return tuple(self.bounds.shape[1:])
 
     @property
-    def empty(self) -> int:
-        """What `seen` holds for the empty set."""
-        return 0 if self.seen.dtype == torch.uint8 else NOTHING
+    def empty_value(self) -> int:
+        """Value of `seen` for the empty set."""
+        return 0 if self.seen.dtype == torch.uint8 else EMPTY
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def apply(self, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Apply a function to `seen` and to `bounds`, which have the same dims."""
         return change(self.seen), change(self.bounds)
 
 
-def united(terms: Sequence[Term], dims: Sequence[int]) -> Term:
+def unite_terms(terms: Sequence[Term], dims: Sequence[int]) -> Term:
+    """Return the union of terms as one term with the given dims."""
     if len(terms) == 1:
         return terms[0]
-    # the axis's own dimension in front is the same for all
+    # -1 keeps the leading dimension (L or 2), which is the same for all
     seen = terms[0].seen.expand(-1, *dims)
     bounds = terms[0].bounds.expand(-1, *dims)
     for term in terms[1:]:
@@ -82,14 +97,19 @@ def united(terms: Sequence[Term], dims: Sequence[int]) -> Term:
     return Term(seen, bounds, pitch)
 
 
-def merged(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """Fewer terms where that costs nothing: one is merged into another that has all its dims."""
+def merge_terms(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """Unite terms where that needs no more memory: one is merged into another that is stored for
+    all of its dimensions.
+
+    Terms with dims (1, 8, 1) and (1, 8, 4) become one. Terms with dims (1, 8, 1) and (1, 1, 4) stay
+    two, 12 sets in all; united they would be 32.
+    """
     merged: list[Term] = []
     for term in sorted(terms, key=lambda term: math.prod(term.dims), reverse=True):
-        for place, other in enumerate(merged):
+        for index, other in enumerate(merged):
             if all(mine in (1, theirs) for mine, theirs in zip(term.dims, other.dims, strict=True)):
                 if term is not other:
-                    merged[place] = united([other, term], other.dims)
+                    merged[index] = unite_terms([other, term], other.dims)
                 break
         else:
             merged.append(term)
@@ -97,78 +117,108 @@ def merged(terms: Sequence[Term]) -> tuple[Term, ...]:
 
 
 def common_pitch(pitches: Sequence[Pitch | None]) -> Pitch | None:
+    """Return the pitch of a union: regular if all operands advance by the same step.
+
+    The patterns then repeat together after the least common multiple of their periods.
+    """
     first = pitches[0]
     if all(pitch == first for pitch in pitches):
         return first
-    # parts are kept only where all agree
+    # no `parts` here: they are kept only if all operands agree on them
     steps = {pitch.step if pitch is not None else None for pitch in pitches}
     if len(steps) == 1 and None not in steps:
         return Pitch(steps.pop(), math.lcm(*(pitch.period for pitch in pitches if pitch)))
     return IRREGULAR
 
 
-def centers(term: Term, dim: int) -> Tensor:
-    """Twice the center of each unit along a dimension."""
+def doubled_centers(term: Term, dim: int) -> Tensor:
+    """Return twice the center of each unit along a dimension, which is a whole number."""
     others = [d + 1 for d in range(len(term.dims)) if d != dim]
     bounds = term.bounds.amax(others) if others else term.bounds
-    return bounds[1] - bounds[0]
+    return bounds[1] - bounds[0]  # first + last, as bounds[0] is minus the first
 
 
-def windowed(term: Term, dim: int, size: int, taps: Taps) -> Term:
+def window_term(term: Term, dim: int, size: int, taps: Taps) -> Term:
+    """Return the sets of new elements, each the union of the elements that it taps.
+
+    Args:
+        term: The sets before.
+        dim: Dimension along which elements are tapped.
+        size: Size of that dimension, which is more than `term.dims[dim]` if all are alike.
+        taps: The elements read by each new element.
+    """
     pitch = list(term.pitch)
     old = pitch[dim]
     if old is not None:
         pitch[dim] = IRREGULAR
         if old.step is not None and taps.ratio is not None:
+            # The pattern repeats after the first number n of new units for which n * ratio is a
+            # multiple of the old period. After upsampling by 2 (step 1/2, period 2), a stride of 3
+            # reads the positions 0, 1, 3, 4, 6, ...: step 3/2, and (3 / 2).denominator = 2. A
+            # stride of 2 reads 0, 1, 2, ...: step 1, and (2 / 2).denominator = 1.
             period = (taps.ratio / old.period).denominator
             pitch[dim] = Pitch(old.step * taps.ratio, period)
     if term.dims[dim] == 1 and old is None and not taps.some_empty:
         return term  # alike along this dimension before, and so after
+    # `seen` follows the taps inside the tensor. `bounds` follows those that a tensor without
+    # borders would have, but only along the axis: padding of channels adds no input positions.
     seen_at = taps.actual
-    if term.dims[dim] == 1 and size > 1:  # alike along it: the first stands for all
+    if term.dims[dim] == 1 and size > 1:  # alike along it: the stored element stands for all
         pitch[dim] = old and IRREGULAR
-        seen_at = torch.where(seen_at == NOWHERE, NOWHERE, 0)
-        bounds_at = torch.where(taps.virtual == NOWHERE, NOWHERE, 0)
-        if old is None:  # not along the axis: where nothing is tapped, there is nothing
+        seen_at = torch.where(seen_at == NO_TAP, NO_TAP, 0)
+        bounds_at = torch.where(taps.virtual == NO_TAP, NO_TAP, 0)
+        if old is None:
             bounds_at = seen_at
         source = term.bounds
     elif old is None:
         bounds_at, source = seen_at, term.bounds
     else:
-        bounds_at, source = _beyond_borders(term.bounds, dim, old, taps.virtual)
-    seen = _tapped(term.seen, dim, seen_at, term.empty)
-    return Term(seen, _tapped(source, dim, bounds_at, NOTHING), tuple(pitch))
+        bounds_at, source = _extrapolate(term.bounds, dim, old, taps.virtual)
+    seen = _union_of_taps(term.seen, dim, seen_at, term.empty_value)
+    return Term(seen, _union_of_taps(source, dim, bounds_at, EMPTY), tuple(pitch))
 
 
-def _tapped(values: Tensor, dim: int, taps: Tensor, empty: int) -> Tensor:
-    """The maximum over taps (k, units) along a dimension of values (·, *dims)."""
+def _union_of_taps(values: Tensor, dim: int, taps: Tensor, empty_value: int) -> Tensor:
+    """Return the maximum over taps (k, units) along a dimension of values (L or 2, *dims)."""
     axis = dim + 1
     shape = list(values.shape)
     shape[axis] = taps.shape[1]
-    if math.prod(shape) * values.element_size() > LARGEST_TERM:
+    if math.prod(shape) * values.element_size() > MAX_TERM_BYTES:
         raise MemoryError(
             f"The sets of a tensor of shape {tuple(shape[1:])} along this axis would take "
-            f"{math.prod(shape) * values.element_size() / 2**30:.0f} GB. Analyse a smaller input."
+            f"{math.prod(shape) * values.element_size() / 2**30:.0f} GB. Analyze a smaller input."
         )
-    if bool((taps == NOWHERE).any()):
+    if bool((taps == NO_TAP).any()):  # they read one more element at the end, an empty set
         shape[axis] = 1
-        taps = torch.where(taps == NOWHERE, values.shape[axis], taps)
-        values = torch.cat([values, values.new_full(shape, empty)], axis)
+        taps = torch.where(taps == NO_TAP, values.shape[axis], taps)
+        values = torch.cat([values, values.new_full(shape, empty_value)], axis)
+    # tap by tap rather than all at once, which would take k times the memory
     result = values.index_select(axis, taps[0])
     for row in taps[1:]:
         torch.maximum(result, values.index_select(axis, row), out=result)
     return result
 
 
-def _beyond_borders(
+def _extrapolate(
     bounds: Tensor, dim: int, pitch: Pitch, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Bounds of the units from the first to the last position that is tapped, also of those outside
-    the tensor, where the pattern goes on; and the positions counted from the first.
+    """Return taps and bounds with the pattern continued to the units outside the tensor.
+
+    A convolution with padding 1 taps unit -1, which does not exist. If the units 0, 1, 2 have the
+    sets {0}, {2}, {4} (step 2, period 1), unit -1 would have {-2}: unit 0, moved by -1 * 2.
+
+    Args:
+        bounds: (2, *dims) of the units of the tensor.
+        dim: Dimension of the units.
+        pitch: Their pitch.
+        positions: The units tapped, (k, units), some of them outside the tensor.
+
+    Returns:
+        The taps counted from the first unit tapped, and the bounds (2, *dims) from that unit on.
     """
     axis = dim + 1
     size = bounds.shape[axis]
-    tapped = positions[positions != NOWHERE]
+    tapped = positions[positions != NO_TAP]
     if not tapped.numel():
         return positions, bounds
     first, last = int(tapped.min()), int(tapped.max())
@@ -176,19 +226,20 @@ def _beyond_borders(
         return positions, bounds
     units = torch.arange(first, last + 1)
     inside = (units >= 0) & (units < size)
-    if pitch.step is None or size < pitch.period:  # no pattern: nothing is known out there
-        away = torch.where((positions < 0) | (positions >= size), NOWHERE, positions)
-        return away, bounds
+    if pitch.step is None or size < pitch.period:  # no pattern, or less than one period of it
+        outside = (positions < 0) | (positions >= size)
+        return torch.where(outside, NO_TAP, positions), bounds
+    # each unit outside repeats the one at the same phase in the first period
     like = torch.where(inside, units, units % pitch.period)
     shift = torch.tensor(
         [
-            int(pitch.step * (unit - base))
+            int(pitch.step * (unit - base))  # a whole number: unit - base is a multiple of period
             for unit, base in zip(units.tolist(), like.tolist(), strict=True)
         ]
     )
     shape = [1] * bounds.dim()
     shape[axis] = len(units)
     values = bounds.index_select(axis, like)
-    moved_by = torch.stack([-shift, shift]).view(2, *shape[1:])
-    values = torch.where(values == NOTHING, NOTHING, values + moved_by)
-    return torch.where(positions == NOWHERE, NOWHERE, positions - first), values
+    moved_by = torch.stack([-shift, shift]).view(2, *shape[1:])  # minus the first, and the last
+    values = torch.where(values == EMPTY, EMPTY, values + moved_by)
+    return torch.where(positions == NO_TAP, NO_TAP, positions - first), values

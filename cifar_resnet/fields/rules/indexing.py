@@ -1,6 +1,7 @@
-"""Rules for the operations that index with tensors.
+"""Rules for operations that index with tensors.
 
-Their values are needed, unless they depend on the input themselves.
+The values of an index decide what is read, so the model has to run on real tensors. If an index
+depends on the input itself, every element may be read.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from cifar_resnet.fields.positions import taps
-from cifar_resnet.fields.positions.merging import overwritten, union
-from cifar_resnet.fields.positions.support import Support
-from cifar_resnet.fields.rules.operation import Operation, Rule
+from cifar_resnet.fields.positions.merging import overwrite, union
+from cifar_resnet.fields.positions.sets import PositionSets
+from cifar_resnet.fields.rules.operation import Operation, Rule, ValuesNeededError
 from cifar_resnet.fields.steps import Ref, refs_in
-from cifar_resnet.fields.trace import ValuesNeededError
 
 
 def _values(index: Ref) -> torch.Tensor:
@@ -25,131 +25,147 @@ def _values(index: Ref) -> torch.Tensor:
     return index.values
 
 
-def _anything(op: Operation) -> Support:
-    """Which element is read depends on the input, so every one may be."""
+def _any_element(op: Operation) -> PositionSets:
+    """Let each element depend on everything, as the input decides which element is read."""
     first = op.operands()[0]
-    if first.shape == op.shape:
-        return union(op.shape, [s.blend(range(len(s.shape))) for s in op.operands()], compare=False)
-    wholes = [s.reduce(range(len(s.shape)), keepdim=False) for s in op.operands()]
+    if first.shape == op.shape:  # `blend` keeps the dimensions that run along the axis
+        blended = [sets.blend(range(len(sets.shape))) for sets in op.operands()]
+        return union(op.shape, blended, compare=False)
+    wholes = [sets.reduce(range(len(sets.shape)), keepdim=False) for sets in op.operands()]
     return union(op.shape, wholes, compare=False)
 
 
 @dataclass(frozen=True)
-class _Places:
-    """The places that index tensors name: with the indexed dimensions moved next to each other in
-    the order `permuted`, and made one, elements `flat` of dimension `dim` of `shape`."""
+class _Selection:
+    """The elements that index tensors name.
 
-    permuted: tuple[int, ...]
+    `x[:, [0, 1], :, [5, 7]]` of a tensor (N, 4, H, 8) names two elements of the dimensions 1 and 3
+    together. If these are moved next to each other and merged, giving (4 * 8, N, H), the elements
+    named are 0 * 8 + 5 = 5 and 1 * 8 + 7 = 15 of dimension 0.
+
+    Attributes:
+        order: The dimensions with the indexed ones next to each other: (1, 3, 0, 2).
+        shape: Shape with these dimensions merged: (32, N, H).
+        dim: The merged dimension: 0.
+        index_shape: Shape of the index tensors, broadcast: (2,).
+        elements: Elements of the merged dimension: [5, 15].
+    """
+
+    order: tuple[int, ...]
     shape: tuple[int, ...]
     dim: int
     index_shape: tuple[int, ...]
-    flat: list[int]
+    elements: list[int]
 
 
-def _places(ref: Ref, indices: Sequence[Ref | None]) -> _Places:
-    positions: dict[int, torch.Tensor] = {}
+def _selection(ref: Ref, indices: Sequence[Ref | None]) -> _Selection:
+    by_dim: dict[int, torch.Tensor] = {}
     dim = 0
     for index in indices:
         if index is None:
             dim += 1
             continue
         values = _values(index)
-        if values.dtype in (torch.bool, torch.uint8):
+        if values.dtype in (torch.bool, torch.uint8):  # a mask stands for one index per dimension
             for along in values.nonzero(as_tuple=True):
-                positions[dim] = along
+                by_dim[dim] = along
                 dim += 1
         else:
-            positions[dim] = values
+            by_dim[dim] = values
             dim += 1
-    dims = list(positions)
-    shape = torch.broadcast_shapes(*(values.shape for values in positions.values()))
+    dims = list(by_dim)
+    shape = torch.broadcast_shapes(*(values.shape for values in by_dim.values()))
     flat = torch.zeros(shape, dtype=torch.int64)
-    for dim, values in positions.items():
+    for dim, values in by_dim.items():
         size = ref.shape[dim]
         flat = flat * size + torch.where(values < 0, values + size, values)
-    together = dims == list(range(dims[0], dims[-1] + 1))
-    place = dims[0] if together else 0  # where NumPy's rules put the indexed dimensions
+    # NumPy's rule: the result has the indexed dimensions where they were if they are adjacent, and
+    # in front if they are not.
+    adjacent = dims == list(range(dims[0], dims[-1] + 1))
+    merged_dim = dims[0] if adjacent else 0
     kept = [dim for dim in range(len(ref.shape)) if dim not in dims]
-    before, after = kept[:place], kept[place:]
+    before, after = kept[:merged_dim], kept[merged_dim:]
     total = math.prod(ref.shape[dim] for dim in dims)
     merged = (*(ref.shape[dim] for dim in before), total, *(ref.shape[dim] for dim in after))
     elements = flat.flatten().tolist()
-    return _Places((*before, *dims, *after), merged, place, tuple(shape), elements)
+    return _Selection((*before, *dims, *after), merged, merged_dim, tuple(shape), elements)
 
 
-def _index(op: Operation) -> Support:
-    ref, support = op.first
+def _index(op: Operation) -> PositionSets:
+    ref, sets = op.first
     indices: Sequence[Ref | None] = op["indices"]
-    if any(op.support_of(index) is not None for index in refs_in(indices)):
-        return _anything(op)
-    places = _places(ref, indices)
-    support = support.permute(places.permuted).reshape(places.shape)
-    window = taps.moved(places.shape[places.dim], places.flat)
-    return support.window(places.dim, window).reshape(op.shape)
+    if any(op.sets_of(index) is not None for index in refs_in(indices)):
+        return _any_element(op)
+    chosen = _selection(ref, indices)
+    sets = sets.permute(chosen.order).reshape(chosen.shape)
+    window = taps.selected(chosen.shape[chosen.dim], chosen.elements)
+    return sets.window(chosen.dim, window).reshape(op.shape)
 
 
-def _index_select(op: Operation) -> Support:
-    ref, support = op.first
-    if op.support("index") is not None:
-        return _anything(op)
+def _index_select(op: Operation) -> PositionSets:
+    ref, sets = op.first
+    if op.sets("index") is not None:
+        return _any_element(op)
     dim = op["dim"]
     elements = _values(op["index"]).flatten().tolist()
-    return support.window(dim, taps.moved(ref.shape[dim], elements))
+    return sets.window(dim, taps.selected(ref.shape[dim], elements))
 
 
-def _gather(op: Operation) -> Support:
-    support = op.support("self")
-    index = op.support("index")
-    if support is None or index is not None:
-        return _anything(op)
+def _gather(op: Operation) -> PositionSets:
+    sets = op.sets("self")
+    index = op.sets("index")
+    if sets is None or index is not None:
+        return _any_element(op)
     values = _values(op["index"])
-    return support.gather(op["dim"], values)
+    return sets.gather(op["dim"], values)
 
 
-def _index_put(op: Operation) -> Support:
+def _index_put(op: Operation) -> PositionSets:
+    """Follow `x[indices] = values`, or `+=` if the argument `accumulate` is True."""
     indices: Sequence[Ref | None] = op["indices"]
-    if any(op.support_of(index) is not None for index in refs_in(indices)):
-        return _anything(op)
+    if any(op.sets_of(index) is not None for index in refs_in(indices)):
+        return _any_element(op)
     ref, old = op.first
-    new = op.support("values")
-    places = _places(ref, indices)
-    shape = (*places.shape[: places.dim], len(places.flat), *places.shape[places.dim + 1 :])
-    by_index = (*shape[: places.dim], *places.index_shape, *shape[places.dim + 1 :])
-    after = Support.of_nothing_like(old, shape)
+    new = op.sets("values")
+    chosen = _selection(ref, indices)
+    outer, inner = chosen.shape[: chosen.dim], chosen.shape[chosen.dim + 1 :]
+    shape = (*outer, len(chosen.elements), *inner)
+    written = PositionSets.empty_like(old, shape)
     if new is not None:
-        after = new.expand(by_index).reshape(shape)
-    before = old.permute(places.permuted).reshape(places.shape)
-    result = overwritten(before, after, places.dim, places.flat)
+        written = new.expand((*outer, *chosen.index_shape, *inner)).reshape(shape)
+    before = old.permute(chosen.order).reshape(chosen.shape)
+    result = overwrite(before, written, chosen.dim, chosen.elements)
     if op["accumulate"]:
-        result = union(places.shape, [before, result], compare=False)
-    split = tuple(ref.shape[dim] for dim in places.permuted)
-    back = [places.permuted.index(dim) for dim in range(len(ref.shape))]
+        result = union(chosen.shape, [before, result], compare=False)
+    # back to the shape and the order of dimensions that x has
+    split = tuple(ref.shape[dim] for dim in chosen.order)
+    back = [chosen.order.index(dim) for dim in range(len(ref.shape))]
     return result.reshape(split).permute(back)
 
 
-def _index_fill(op: Operation) -> Support:
-    """Also `index_copy`."""
+def _index_fill(op: Operation) -> PositionSets:
+    """Follow `index_fill`, and `index_copy`, which writes a tensor in place of one value."""
     ref, old = op.first
-    if op.support("index") is not None:
-        return _anything(op)
+    if op.sets("index") is not None:
+        return _any_element(op)
     dim = op["dim"] % len(ref.shape)
     elements = [element % ref.shape[dim] for element in _values(op["index"]).flatten().tolist()]
     shape = (*ref.shape[:dim], len(elements), *ref.shape[dim + 1 :])
-    new = op.support("source" if op.call.name == "index_copy" else "value")
-    after = Support.of_nothing_like(old, shape) if new is None else new.expand(shape)
-    return overwritten(old, after, dim, elements)
+    new = op.sets("source" if op.call.name == "index_copy" else "value")
+    written = PositionSets.empty_like(old, shape) if new is None else new.expand(shape)
+    return overwrite(old, written, dim, elements)
 
 
-def _embedding(op: Operation) -> Support:
-    """A row of the table for each index."""
-    table, index = op.support("weight"), op.support("indices")
-    if table is None and index is not None:
-        return index.insert(len(index.shape)).expand(op.shape)
+def _embedding(op: Operation) -> PositionSets:
+    """Return a row of the table for each index."""
+    table, index = op.sets("weight"), op.sets("indices")
+    if table is None and index is not None:  # tokens are the input, as in language models
+        return index.unsqueeze(len(index.shape)).expand(op.shape)
     if index is not None:
-        return _anything(op)
+        return _any_element(op)
     ref, table = op.first
     rows = _values(op["indices"]).flatten().tolist()
-    return table.window(0, taps.moved(ref.shape[0], rows)).reshape(op.shape)
+    return table.window(0, taps.selected(ref.shape[0], rows)).reshape(op.shape)
 
 
 INDEXING: dict[str, Rule] = {

@@ -1,19 +1,20 @@
-"""Rules for the operations that only move elements: views, slices, concatenation."""
+"""Rules for operations that only move elements: views, slices, concatenation."""
 
 from __future__ import annotations
 
 from cifar_resnet.fields.positions import taps
 from cifar_resnet.fields.positions.merging import concatenate
-from cifar_resnet.fields.positions.support import Support
+from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.rules.operation import Operation, Rule
 
 
-def _reshape(op: Operation) -> Support:
+def _reshape(op: Operation) -> PositionSets:
     return op.first[1].reshape(op.shape)
 
 
-def _as_strided(op: Operation) -> Support:
-    ref, support = op.first
+def _as_strided(op: Operation) -> PositionSets:
+    ref, sets = op.first
+    # the address of each element stays the same, as when PyTorch restores a layout
     same = ref.shape == op.shape and all(
         size == 1 or mine == new
         for size, mine, new in zip(ref.shape, ref.strides, op["stride"], strict=True)
@@ -21,150 +22,152 @@ def _as_strided(op: Operation) -> Support:
     if not same or op["storage_offset"]:
         raise NotImplementedError(
             f"{op.call.op}, called from {op.call.source}, reads memory by its address, which "
-            "receptive fields do not follow. Use slices, unfold or reshape there."
+            "receptive fields cannot follow. Use slices, unfold or reshape instead."
         )
-    return support
+    return sets
 
 
-def _permute(op: Operation) -> Support:
-    ref, support = op.first
+def _permute(op: Operation) -> PositionSets:
+    ref, sets = op.first
     order = list(range(len(ref.shape)))
     if op.call.name == "permute":
         order = op["dims"]
     elif len(order) > 1:
         a, b = (0, 1) if op.call.name == "t" else (op["dim0"], op["dim1"])
         order[a], order[b] = order[b], order[a]
-    return support.permute(order)
+    return sets.permute(order)
 
 
-def _squeeze(op: Operation) -> Support:
-    ref, support = op.first
+def _squeeze(op: Operation) -> PositionSets:
+    ref, sets = op.first
     dims = op["dim"]
     if dims is None:
         dims = range(len(ref.shape))
     elif isinstance(dims, int):
         dims = [dims]
-    return support.drop([dim for dim in dims if ref.shape[dim] == 1])
+    return sets.squeeze([dim for dim in dims if ref.shape[dim] == 1])
 
 
-def _unsqueeze(op: Operation) -> Support:
-    return op.first[1].insert(op["dim"])
+def _unsqueeze(op: Operation) -> PositionSets:
+    return op.first[1].unsqueeze(op["dim"])
 
 
-def _expand(op: Operation) -> Support:
+def _expand(op: Operation) -> PositionSets:
     return op.first[1].expand(op.shape)
 
 
-def _copy(op: Operation) -> Support | None:
-    source = op.support("src")
+def _copy(op: Operation) -> PositionSets | None:
+    source = op.sets("src")
     return None if source is None else source.expand(op.shape)
 
 
-def _slice(op: Operation) -> Support:
-    ref, support = op.first
+def _slice(op: Operation) -> PositionSets:
+    ref, sets = op.first
     dim = op["dim"]
     start, _, step = slice(op["start"], op["end"], op["step"]).indices(ref.shape[dim])
-    return support.window(dim, taps.sliced(ref.shape[dim], start, step, op.shape[dim]))
+    return sets.window(dim, taps.sliced(ref.shape[dim], start, step, op.shape[dim]))
 
 
-def _select(op: Operation) -> Support:
-    ref, support = op.first
+def _select(op: Operation) -> PositionSets:
+    ref, sets = op.first
     dim = op["dim"]
     index = op["index"] % ref.shape[dim]
-    # one unit is left, and it is gone as a dimension: no pattern goes on around it
-    return support.window(dim, taps.moved(ref.shape[dim], [index])).drop([dim])
+    # `selected` rather than `sliced`: the dimension is removed, so there is no pattern to continue
+    return sets.window(dim, taps.selected(ref.shape[dim], [index])).squeeze([dim])
 
 
-def _split(op: Operation) -> list[Support]:
-    ref, support = op.first
+def _split(op: Operation) -> list[PositionSets]:
+    ref, sets = op.first
     dim = op["dim"]
     parts = []
     start = 0
     for out in op.call.outputs:
-        parts.append(support.window(dim, taps.sliced(ref.shape[dim], start, 1, out.shape[dim])))
+        parts.append(sets.window(dim, taps.sliced(ref.shape[dim], start, 1, out.shape[dim])))
         start += out.shape[dim]
     return parts
 
 
-def _unbind(op: Operation) -> list[Support]:
-    ref, support = op.first
+def _unbind(op: Operation) -> list[PositionSets]:
+    ref, sets = op.first
     dim = op["dim"]
     size = ref.shape[dim]
-    return [support.window(dim, taps.moved(size, [i])).drop([dim]) for i in range(size)]
+    return [sets.window(dim, taps.selected(size, [i])).squeeze([dim]) for i in range(size)]
 
 
-def _cat(op: Operation) -> Support:
-    tensors = [ref for ref in op["tensors"] if ref.shape != (0,)]
+def _cat(op: Operation) -> PositionSets:
+    tensors = [ref for ref in op["tensors"] if ref.shape != (0,)]  # PyTorch ignores these
     dim = op["dim"]
-    supports = [op.support_of(ref) for ref in tensors]
-    return concatenate(supports, [ref.shape[dim] for ref in tensors], dim, op.where)
+    operands = [op.sets_of(ref) for ref in tensors]
+    return concatenate(operands, [ref.shape[dim] for ref in tensors], dim, op.where)
 
 
-def _stack(op: Operation) -> Support:
-    supports = [op.support_of(ref) for ref in op["tensors"]]
+def _stack(op: Operation) -> PositionSets:
+    operands = [op.sets_of(ref) for ref in op["tensors"]]
     dim = op["dim"] % len(op.shape)
-    lifted = [support and support.insert(dim) for support in supports]
-    return concatenate(lifted, [1] * len(lifted), dim, op.where)
+    parts = [sets and sets.unsqueeze(dim) for sets in operands]
+    return concatenate(parts, [1] * len(parts), dim, op.where)
 
 
-def _flip(op: Operation) -> Support:
-    ref, support = op.first
+def _flip(op: Operation) -> PositionSets:
+    ref, sets = op.first
     for dim in op["dims"]:
         size = ref.shape[dim]
-        support = support.window(dim, taps.sliced(size, size - 1, -1, size))
-    return support
+        sets = sets.window(dim, taps.sliced(size, size - 1, -1, size))
+    return sets
 
 
-def _roll(op: Operation) -> Support:
-    ref, support = op.first
+def _roll(op: Operation) -> PositionSets:
+    ref, sets = op.first
     shifts, dims = op["shifts"], op["dims"]
-    if not dims:  # of the flattened tensor
-        size = support.reshape((-1,)).shape[0]
+    if not dims:  # the flattened tensor is rolled
+        size = sets.reshape((-1,)).shape[0]
         rolled = [(i - shifts[0]) % size for i in range(size)]
-        return support.reshape((size,)).window(0, taps.moved(size, rolled)).reshape(ref.shape)
+        return sets.reshape((size,)).window(0, taps.selected(size, rolled)).reshape(ref.shape)
     for shift, dim in zip(shifts, dims, strict=True):
         size = ref.shape[dim]
         rolled = [(i - shift) % size for i in range(size)]
-        support = support.window(dim, taps.moved(size, rolled))
-    return support
+        sets = sets.window(dim, taps.selected(size, rolled))
+    return sets
 
 
-def _repeat(op: Operation) -> Support:
-    ref, support = op.first
+def _repeat(op: Operation) -> PositionSets:
+    ref, sets = op.first
     repeats = op["repeats"]
-    support = support.expand((*[1] * (len(repeats) - len(ref.shape)), *ref.shape))
+    sets = sets.expand((*[1] * (len(repeats) - len(ref.shape)), *ref.shape))
     for dim, times in enumerate(repeats):
-        size = support.shape[dim]
+        size = sets.shape[dim]
         if times != 1:
-            support = support.window(dim, taps.moved(size, list(range(size)) * times))
-    return support
+            sets = sets.window(dim, taps.selected(size, list(range(size)) * times))
+    return sets
 
 
-def _pixel_shuffle(op: Operation) -> Support:
-    ref, support = op.first
+def _pixel_shuffle(op: Operation) -> PositionSets:
+    ref, sets = op.first
+    # (*batch, C * r * r, H, W) to (*batch, C, H, r, W, r) to (*batch, C, H * r, W * r)
     *batch, channels, height, width = ref.shape
     factor = op["upscale_factor"]
     n = len(batch)
     split = (*batch, channels // factor**2, factor, factor, height, width)
     order = (*range(n), n, n + 3, n + 1, n + 4, n + 2)
-    return support.reshape(split).permute(order).reshape(op.shape)
+    return sets.reshape(split).permute(order).reshape(op.shape)
 
 
-def _pixel_unshuffle(op: Operation) -> Support:
-    ref, support = op.first
+def _pixel_unshuffle(op: Operation) -> PositionSets:
+    ref, sets = op.first
+    # the inverse: (*batch, C, H, r, W, r) to (*batch, C, r, r, H, W) to (*batch, C * r * r, H, W)
     *batch, channels, height, width = ref.shape
     factor = op["downscale_factor"]
     n = len(batch)
     split = (*batch, channels, height // factor, factor, width // factor, factor)
     order = (*range(n), n, n + 2, n + 4, n + 1, n + 3)
-    return support.reshape(split).permute(order).reshape(op.shape)
+    return sets.reshape(split).permute(order).reshape(op.shape)
 
 
-def _channel_shuffle(op: Operation) -> Support:
-    ref, support = op.first
+def _channel_shuffle(op: Operation) -> PositionSets:
+    ref, sets = op.first
     groups = op["groups"]
-    n, channels, *rest = ref.shape
-    split = support.reshape((n, groups, channels // groups, *rest))
+    n, channels, *rest = ref.shape  # (N, groups, C / groups, ...) transposed
+    split = sets.reshape((n, groups, channels // groups, *rest))
     return split.permute((0, 2, 1, *range(3, 3 + len(rest)))).reshape(ref.shape)
 
 

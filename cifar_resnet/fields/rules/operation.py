@@ -6,13 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cifar_resnet.fields.positions.support import Support
+from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.steps import Call, Ref
+
+
+class ValuesNeededError(Exception):
+    """A rule depends on the values of an index tensor, which a run on fake tensors does not have.
+
+    The model is then run again on real tensors.
+    """
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """An operation's own window, one number for each spatial dimension."""
+    """The window of an operation that slides, with one number for each spatial dimension."""
 
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -22,47 +29,51 @@ class Geometry:
 
 @dataclass
 class Operation:
-    """Attributes:
-    call: The operation.
-    support_of: What a tensor depends on; None for one that does not depend on the input.
-    where: Name under which a merge of branches is reported.
-    geometry: A rule for a window leaves it here.
+    """An operation along one axis of the input. `op["dim"]` is its argument named dim.
+
+    Attributes:
+        call: The operation as it was recorded.
+        sets_of: Returns what a tensor depends on, or None if it does not depend on the input.
+        where: Name under which a merge of misaligned branches is reported.
+        geometry: Set by the rules of operations that slide.
     """
 
     call: Call
-    support_of: Callable[[Ref], Support | None]
+    sets_of: Callable[[Ref], PositionSets | None]
     where: str
     geometry: Geometry | None = None
 
     def __getitem__(self, argument: str) -> Any:
         return self.call.argument(argument)
 
-    def support(self, argument: str) -> Support | None:
+    def sets(self, argument: str) -> PositionSets | None:
+        """Return what an argument depends on. None if it is not a tensor that depends on the
+        input."""
         ref = self[argument]
-        return self.support_of(ref) if isinstance(ref, Ref) else None
+        return self.sets_of(ref) if isinstance(ref, Ref) else None
 
     @property
-    def first(self) -> tuple[Ref, Support]:
-        """The first argument, which depends on the input."""
+    def first(self) -> tuple[Ref, PositionSets]:
+        """The first argument, and what it depends on."""
         ref = self.call.args[0]
-        support = self.support_of(ref)
-        if support is None:  # its dependence is on another argument, a weight say
-            support = Support.of_nothing_like(self.operands()[0], ref.shape)
-        return ref, support
+        sets = self.sets_of(ref)
+        if sets is None:  # only another argument depends on the input, such as a weight
+            sets = PositionSets.empty_like(self.operands()[0], ref.shape)
+        return ref, sets
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the result, or of the first one."""
+        """Shape of the result, or of the first result."""
         ref = self.call.outputs
         while not isinstance(ref, Ref):
             ref = ref[0]
         return ref.shape
 
-    def operands(self) -> list[Support]:
-        """All arguments that depend on the input."""
-        supports = map(self.support_of, self.call.operands)
-        return [support for support in supports if support is not None]
+    def operands(self) -> list[PositionSets]:
+        """Return what each argument depends on, without those that do not depend on the input."""
+        operands = map(self.sets_of, self.call.operands)
+        return [sets for sets in operands if sets is not None]
 
 
-Result = Support | None | Sequence[Support | None]
+Result = PositionSets | None | Sequence[PositionSets | None]
 Rule = Callable[[Operation], Result]

@@ -1,4 +1,4 @@
-"""Rules for the operations that slide: convolution, pooling, interpolation, padding, unfolding."""
+"""Rules for operations that slide: convolution, pooling, interpolation, padding, unfolding."""
 
 from __future__ import annotations
 
@@ -7,48 +7,51 @@ from typing import Any
 
 from cifar_resnet.fields.positions import taps
 from cifar_resnet.fields.positions.merging import concatenate, union
-from cifar_resnet.fields.positions.support import Support
+from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.rules.operation import Geometry, Operation, Rule
 
 
-def _each(value: Any, number: int) -> tuple[int, ...]:
+def per_axis(value: Any, number: int) -> tuple[int, ...]:
+    """Return one value for each of a number of axes, as PyTorch reads an int or a list of one."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * number if len(values) == 1 else values
 
 
-def _slide(op: Operation, support: Support, geometry: Geometry) -> Support:
-    """A window over the last dimensions."""
+def slide(op: Operation, sets: PositionSets, geometry: Geometry) -> PositionSets:
+    """Slide a window over the last dimensions, one after the other."""
     op.geometry = geometry
     number = len(geometry.kernel_size)
     for axis in range(number):
-        dim = len(support.shape) - number + axis
+        dim = len(sets.shape) - number + axis
         window = taps.windows(
-            support.shape[dim],
+            sets.shape[dim],
             op.shape[len(op.shape) - number + axis],
             geometry.kernel_size[axis],
             geometry.stride[axis],
             geometry.padding[axis],
             geometry.dilation[axis],
         )
-        support = support.window(dim, window)
-    return support
+        sets = sets.window(dim, window)
+    return sets
 
 
-def _convolution(op: Operation) -> Support:
-    ref, support = op.first
+def _convolution(op: Operation) -> PositionSets:
+    ref, sets = op.first
     kernel_size = op["weight"].shape[2:]
     number = len(kernel_size)
     geometry = Geometry(
         kernel_size,
-        _each(op["stride"], number),
-        _each(op["padding"], number),
-        _each(op["dilation"], number),
+        per_axis(op["stride"], number),
+        per_axis(op["padding"], number),
+        per_axis(op["dilation"], number),
     )
+    # Each output channel depends on all input channels of its group: the groups' unions are taken,
+    # then each is repeated for the output channels of the group.
     channels, groups = op.shape[1], op["groups"]
-    support = support.groups(1, groups)  # (N, groups, ...)
+    sets = sets.group(1, groups)  # (N, groups, *spatial)
     repeated = (ref.shape[0], groups, channels // groups, *ref.shape[2:])
-    support = support.insert(2).expand(repeated)
-    support = support.reshape((ref.shape[0], channels, *ref.shape[2:]))
+    sets = sets.unsqueeze(2).expand(repeated)
+    sets = sets.reshape((ref.shape[0], channels, *ref.shape[2:]))
     if op["transposed"]:
         op.geometry = geometry
         for axis in range(number):
@@ -60,40 +63,41 @@ def _convolution(op: Operation) -> Support:
                 geometry.padding[axis],
                 geometry.dilation[axis],
             )
-            support = support.window(2 + axis, window)
+            sets = sets.window(2 + axis, window)
     else:
-        support = _slide(op, support, geometry)
-    parts = [support]
-    weight, bias = op.support("weight"), op.support("bias")
+        sets = slide(op, sets, geometry)
+    # weights that depend on the input themselves, as in dynamic convolutions
+    parts = [sets]
+    weight, bias = op.sets("weight"), op.sets("bias")
     if weight is not None:
         parts.append(weight.reduce(range(len(weight.shape)), keepdim=False))
     if bias is not None:
         parts.append(bias.reshape((channels, *[1] * number)))
-    return support if len(parts) == 1 else union(op.shape, parts, compare=False)
+    return sets if len(parts) == 1 else union(op.shape, parts, compare=False)
 
 
-def _pool(op: Operation) -> Support:
-    number = int(op.call.name.partition("pool")[2][0])
-    kernel = _each(op["kernel_size"], number)
+def _pool(op: Operation) -> PositionSets:
+    number = int(op.call.name.partition("pool")[2][0])  # 2 of max_pool2d_with_indices
+    kernel = per_axis(op["kernel_size"], number)
     geometry = Geometry(
         kernel,
-        _each(op["stride"], number) or kernel,
-        _each(op["padding"], number),
-        _each(op.call.argument("dilation", 1), number),
+        per_axis(op["stride"], number) or kernel,  # an empty list is PyTorch's default
+        per_axis(op["padding"], number),
+        per_axis(op.call.argument("dilation", 1), number),
     )
-    return _slide(op, op.first[1], geometry)
+    return slide(op, op.first[1], geometry)
 
 
-def _adaptive_pool(op: Operation) -> Support:
-    ref, support = op.first
+def _adaptive_pool(op: Operation) -> PositionSets:
+    ref, sets = op.first
     number = int(op.call.name.partition("pool")[2][0])
     for dim in range(len(ref.shape) - number, len(ref.shape)):
-        support = support.window(dim, taps.adaptive_windows(ref.shape[dim], op.shape[dim]))
-    return support
+        sets = sets.window(dim, taps.adaptive_windows(ref.shape[dim], op.shape[dim]))
+    return sets
 
 
-def _interpolate(op: Operation) -> Support:
-    ref, support = op.first
+def _interpolate(op: Operation) -> PositionSets:
+    ref, sets = op.first
     name = op.call.name
     mode = next(
         mode
@@ -106,6 +110,7 @@ def _interpolate(op: Operation) -> Support:
         if part in name
     )
     number = len(ref.shape) - 2
+    # the argument is `scales` in one dimension, and `scales_d`, `scales_h`, `scales_w` in others
     scales = [
         op[f"scales_{axis}"] if op.call.declares(f"scales_{axis}") else op["scales"]
         for axis in "dhw"[3 - number :]
@@ -120,15 +125,15 @@ def _interpolate(op: Operation) -> Support:
             scales[axis],
             name.endswith("_aa"),
         )
-        support = support.window(dim, window)
-    return support
+        sets = sets.window(dim, window)
+    return sets
 
 
 def _pad(mode: str) -> Rule:
-    def rule(op: Operation) -> Support:
-        ref, support = op.first
+    def rule(op: Operation) -> PositionSets:
+        ref, sets = op.first
         pad = op["padding"] if op.call.declares("padding") else op["pad"]
-        for axis in range(len(pad) // 2):
+        for axis in range(len(pad) // 2):  # pairs of before and after, from the last dimension
             dim = len(ref.shape) - 1 - axis
             before, after = pad[2 * axis], pad[2 * axis + 1]
             size = ref.shape[dim]
@@ -136,47 +141,49 @@ def _pad(mode: str) -> Rule:
                 window = taps.sliced(size, -before, 1, size + before + after)
             else:
                 window = taps.padded(size, before, after, mode)
-            support = support.window(dim, window)
-        return support
+            sets = sets.window(dim, window)
+        return sets
 
     return rule
 
 
-def _unfold_dim(op: Operation) -> Support:
-    """`Tensor.unfold`: windows along one dimension become a new last dimension."""
-    ref, support = op.first
+def _unfold_dim(op: Operation) -> PositionSets:
+    """Follow `Tensor.unfold`: windows along one dimension become a new last dimension."""
+    ref, sets = op.first
     dim = op["dimension"] % len(ref.shape)
-    return _unfolded(support, dim, op.shape[dim], op["size"], op["step"], 0, 1)
+    return _unfolded(sets, dim, op.shape[dim], op["size"], op["step"], 0, 1)
 
 
 def _unfolded(
-    support: Support, dim: int, units: int, kernel: int, stride: int, padding: int, dilation: int
-) -> Support:
-    """(..., size, ...) to (..., units, ..., kernel)."""
-    rank = len(support.shape)
+    sets: PositionSets, dim: int, units: int, kernel: int, stride: int, padding: int, dilation: int
+) -> PositionSets:
+    """Turn (..., size, ...) into (..., units, ..., kernel)."""
+    rank = len(sets.shape)
+    # copy t holds the element at offset t of each window; the copies are stacked at the end
     copies = [
-        support.window(
+        sets.window(
             dim,
-            taps.sliced(support.shape[dim], tap * dilation - padding, stride, units),
-        ).insert(rank)
+            taps.sliced(sets.shape[dim], tap * dilation - padding, stride, units),
+        ).unsqueeze(rank)
         for tap in range(kernel)
     ]
     return concatenate(copies, [1] * kernel, rank, compare=False)
 
 
-def _im2col(op: Operation) -> Support:
-    ref, support = op.first  # (N, C, H, W)
+def _im2col(op: Operation) -> PositionSets:
+    ref, sets = op.first  # (N, C, H, W)
     kernel, stride, padding, dilation = (
-        _each(op[name], 2) for name in ("kernel_size", "stride", "padding", "dilation")
+        per_axis(op[name], 2) for name in ("kernel_size", "stride", "padding", "dilation")
     )
     op.geometry = Geometry(kernel, stride, padding, dilation)
     for axis in range(2):
         reach = dilation[axis] * (kernel[axis] - 1) + 1
         units = (ref.shape[2 + axis] + 2 * padding[axis] - reach) // stride[axis] + 1
-        support = _unfolded(
-            support, 2 + axis, units, kernel[axis], stride[axis], padding[axis], dilation[axis]
+        sets = _unfolded(
+            sets, 2 + axis, units, kernel[axis], stride[axis], padding[axis], dilation[axis]
         )
-    return support.permute((0, 1, 4, 5, 2, 3)).reshape(op.shape)  # (N, C * k * k, units)
+    # (N, C, units_h, units_w, k_h, k_w) to (N, C * k_h * k_w, units_h * units_w)
+    return sets.permute((0, 1, 4, 5, 2, 3)).reshape(op.shape)
 
 
 WINDOWS: dict[str, Rule] = {

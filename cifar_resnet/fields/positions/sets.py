@@ -1,0 +1,276 @@
+"""The input positions that each element of a tensor depends on, along one axis of the input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from cifar_resnet.fields.positions.reshaping import reshape_term
+from cifar_resnet.fields.positions.taps import Taps
+from cifar_resnet.fields.positions.terms import (
+    EMPTY,
+    IRREGULAR,
+    MAX_SET_LENGTH,
+    Pitch,
+    Term,
+    merge_terms,
+    unite_terms,
+    window_term,
+)
+
+
+@dataclass(frozen=True)
+class PositionSets:
+    """A set of input positions for each element of a tensor.
+
+    The rule of an operation calls these methods to turn the sets of the arguments into those of the
+    result. Each method takes unions of sets or moves them, so all of them commute with the union:
+    sets.window(...) of a union is the union of the sets.window(...). That is why branches need no
+    special treatment.
+
+    The sets are the union of several terms. Terms with different dims stay separate: attention
+    scores (queries, keys) depend on one term that differs along the queries and on another that
+    differs along the keys, and 196 + 196 sets are stored rather than 196 * 196.
+
+    Attributes:
+        shape: Shape of the tensor.
+        terms: At least one.
+        merged_at: Names of the operations that merged branches of different centers or steps.
+        is_global: Whether each set contains everything that some tensor before depended on, as
+            after global pooling.
+    """
+
+    shape: tuple[int, ...]
+    terms: tuple[Term, ...]
+    merged_at: tuple[str, ...] = ()
+    is_global: bool = False
+
+    @classmethod
+    def of_input(cls, shape: Sequence[int], dim: int) -> PositionSets:
+        """Return the sets of the input itself: element i along `dim` depends on position i."""
+        length = shape[dim]
+        dims = [1] * len(shape)
+        dims[dim] = length
+        positions = torch.arange(length)
+        bounds = torch.stack([-positions, positions]).view(2, *dims)
+        seen = bounds
+        if length <= MAX_SET_LENGTH:
+            seen = torch.eye(length, dtype=torch.uint8).view(length, *dims)
+        pitch: list[Pitch | None] = [None] * len(shape)
+        pitch[dim] = Pitch(Fraction(1))
+        return cls(tuple(shape), (Term(seen, bounds, tuple(pitch)),))
+
+    @classmethod
+    def empty_like(cls, other: PositionSets, shape: Sequence[int]) -> PositionSets:
+        """Return empty sets for a tensor of this shape, along the same axis as other sets."""
+        ones = [1] * len(shape)
+        term = other.terms[0]
+        seen = term.seen.new_full((term.seen.shape[0], *ones), term.empty_value)
+        bounds = term.bounds.new_full((2, *ones), EMPTY)
+        return cls(tuple(shape), (Term(seen, bounds, (None,) * len(shape)),))
+
+    # -- what operations do -------------------------------------------------------------------
+
+    def reduce(self, dims: Iterable[int], *, keepdim: bool = True) -> PositionSets:
+        """Take the union over dimensions, as a sum does."""
+        dims = sorted({dim % len(self.shape) for dim in dims})
+        shape = [1 if dim in dims else size for dim, size in enumerate(self.shape)]
+        reduced = self._after_union(self._union_over(dims), tuple(shape))
+        return reduced if keepdim else reduced.squeeze(dims)
+
+    def blend(self, dims: Iterable[int]) -> PositionSets:
+        """Give each element the union over dimensions, as softmax or a normalization does."""
+        dims = sorted({dim % len(self.shape) for dim in dims})
+        return self._after_union(merge_terms(self._union_over(dims)))
+
+    def _after_union(
+        self, terms: tuple[Term, ...], shape: tuple[int, ...] | None = None
+    ) -> PositionSets:
+        """Replace the terms after a union over dimensions, and note whether it was a global one."""
+        # units differed before, and now there is a term that is the same for all of them
+        before = any(math.prod(term.dims) > 1 for term in self.terms)
+        now = any(math.prod(term.dims) == 1 for term in terms)
+        return replace(
+            self,
+            terms=terms,
+            shape=shape or self.shape,
+            is_global=self.is_global or (before and now),
+        )
+
+    def _union_over(self, dims: Sequence[int]) -> tuple[Term, ...]:
+        if not dims:
+            return self.terms
+        axes = [dim + 1 for dim in dims]
+        terms = []
+        for term in self.terms:
+            wide = any(term.dims[dim] > 1 for dim in dims)
+            seen, bounds = term.apply(
+                lambda x, wide=wide: x.amax(axes, keepdim=True) if wide else x  # type: ignore[misc]
+            )
+            pitch = [
+                IRREGULAR if dim in dims and old is not None else old
+                for dim, old in enumerate(term.pitch)
+            ]
+            terms.append(Term(seen, bounds, tuple(pitch)))
+        return tuple(terms)
+
+    def group(self, dim: int, number: int) -> PositionSets:
+        """Divide a dimension into `number` equal groups, each reduced to one element."""
+        size = self.shape[dim]
+        split = self.reshape((*self.shape[:dim], number, size // number, *self.shape[dim + 1 :]))
+        return split.reduce([dim + 1], keepdim=False)
+
+    def window(self, dim: int, taps: Taps) -> PositionSets:
+        """Replace a dimension by new elements, each the union of the elements that it taps."""
+        dim %= len(self.shape)
+        shape = list(self.shape)
+        shape[dim] = taps.size
+        terms = tuple(window_term(term, dim, self.shape[dim], taps) for term in self.terms)
+        # a window that covers the whole map is a global pooling by another name
+        covers_axis = taps.takes_all and any(term.pitch[dim] for term in self.terms)
+        return PositionSets(
+            tuple(shape), terms, self.merged_at, is_global=self.is_global or covers_axis
+        )
+
+    def cumulate(self, dim: int) -> PositionSets:
+        """Give each element the union of itself and those before it, as cumsum does."""
+        dim %= len(self.shape)
+        terms = []
+        for term in self.terms:
+            wide = term.dims[dim] > 1
+            seen, bounds = term.apply(
+                lambda x, wide=wide: x.cummax(dim + 1).values if wide else x  # type: ignore[misc]
+            )
+            pitch = list(term.pitch)
+            pitch[dim] = pitch[dim] and IRREGULAR
+            terms.append(Term(seen, bounds, tuple(pitch)))
+        return replace(self, terms=tuple(terms))
+
+    def gather(self, dim: int, index: Tensor) -> PositionSets:
+        """Select elements by an index tensor, as `torch.gather` does.
+
+        Along dimension 0, the new element (i, j) is the old element (index[i, j], j).
+        """
+        dim %= len(self.shape)
+        terms = []
+        for term in self.terms:
+            # `torch.gather` reads a corner of the other dimensions, of the size of the index. The
+            # stored tensor is cut to that corner, and dims of size 1 are expanded to it.
+            wide = [
+                own if axis == dim else size
+                for axis, (own, size) in enumerate(zip(self.shape, index.shape, strict=True))
+            ]
+            narrow = [
+                slice(0, size if own > 1 else 1) for own, size in zip(term.dims, wide, strict=True)
+            ]
+            seen, bounds = term.apply(
+                lambda x, narrow=narrow, wide=wide: (
+                    x[:, *narrow]  # type: ignore[misc]
+                    .expand(-1, *wide)
+                    .gather(dim + 1, index.expand(x.shape[0], *index.shape))
+                )
+            )
+            pitch = tuple(p and IRREGULAR for p in term.pitch)  # the index may reorder anything
+            terms.append(Term(seen, bounds, pitch))
+        return replace(self, shape=tuple(index.shape), terms=tuple(terms))
+
+    def permute(self, order: Sequence[int]) -> PositionSets:
+        order = [dim % len(self.shape) for dim in order]
+        terms = []
+        for term in self.terms:
+            seen, bounds = term.apply(lambda x: x.permute(0, *(dim + 1 for dim in order)))
+            terms.append(Term(seen, bounds, tuple(term.pitch[dim] for dim in order)))
+        return replace(self, shape=tuple(self.shape[dim] for dim in order), terms=tuple(terms))
+
+    def unsqueeze(self, dim: int) -> PositionSets:
+        """Add a dimension of size 1 before `dim`."""
+        dim %= len(self.shape) + 1
+        terms = []
+        for term in self.terms:
+            seen, bounds = term.apply(lambda x: x.unsqueeze(dim + 1))
+            terms.append(Term(seen, bounds, (*term.pitch[:dim], None, *term.pitch[dim:])))
+        return replace(self, shape=(*self.shape[:dim], 1, *self.shape[dim:]), terms=tuple(terms))
+
+    def squeeze(self, dims: Iterable[int]) -> PositionSets:
+        """Remove dimensions of size 1."""
+        gone = {dim % len(self.shape) for dim in dims}
+        kept = [dim for dim in range(len(self.shape)) if dim not in gone]
+        terms = []
+        for term in self.terms:
+            shape = [term.dims[dim] for dim in kept]
+            seen, bounds = term.apply(lambda x, shape=shape: x.reshape(-1, *shape))  # type: ignore[misc]
+            terms.append(Term(seen, bounds, tuple(term.pitch[dim] for dim in kept)))
+        return replace(self, shape=tuple(self.shape[dim] for dim in kept), terms=tuple(terms))
+
+    def expand(self, shape: Sequence[int]) -> PositionSets:
+        """Broadcast to a shape, with new dimensions in front.
+
+        Only the shape changes: what is stored with size 1 already stands for all elements.
+        """
+        missing = len(shape) - len(self.shape)
+        sets = self
+        for _ in range(missing):
+            sets = sets.unsqueeze(0)
+        terms = tuple(
+            replace(
+                term,
+                pitch=tuple(
+                    pitch if old == new else pitch and IRREGULAR
+                    for pitch, old, new in zip(term.pitch, sets.shape, shape, strict=True)
+                ),
+            )
+            for term in sets.terms
+        )
+        return replace(sets, shape=tuple(shape), terms=terms)
+
+    def reshape(self, shape: Sequence[int]) -> PositionSets:
+        """Give the same elements, in the same order, another shape. One size may be -1."""
+        known = math.prod(size for size in shape if size != -1)
+        shape = tuple(size if size != -1 else math.prod(self.shape) // known for size in shape)
+        if shape == self.shape:
+            return self
+        terms = tuple(reshape_term(term, self.shape, shape) for term in self.terms)
+        return replace(self, shape=shape, terms=terms)
+
+    # -- what records ask ---------------------------------------------------------------------
+
+    @property
+    def unit_dims(self) -> tuple[int, ...]:
+        """The tensor dimensions that run along the axis."""
+        return tuple(
+            dim
+            for dim in range(len(self.shape))
+            if any(term.pitch[dim] is not None for term in self.terms)
+        )
+
+    @property
+    def jump(self) -> Fraction | None:
+        """Positions from one unit to the next. None if the axis runs along several dimensions, or
+        if the distance varies."""
+        pitches = {term.pitch[dim] for term in self.terms for dim in self.unit_dims}
+        steps = {pitch.step for pitch in pitches - {None} if pitch is not None}
+        return steps.pop() if len(self.unit_dims) == len(steps) == len(pitches) == 1 else None
+
+    def extent(self) -> Tensor:
+        """Return the bounds of the union of all terms: (2, *dims)."""
+        bounds = self.terms[0].bounds
+        for term in self.terms[1:]:
+            bounds = torch.maximum(bounds, term.bounds)
+        return bounds
+
+    def reduce_to(self, kept: Sequence[int]) -> PositionSets:
+        """Take the union over all dimensions except `kept`, without changing the shape."""
+        others = [dim for dim in range(len(self.shape)) if dim not in kept]
+        return replace(self, terms=merge_terms(self._union_over(others)))
+
+    def to_single_term(self, kept: Sequence[int]) -> Term:
+        """Return the union over all dimensions except `kept`, as one term."""
+        others = [dim for dim in range(len(self.shape)) if dim not in kept]
+        terms = self._union_over(others)
+        dims = [max(term.dims[dim] for term in terms) for dim in range(len(self.shape))]
+        return unite_terms(terms, dims)

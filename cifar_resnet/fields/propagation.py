@@ -1,0 +1,346 @@
+"""Apply the rules of all operations along a trace, and make a record of each layer call."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cifar_resnet.fields.aliases import AliasedSets, AxisSets
+from cifar_resnet.fields.positions.sets import PositionSets
+from cifar_resnet.fields.records import LayerField
+from cifar_resnet.fields.result import ReceptiveFields
+from cifar_resnet.fields.rules.operation import Geometry, Operation, Rule
+from cifar_resnet.fields.rules.registry import pointwise, rule_for
+from cifar_resnet.fields.steps import (
+    Call,
+    LayerCall,
+    LayerExit,
+    Ref,
+    Step,
+    Trace,
+    ValueRead,
+    refs_in,
+)
+
+
+class Propagation:
+    """One pass over the steps of a trace, in the order in which the network made them.
+
+    Args:
+        trace: The run of the network.
+        source: Index of the input that is followed.
+        dims: The dimensions of that input to follow. Each is an axis.
+        ignored: Names of the layers to look through.
+        unknown: "raise" or "skip", for operations without a rule and values that leave the tensors.
+        rules: The caller's own rules by operation.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        source: int,
+        dims: Sequence[int],
+        ignored: Sequence[str],
+        unknown: str,
+        rules: Mapping[str, Rule],
+    ) -> None:
+        start = trace.inputs[source]
+        assert start is not None
+        self.trace = trace
+        self.input_shape = start.shape
+        self.dims = dims
+        self.input_lengths = tuple(start.shape[dim] for dim in dims)
+        self.ignored = set(ignored)
+        self.unknown = unknown
+        self.rules = rules
+        self.sets = AliasedSets(self._apply)
+        self.sets[start] = tuple(PositionSets.of_input(start.shape, dim) for dim in dims)
+        self.layers: list[LayerField] = []
+        self.blocks: dict[str, LayerField] = {}
+        self.outputs: dict[str, LayerField] = {}
+        self.skipped: list[str] = []
+        self.modules = {step.layer.name for step in trace.steps if isinstance(step, LayerExit)}
+        self.calls: Counter[str] = Counter()  # of each function
+        self.geometry: dict[LayerCall, Geometry] = {}  # the first window in each leaf
+
+    def run(self) -> ReceptiveFields:
+        last_uses = self._last_uses()
+        for number, step in enumerate(self.trace.steps):
+            if isinstance(step, Call):
+                self._call(step)
+            elif isinstance(step, ValueRead):
+                self._read_values(step)
+            else:
+                self._leave(step)
+            for index in last_uses.get(number, ()):
+                self.sets.forget(index)
+        if not any(refs_in(self.trace.outputs)):
+            raise ValueError(
+                "There is no tensor in what the model returns. Receptive fields look into tensors, "
+                "lists, tuples, dictionaries and dataclasses. Wrap the model so that it returns "
+                "one of these."
+            )
+        if not self.outputs:
+            raise ValueError(
+                "The model's output does not depend on the values of its input, so there is no "
+                "receptive field."
+            )
+        return ReceptiveFields(
+            self.layers,
+            self.blocks,
+            self.outputs,
+            self.input_shape,
+            self.input_lengths,
+            list(dict.fromkeys(self.skipped)),
+            sorted(self.ignored),
+        )
+
+    def _last_uses(self) -> dict[int, list[int]]:
+        """Return the tensors that are used for the last time by each step, so that their sets can
+        be dropped: those of a large network would not fit into memory together."""
+        last: dict[int, int] = {}
+        for number, step in enumerate(self.trace.steps):
+            for ref in _refs_of(step):
+                last[ref.index] = number
+        # A base lives as long as its views and they as long as it, because a write to one changes
+        # the others. Going backwards, a view of a view has extended its base before it is reached.
+        for step in reversed(self.trace.steps):
+            if isinstance(step, Call) and step.is_view:
+                views = [ref.index for ref in refs_in(step.outputs)]
+                longest = max(last[index] for index in (step.args[0].index, *views))
+                last.update(dict.fromkeys((step.args[0].index, *views), longest))
+        uses: dict[int, list[int]] = {}
+        for index, number in last.items():
+            uses.setdefault(number, []).append(index)
+        return uses
+
+    # -- operations -----------------------------------------------------------------------------
+
+    def _call(self, call: Call) -> None:
+        kind = _FUNCTION_NAMES.get(call.name, call.name)
+        layer = call.layers[-1]  # the innermost
+        in_leaf = layer.inner == 0 and layer.name
+        if in_leaf:
+            name = _numbered(layer.name, layer.number)
+        else:
+            name = f"{layer.name}.{kind}" if layer.name else kind
+        ignored = next((layer for layer in call.layers if layer.name in self.ignored), None)
+        if ignored is not None:
+            for ref in refs_in(call.outputs):
+                self.sets[ref] = self._looked_through(ignored, ref)
+            return
+        geometry = self._evaluate(call, name)
+        # The operations of a leaf are parts of its record, which is made when it returns. One that
+        # is called between layers, such as `F.relu(self.conv(x))`, has its own record.
+        if in_leaf:
+            if geometry is not None:
+                self.geometry.setdefault(layer, geometry)
+        elif call.name not in _UNRECORDED:
+            self._record(self.layers, name, kind, call.outputs, geometry, call.source)
+
+    def _evaluate(self, call: Call, where: str) -> Geometry | None:
+        """Store what the outputs of an operation depend on, and return its window, if any."""
+        if not any(refs_in(call.outputs)):  # it asks for a property and makes no tensor
+            return None
+        if all(self.sets[ref] is None for ref in call.operands):
+            results: list[AxisSets | None] = [None for _ in refs_in(call.outputs)]
+            geometry = None
+        else:
+            results, geometry = self._apply(call, where)
+        for ref, result in zip(refs_in(call.outputs), results, strict=True):
+            if call.is_view:
+                self.sets.add_view(ref, call, result)
+            else:
+                self.sets.write(ref, result)
+        return geometry
+
+    def _apply(self, call: Call, where: str = "") -> tuple[list[AxisSets | None], Geometry | None]:
+        """Apply the rule of an operation once for each axis.
+
+        Returns:
+            What each output depends on, and the window of the operation, if any.
+        """
+        rule = rule_for(call.op, call.name, self.rules) or self._without_rule(call)
+        outputs = list(refs_in(call.outputs))
+        by_axis: list[list[PositionSets | None]] = []
+        geometry = None
+        for axis in range(len(self.dims)):
+
+            def sets_of(ref: Ref, axis: int = axis) -> PositionSets | None:
+                sets = self.sets[ref]
+                return None if sets is None else sets[axis]
+
+            operation = Operation(call, sets_of, where)
+            result = rule(operation)
+            geometry = operation.geometry
+            each = list(result) if isinstance(result, Sequence) else [result] * len(outputs)
+            by_axis.append([_fitted(sets, ref) for sets, ref in zip(each, outputs, strict=True)])
+        results: list[AxisSets | None] = []
+        for by_output in zip(*by_axis, strict=True):
+            known = tuple(sets for sets in by_output if sets is not None)
+            results.append(known or None)
+        return results, geometry
+
+    def _without_rule(self, call: Call) -> Rule:
+        layer = call.layers[-1].name or type(call.layers[-1].module).__name__
+        if self.unknown == "skip":
+            shapes = [ref.shape for ref in refs_in(call.args) if self.sets[ref] is not None]
+            output = next(refs_in(call.outputs)).shape
+            if any(shape == output for shape in shapes):
+                self.skipped.append(f"{call.op} in {layer} ({call.source})")
+                return pointwise
+        message = (
+            f"There is no receptive-field rule for the operation {call.op} in layer {layer!r}, "
+            f"called from {call.source}. Pass one: rules={{{call.op._schema.name!r}: rule}}, where "
+            "rule is 'pointwise', 'global', a mapping with kernel_size, stride, padding and "
+            "dilation, or a function"
+        )
+        if self.unknown == "skip":
+            raise NotImplementedError(
+                f"{message}. It cannot be skipped: its result has another shape than its arguments."
+            )
+        raise NotImplementedError(f"{message}; or pass unknown='skip' to treat it as pointwise.")
+
+    def _read_values(self, step: ValueRead) -> None:
+        if self.sets[step.tensor] is None:
+            return
+        message = (
+            f"{step.by}() extracts values from a tensor that depends on the input ({step.source})"
+        )
+        if self.unknown != "skip":
+            raise NotImplementedError(
+                f"{message}, so what depends on them cannot be followed. Keep them in a tensor, or "
+                "pass unknown='skip' to ignore paths through extracted values."
+            )
+        self.skipped.append(message)
+
+    # -- layers ---------------------------------------------------------------------------------
+
+    def _looked_through(self, layer: LayerCall, ref: Ref) -> AxisSets | None:
+        """Return the sets of a tensor inside an ignored layer: those of the layer's input that has
+        the same shape. A tensor of another shape, such as the weights of a gate, has none."""
+        for given in refs_in(layer.inputs):
+            if given.shape == ref.shape and self.sets[given] is not None:
+                return self.sets[given]
+        return None
+
+    def _leave(self, step: LayerExit) -> None:
+        layer = step.layer
+        if layer.name in self.ignored:
+            self._check_ignored(step)
+        if not layer.name:  # the network itself
+            self._record_outputs(step.outputs)
+            return
+        name = _numbered(layer.name, layer.number)
+        kind = type(layer.module).__name__
+        if layer.inner == 0:
+            self._record(self.layers, name, kind, step.outputs, self.geometry.get(layer))
+        else:
+            blocks: list[LayerField] = []
+            self._record(blocks, name, kind, step.outputs, None)
+            self.blocks.update((block.name, block) for block in blocks)
+
+    def _check_ignored(self, step: LayerExit) -> None:
+        given = [ref.shape for ref in refs_in(step.layer.inputs)]
+        for ref in refs_in(step.outputs):
+            if self.sets[ref] is None and not any(_broadcasts(ref.shape, s) for s in given):
+                raise ValueError(
+                    f"Layer {step.layer.name!r} cannot be ignored: it turns the shapes {given} "
+                    f"into {ref.shape}, so it is unknown which units of its output belong to "
+                    "which of its input."
+                )
+
+    def _record_outputs(self, outputs: Any) -> None:
+        if isinstance(outputs, dict):
+            named = list(outputs.items())
+        elif isinstance(outputs, list):
+            named = list(enumerate(outputs))
+        else:
+            named = [("output", outputs)]
+        for key, value in named:
+            for ref in refs_in(value):
+                records: list[LayerField] = []
+                self._record(records, str(key), "output", ref, None)
+                for record in records:
+                    self.outputs.setdefault(str(key), record)
+
+    def _record(
+        self,
+        records: list[LayerField],
+        name: str,
+        kind: str,
+        outputs: Any,
+        geometry: Geometry | None,
+        source: str = "",
+    ) -> None:
+        """Append a record of the first output that depends on the input, if there is one.
+
+        If `source` is given, the record is that of a function. Calls of functions are numbered
+        here, those of modules in the trace.
+        """
+        for ref in refs_in(outputs):
+            sets = self.sets[ref]
+            if sets is None:
+                continue
+            units = sorted({dim for axis in sets for dim in axis.unit_dims})
+            if source:
+                if name in self.modules:
+                    name = f"{name}()"
+                self.calls[name] += 1
+                name = _numbered(name, self.calls[name])
+            reduced = tuple(axis.reduce_to(units) for axis in sets)
+            axes = (tuple(units), self.input_lengths, reduced)
+            records.append(LayerField(name, kind, ref.shape, geometry, source, *axes))
+            return
+
+
+def _refs_of(step: Step) -> Iterator[Ref]:
+    if isinstance(step, Call):
+        return refs_in((step.args, step.kwargs, step.outputs))
+    if isinstance(step, ValueRead):
+        return refs_in(step.tensor)
+    return refs_in((step.layer.inputs, step.outputs))
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}#{number}"
+
+
+def _fitted(sets: PositionSets | None, ref: Ref) -> PositionSets | None:
+    """Let a side output of another shape, such as a normalization's mean, depend on everything."""
+    if sets is None or sets.shape == ref.shape:
+        return sets
+    return sets.reduce(range(len(sets.shape)), keepdim=False).expand(ref.shape)
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    return len(shape) <= len(to) and all(
+        size in (1, target) for size, target in zip(reversed(shape), reversed(to), strict=False)
+    )
+
+
+# Names of operations that users know by another name.
+_FUNCTION_NAMES = {
+    "convolution": "conv",
+    "max_pool2d_with_indices": "max_pool2d",
+    "max_pool3d_with_indices": "max_pool3d",
+    "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d": "adaptive_avg_pool3d",
+    "_softmax": "softmax",
+    "_log_softmax": "log_softmax",
+    "addmm": "linear",
+    "mm": "linear",
+    "bmm": "matmul",
+    "baddbmm": "matmul",
+    "constant_pad_nd": "pad",
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    "native_batch_norm": "batch_norm",
+}
+
+# Operations that change neither values nor fields, and would only lengthen the table.
+_UNRECORDED = {
+    "view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "squeeze", "unsqueeze",
+    "expand", "alias", "detach", "clone", "_to_copy", "lift_fresh", "copy",
+}  # fmt: skip
