@@ -131,6 +131,29 @@ class Flat(nn.Module):
         return self.linear(x.flatten(1))
 
 
+class Function(nn.Module):
+    """A network that calls a function of its inputs."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.run(*inputs)
+
+
+class Net(Function):
+    """A network that calls a function of itself and its inputs, with the modules it uses."""
+
+    def __init__(self, run: Callable[..., Any], **modules: nn.Module) -> None:
+        super().__init__(run)
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.run(self, *inputs)
+
+
 class Send(pl.Callback):
     """Sends this process a signal, as the user or the system does, when a batch begins."""
 

@@ -12,25 +12,13 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Net
 from torch import Tensor, nn
 
 from cifar_resnet import CustomResNet, check_receptive_field, receptive_field
 from cifar_resnet.fields.probe import ReceptiveFieldMismatchError
 
 HALF = Fraction(1, 2)
-
-
-class Net(nn.Module):
-    """A network that calls a function, with the modules it uses."""
-
-    def __init__(self, run, **modules: nn.Module) -> None:
-        super().__init__()
-        self.run = run
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, *inputs):
-        return self.run(self, *inputs)
 
 
 def conv(kernel=3, stride=1, padding=0, dilation=1, **options) -> nn.Conv1d:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Function
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -25,17 +26,6 @@ STEPS = (
     "nearest", "linear", "slice", "flip", "roll", "pad", "reflect", "permute", "flatten",
     "linear_layer", "group_norm", "inplace", "softmax", "unfold", "shuffle", "select", "index",
 )  # fmt: skip
-
-
-class Function(nn.Module):
-    """A step made of function calls rather than layers."""
-
-    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.run = run
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)
 
 
 class Branches(nn.Module):

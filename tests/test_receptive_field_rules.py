@@ -11,6 +11,7 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Function
 from torch import Tensor, nn
 
 from cifar_resnet import check_receptive_field, receptive_field
@@ -21,15 +22,6 @@ from cifar_resnet.fields.trace import trace
 
 aten = torch.ops.aten
 SIZE = (1, 4, 8, 6)
-
-
-class Function(nn.Module):
-    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.run = run
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)
 
 
 WINDOWS = {

@@ -9,24 +9,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Net
 from torch import Tensor, nn
 
 from cifar_resnet import check_receptive_field, receptive_field
 
 SIZE = (1, 3, 12, 10)
-
-
-class Net(nn.Module):
-    """A network that calls a function, with the modules it uses."""
-
-    def __init__(self, run, **modules: nn.Module) -> None:
-        super().__init__()
-        self.run = run
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, *inputs):
-        return self.run(self, *inputs)
 
 
 def conv(channels: int = 3) -> nn.Conv2d:
