@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     import torch
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure, SubFigure
 
 __all__ = [
     "BELOW_ONE",
@@ -25,9 +23,7 @@ __all__ = [
     "POSITIVE",
     "boolean",
     "choice",
-    "colormap",
     "device",
-    "figure",
     "function",
     "integer",
     "is_integer",
@@ -129,21 +125,3 @@ def device(name: str, value: Any) -> torch.device:
         return torch.device(value)
     except RuntimeError as error:
         raise ValueError(message) from error
-
-
-def figure(name: str, value: Any) -> Figure | SubFigure | None:
-    """Validate a Matplotlib figure or subfigure, or None."""
-    from matplotlib.figure import Figure, SubFigure
-
-    if value is not None and not isinstance(value, Figure | SubFigure):
-        raise TypeError(
-            f"{name} must be a Matplotlib figure or subfigure, or None, but got {value!r}."
-        )
-    return value
-
-
-def colormap(_name: str, value: Any) -> Colormap:
-    """Return a Matplotlib color map, given itself or its name, with Matplotlib's own errors."""
-    from matplotlib import colormaps
-
-    return colormaps.get_cmap(value)

@@ -125,15 +125,13 @@ def misclassified_contrast(material: Material) -> Figure:
 
 
 def home(material: Material) -> Figure:
-    fig = show_misclassified(
+    return show_misclassified(
         material.model, material.test_data, n=4, sort_by="random", columns=2, cam="predicted"
     )
-    fig.set_dpi(220)
-    return fig
 
 
 def confusion_matrix(material: Material) -> Figure:
-    return show_confusion_matrix(material.found, fig=new_figure(7, 5.6))
+    return show_confusion_matrix(material.found, fig=new_figure(7, 5.8))
 
 
 def calibration(material: Material) -> Figure:
@@ -322,14 +320,14 @@ def main() -> None:
     for name in args.only or FIGURES:
         draw, palette = FIGURES[name]
         path = args.output_dir / f"{name}.png"
-        save(draw(material), path, palette=palette)
+        save(draw(material), path, palette=palette, dpi=220 if name == "home" else 150)
         print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 
 
-def save(fig: Figure, path: Path, *, palette: bool) -> None:
+def save(fig: Figure, path: Path, *, palette: bool, dpi: int) -> None:
     """Write a small PNG without transparency."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", facecolor="white")
+    fig.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     image: Image.Image = Image.open(buffer).convert("RGB")
     if palette:
         image = image.quantize(256, dither=Image.Dither.NONE)

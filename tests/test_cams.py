@@ -183,6 +183,9 @@ class Functional(nn.Module):
         return self.head(F.max_pool2d(x, 2).mean((2, 3)))
 
 
+torch.manual_seed(0)  # for the networks that are created here, before any test runs
+
+
 @pytest.mark.parametrize(
     ("model", "size", "grid"),
     [

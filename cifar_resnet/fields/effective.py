@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cifar_resnet import arguments
 from cifar_resnet.fields.figures import COLORS, draw_box
 from cifar_resnet.model_state import preserve_state, unwrap_compiled
+from cifar_resnet.plotting.canvas import check_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +106,7 @@ class EffectiveReceptiveField:
         from matplotlib.figure import Figure
 
         arguments.boolean("log", log)
-        arguments.figure("fig", fig)
+        check_figure(fig)
         if self.map.dim() != 2:
             raise ValueError(
                 f"A heat map needs an input with two axes, but this one has {self.map.dim()}. "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cifar_resnet import arguments
 from cifar_resnet.fields.records import LayerField
+from cifar_resnet.plotting.canvas import check_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def plot_fields(
     """Draw what units of a layer read of an image, and dashed what they would without borders."""
     from matplotlib.figure import Figure
 
-    arguments.figure("fig", fig)
+    check_figure(fig)
     if len(record.input_lengths) != 2:
         raise ValueError(
             f"Fields can be drawn only on images with two axes, but this input has "
@@ -79,7 +80,7 @@ def plot_growth(layers: Sequence[LayerField], fig: Figure | None) -> Figure:
     """Draw the size of the field against depth, and mark the first layer that sees all."""
     from matplotlib.figure import Figure
 
-    arguments.figure("fig", fig)
+    check_figure(fig)
     fig = Figure(figsize=(7.5, 3.8), layout="constrained") if fig is None else fig
     axes = fig.subplots()
     depth = range(1, len(layers) + 1)

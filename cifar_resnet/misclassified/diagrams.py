@@ -56,9 +56,11 @@ def show_confusion_matrix(
         >>> show_confusion_matrix(found).axes[0].get_xlabel()
         'prediction'
     """
+    from matplotlib import colormaps
+
     _check(found, "show_confusion_matrix")
     arguments.boolean("normalize", normalize)
-    colors = arguments.colormap("cmap", cmap).with_extremes(bad="#DDDDDD")
+    colors = colormaps.get_cmap(cmap).with_extremes(bad="#DDDDDD")
     check_figure(fig)
     classes = len(found.class_names)
     counts = found.confusion.double().numpy()

@@ -165,10 +165,12 @@ class FigureOptions:
     figsize: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        from matplotlib import colormaps
+
         converted: dict[str, Any] = {
             "n": arguments.integer("n", self.n, minimum=1),
             "alpha": arguments.number("alpha", self.alpha, within=arguments.FRACTION),
-            "cmap": arguments.colormap("cmap", self.cmap),
+            "cmap": colormaps.get_cmap(self.cmap),
             "top_k": arguments.integer("top_k", self.top_k, minimum=0),
         }
         arguments.choice("cam", self.cam, CAMS)

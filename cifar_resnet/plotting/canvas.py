@@ -17,7 +17,10 @@ DPI = 150  # dots per inch of new figures
 
 def check_figure(fig: object, figsize: object = None) -> None:
     """Raise if `fig` is not a figure, `figsize` is not a size, or both are given."""
-    arguments.figure("fig", fig)
+    from matplotlib.figure import Figure, SubFigure
+
+    if fig is not None and not isinstance(fig, Figure | SubFigure):
+        raise TypeError(f"fig must be a Matplotlib figure or subfigure, or None, but got {fig!r}.")
     if figsize is None:
         return
     expected = "a width and a height in inches"
