@@ -1,11 +1,11 @@
-"""Effective receptive fields of CustomResNet, before and after training.
+"""Measure effective receptive fields of CustomResNet, before and after training.
 
     python benchmarks/effective_field.py [--weights quarter] [--data-dir DATA] [--images 512]
 
-WEIGHTS is what CustomResNet.from_pretrained takes. Writes sigma, the side that holds 95 % of the
-mass and the theoretical size of some layers' middle units to
+WEIGHTS is an argument of CustomResNet.from_pretrained. Writes sigma, the side of the square that
+contains 95 % of the mass, and the theoretical size for the middle unit of some layers to
 benchmarks/results/effective_field.jsonl: a line for the trained network, and one for each of three
-fresh networks.
+untrained networks.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ LAYERS = ("residual1", "layer2", "layer3", "residual3")
 
 def measure(model: CustomResNet, images: torch.Tensor) -> dict[str, Any]:
     theory = receptive_field(model, (1, 3, 32, 32))
-    found = {}
+    layers = {}
     for layer in LAYERS:
         field = effective_receptive_field(model, images, layer=layer)
-        found[layer] = {
+        layers[layer] = {
             "unit": field.unit,
             "size": theory[layer].size,
             "sigma": [round(sigma, 3) for sigma in field.sigma],
             "side_95": field.side(0.95),
         }
-    return found
+    return layers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", default="quarter", help="what from_pretrained takes")
+    parser.add_argument("--weights", default="quarter", help="name or path of the weights")
     parser.add_argument("--data-dir")
-    parser.add_argument("--images", type=int, default=512, help="images of the test set")
+    parser.add_argument("--images", type=int, default=512, help="number of test images")
     parser.add_argument("--results", type=Path, default=RESULTS / "effective_field.jsonl")
     args = parser.parse_args()
 

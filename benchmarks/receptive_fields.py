@@ -2,10 +2,10 @@
 
     python benchmarks/receptive_fields.py [--only resnet152] [--seconds 8]
 
-Analyses each classification, segmentation and video network of torchvision on one CPU thread, at
-the size that its weights were made for, in a process of its own; then probes as many rows as fit
-into the seconds given, spread evenly and with the borders. Appends a JSON line per network to
-benchmarks/results/receptive_fields.jsonl; networks that are there already are left out.
+Analyzes each classification, segmentation and video network of torchvision on one CPU thread, with
+the input size of its pretrained weights, in a separate process. Then probes as many rows as fit
+into the given time, spaced evenly and including the borders. Appends a JSON line per network to
+benchmarks/results/receptive_fields.jsonl, and skips networks that it contains already.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from machine import RESULTS, append, machine
 
 
 def input_size(name: str, kind: str, weights: Any) -> tuple[int, ...]:
-    """Batch, channels, frames for a video, height, width."""
+    """Return batch, channels, frames of a video, height, width."""
     transforms = weights.transforms()
     if kind == "segmentation":
         return (1, 3, 520, 520)
@@ -42,7 +42,7 @@ def build(name: str, kind: str, size: tuple[int, ...]) -> Any:
     if kind == "segmentation":
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = False  # the default one takes a minute
+        options["init_weights"] = False  # the default takes a minute
     if name == "vit_h_14":
         options["image_size"] = size[-1]
     return models.get_model_builder(name)(**options)
@@ -64,7 +64,7 @@ def measure(name: str, kind: str, seconds: float) -> dict[str, Any]:
     row: dict[str, Any] = {"model": name, "kind": kind, "input_size": size}
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     image = torch.zeros(size)
-    receptive_field(torch.nn.Conv2d(3, 3, 3), (1, 3, 8, 8))  # what only the first call pays
+    receptive_field(torch.nn.Conv2d(3, 3, 3), (1, 3, 8, 8))  # the first call takes longer
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     try:
         start = time.perf_counter()
@@ -91,7 +91,7 @@ def measure(name: str, kind: str, seconds: float) -> dict[str, Any]:
     start = time.perf_counter()
     with torch.no_grad():
         model(image)
-    forward = 2 * (time.perf_counter() - start)  # the probe's plain convolutions are slower
+    forward = 2 * (time.perf_counter() - start)  # the probe switches off fast convolutions
     rows = max(3, min(max(size[2:]), int(seconds / forward / (len(size) - 2))))
     start = time.perf_counter()
     batch = max(1, min(16, rows, int(2e8 / (image.numel() * 64))))
@@ -113,7 +113,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=None, help="names of networks")
-    parser.add_argument("--seconds", type=float, default=8, help="for the probe of one network")
+    parser.add_argument("--seconds", type=float, default=8, help="time to probe one network")
     parser.add_argument("--results", type=Path, default=RESULTS / "receptive_fields.jsonl")
     arguments = parser.parse_args()
 

@@ -189,7 +189,8 @@ def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     except Exception as error:  # a damaged file may fail anywhere
         reason = str(error).partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is not a readable checkpoint: {reason}.") from error
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+    keys = {CHECKPOINT_KEY, "state_dict"}
+    if not isinstance(checkpoint, dict) or not keys <= checkpoint.keys():
         raise ValueError(
             f"{path} does not say which network it holds: it is not a checkpoint of an "
             "ImageClassifier that trained a CustomResNet. Build the network yourself, and load the "

@@ -1,8 +1,8 @@
-"""Receptive fields of CustomResNet, and of any classification network of torchvision.
+"""Print the receptive fields of CustomResNet and of a classification network of torchvision.
 
 python examples/receptive_field.py                               # both tables
 python examples/receptive_field.py --model resnet50 --size 224 --check
-python examples/receptive_field.py --figures receptive_fields    # with an image of the test set
+python examples/receptive_field.py --figures receptive_fields    # drawn on a test image
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def main() -> None:
     )
     parser.add_argument("--model", default="resnet18", choices=models.list_models(module=models))
     parser.add_argument("--size", type=int, default=224, help="height and width of its input")
-    parser.add_argument("--all", action="store_true", help="list ReLU, BatchNorm and the like, too")
-    parser.add_argument("--check", action="store_true", help="prove it by the NaN probe")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the fields into a folder")
-    parser.add_argument("--data-dir", help="where CIFAR-10 is, for the figures")
+    parser.add_argument("--all", action="store_true", help="also list ReLU, BatchNorm, ...")
+    parser.add_argument("--check", action="store_true", help="verify with the NaN probe")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also draw figures")
+    parser.add_argument("--data-dir", help="folder of CIFAR-10")
     args = parser.parse_args()
 
     network = CustomResNet()
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def draw(fields: ReceptiveFields, folder: Path, data_dir: str | None) -> None:
-    """The fields of some units on the first test image, and their growth over depth."""
+    """Draw the fields of two units on the first test image, and the growth over depth."""
     folder.mkdir(parents=True, exist_ok=True)
     data = CIFAR10DataModule(data_dir, device="cpu")
     data.prepare_data()

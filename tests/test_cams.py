@@ -189,11 +189,7 @@ class Functional(nn.Module):
         (tv.resnet18(weights=None, num_classes=10), 64, (2, 2)),
         (tv.mobilenet_v3_small(weights=None, num_classes=10), 64, (2, 2)),
         (tv.convnext_tiny(weights=None, num_classes=10), 64, (2, 2)),
-        (
-            tv.vgg11(weights=None, num_classes=10),
-            64,
-            (2, 2),
-        ),  # not the 7 x 7 pooling layer
+        (tv.vgg11(weights=None, num_classes=10), 64, (2, 2)),  # not the 7 x 7 pooling layer
         (tv.densenet121(weights=None, num_classes=10), 64, (2, 2)),  # followed by an in-place ReLU
         (small_vit(), 32, (4, 4)),  # tokens without the class token
         (Functional(named=True), 16, (14, 14)),

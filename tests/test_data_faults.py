@@ -224,20 +224,10 @@ def test_damage_is_detected(dataset: Dataset, tmp_path: Path, source: str, damag
 @pytest.mark.parametrize("source", SOURCES)
 def test_random_damage_is_detected(dataset: Dataset, tmp_path: Path, source: str) -> None:
     for damage in DAMAGES:
-        for seed in range(1, 50):
+        for seed in range(1, 25):
             folder = tmp_path / f"{damage} {seed}"
             assert_damage_is_detected(dataset, source, damage, folder, seed)
             shutil.rmtree(folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", ["one bit", "truncated", "swapped"])
-@pytest.mark.parametrize("source", SOURCES)
-def test_damage_of_the_whole_files_is_detected(
-    data_dir: Path, tmp_path: Path, source: str, damage: str
-) -> None:
-    whole = Dataset(data_dir, cifar10.BATCH_SIZE)
-    assert_damage_is_detected(whole, source, damage, tmp_path, 0)
 
 
 # --- links, leftovers and permissions ------------------------------------------------------------

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cifar_resnet.cli import run_folder
 from cifar_resnet.cli.networks import WEIGHTS_HELP, load_network
 from cifar_resnet.cli.options import CommandError, add_data_dir, positive
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,32 +49,42 @@ def run(args: argparse.Namespace) -> int:
     from cifar_resnet import (
         CIFAR10DataModule,
         DatasetError,
-        find_misclassified,
         show_calibration,
         show_confusion_matrix,
-        show_misclassified,
     )
+    from cifar_resnet.data.cifar10 import CLASSES
+    from cifar_resnet.data.class_names import class_index
+    from cifar_resnet.misclassified.cams import CamOptions
+    from cifar_resnet.misclassified.figures import FigureOptions, draw_misclassified
+    from cifar_resnet.misclassified.scan import ScanOptions, scan
     from cifar_resnet.plotting.saving import save_figure
 
     network = load_network(args.network)
     folder = args.output_dir or _folder_of(Path(args.network).expanduser())
+    try:  # everything is checked before the network runs over the test set
+        options = FigureOptions(
+            n=args.n,
+            scan=ScanOptions(sort_by=args.sort, true_class=args.true, pred_class=args.pred),
+            cam=None if args.cam == "none" else args.cam,
+            cams=CamOptions(args.method, args.layer),
+        )
+        class_index(args.true, CLASSES, "true_class")
+        class_index(args.pred, CLASSES, "pred_class")
+        _check_layers(args.layer or [], network)
+    except ValueError as error:
+        raise CommandError(str(error), code=2) from error
     try:
         data = CIFAR10DataModule(args.data_dir, batch_size=500)
         # All errors are found, so that all of them can be listed; the figure draws the first n.
-        found = find_misclassified(
-            network, data, sort_by=args.sort, true_class=args.true, pred_class=args.pred
-        )
-        cam = None if args.cam == "none" else args.cam
+        found = scan(network, data, None, options.scan)
         figures = {
-            "misclassified": show_misclassified(
-                network, found, n=args.n, cam=cam, method=args.method, target_layers=args.layer
-            ),
+            "misclassified": draw_misclassified(network, found[: args.n], options),
             "confusion_matrix": show_confusion_matrix(found),
             "calibration": show_calibration(found),
         }
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            save_figure(figure, folder / f"{name}.png", dpi=150)
+            save_figure(figure, folder / f"{name}.png")
         run_folder.write_json(folder / "errors.json", found.to_records())
     except (ValueError, DatasetError, OSError) as error:
         raise CommandError(str(error)) from error
@@ -88,6 +102,14 @@ def run(args: argparse.Namespace) -> int:
         f"{len(found):,} errors"
     )
     return 0
+
+
+def _check_layers(layers: list[str], network: nn.Module) -> None:
+    """Raise for a layer that the network does not have."""
+    names = [name for name, _ in network.named_modules() if name]
+    for layer in layers:
+        if layer not in names:
+            raise ValueError(f"--layer must be one of {', '.join(names)}, but got {layer!r}.")
 
 
 def _folder_of(network: Path) -> Path:

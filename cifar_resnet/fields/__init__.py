@@ -37,7 +37,7 @@ In reading order:
 - `aliases`: the position sets of each tensor, although views share memory;
 - `records`: what is known about one layer call;
 - `propagation`: applies the rules along the trace and makes the records;
-- `tables`, `figures`: records as text and as figures;
+- `tables`, `figures`: how records are printed and drawn;
 - `result`: the mapping from names to records that the user gets;
 - `arguments`, `analysis`: the public function `receptive_field`;
 - `probe`: the public function `check_receptive_field`, an independent experiment;

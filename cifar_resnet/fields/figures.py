@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike, NDArray
 
-# The palette of Okabe and Ito, which color-blind readers can tell apart, too
+# The palette of Okabe and Ito, whose colors color-blind readers can distinguish
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 Region = tuple[tuple[int, int], ...]  # first and last pixel along each axis, both inclusive

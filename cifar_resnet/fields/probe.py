@@ -124,7 +124,7 @@ def check_receptive_field(
             f"The probe needs a floating-point input with a batch of 1, but got {probed.dtype} of "
             f"shape {tuple(probed.shape)}."
         )
-    if inputs is None:
+    if inputs is None:  # noise, as zeros could become NaN by a division
         noise = torch.randn(probed.shape, generator=torch.Generator().manual_seed(0))
         arguments[source] = noise.to(probed)
     dims = followed_dims(probed.shape, spatial_dims)
@@ -147,7 +147,7 @@ def check_receptive_field(
     if any(kind == "output" for kind, _ in (*missing, *unreadable)):
         raise ValueError(
             f"The output of shape {fields.output.shape} does not have the batch as its first "
-            "dimension, so the probe cannot tell the samples apart. Wrap the model so that it does."
+            "dimension, so the probe cannot separate the samples. Wrap the model so that it does."
         )
     not_compared = [name for _, name in missing if name not in fields.blocks]
     return ProbeReport(
@@ -218,7 +218,7 @@ def _probe(
         if key not in records:
             return
         record = records[key]
-        for output in _tensors(value):
+        for output in _tensors(value):  # the first with the record's shape for each sample
             if output.shape[1:] == record.shape[1:] and len(output) == number * record.shape[0]:
                 samples = output.detach().isnan().reshape(number, *record.shape)
                 others = [d + 1 for d in range(len(record.shape)) if d not in record.unit_dims]

@@ -100,18 +100,18 @@ class LayerField:
 
     @property
     def channels(self) -> int | None:
-        """Elements for each unit; None if the output has no or several dimensions for that."""
+        """Number of channels, or None if no or several dimensions could be the channels."""
         others = [dim for dim in range(1, len(self.shape)) if dim not in self.unit_dims]
         return self.shape[others[0]] if len(others) == 1 else None
 
     @cached_property
     def axes(self) -> tuple[AxisField, ...]:
-        """One for each axis of the input."""
+        """The receptive field along each axis of the input."""
         return tuple(self._axis(axis) for axis in range(len(self._sets)))
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Extent in pixels along each axis."""
+        """Extent in pixels of the largest field, along each axis."""
         return tuple(axis.size for axis in self.axes)
 
     @property
@@ -126,7 +126,7 @@ class LayerField:
 
     @property
     def padding(self) -> tuple[int, ...]:
-        """Number of pixels by which the field of unit 0 begins before the input, by axis."""
+        """Number of pixels by which the field of unit 0 begins before the input, for each axis."""
         return tuple(axis.padding for axis in self.axes)
 
     @property
@@ -213,7 +213,7 @@ class LayerField:
                 then.
         """
         index = self._index_by_dim(unit)
-        found = []
+        pixels = []
         for sets, length in zip(self._sets, self.input_lengths, strict=True):
             seen = _at(sets, index, "seen")
             if seen.dtype != torch.uint8:
@@ -221,8 +221,8 @@ class LayerField:
                     f"Individual pixels are known only for axes of up to 4,096, but this one has "
                     f"{length}. Use region()."
                 )
-            found.append(seen.nonzero().flatten())
-        return tuple(found)
+            pixels.append(seen.nonzero().flatten())
+        return tuple(pixels)
 
     def seen(self, axis: int) -> Tensor:
         """Return what all units read: bool (length of the axis, *unit_shape).
@@ -263,13 +263,15 @@ class LayerField:
 
     def _axis(self, axis: int) -> AxisField:
         sets = self._sets[axis]
+        # The extent of all units, as if there were no borders. Of the middle unit also what it
+        # really reads, because coverage and `sees_all` depend on the borders.
         bounds = sets.extent()
         lows, highs = -bounds[0], bounds[1]
         known = highs != EMPTY
         sizes = (highs - lows + 1)[known]
         middle = _at(sets, self._index_by_dim(None), "seen")
         first, last = _extent(middle)
-        low, high = int(lows.flatten()[0]), int(highs.flatten()[0])
+        low, high = int(lows.flatten()[0]), int(highs.flatten()[0])  # unit 0
         is_set = middle.dtype == torch.uint8 and last != EMPTY
         return AxisField(
             size=int(sizes.max()) if sizes.numel() else 0,
@@ -289,14 +291,15 @@ def _at(sets: PositionSets, index: Mapping[int, int], what: str) -> Tensor:
     found = []
     for term in sets.terms:
         values: Tensor = getattr(term, what)
-        for dim in reversed(range(len(term.dims))):
+        for dim in reversed(range(len(term.dims))):  # backwards, as `select` removes a dimension
             values = values.select(dim + 1, index.get(dim, 0) if term.dims[dim] > 1 else 0)
         found.append(values)
     return torch.stack(found).amax(0)
 
 
 def _extent(seen: Tensor) -> tuple[int, int]:
-    if seen.dtype != torch.uint8:
+    """Return the first and the last position of one set. The last is `EMPTY` for the empty set."""
+    if seen.dtype != torch.uint8:  # bounds of a long axis: minus the first, and the last
         return -int(seen[0]), int(seen[1])
     positions = seen.nonzero()
     if not len(positions):

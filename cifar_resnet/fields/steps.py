@@ -130,7 +130,7 @@ class LayerExit:
 
 @dataclass(frozen=True, eq=False)
 class ValueRead:
-    """Python code has extracted values from a tensor. What it does with them cannot be followed.
+    """An extraction of values from a tensor by Python code, which cannot be followed further.
 
     Attributes:
         tensor: The tensor.

@@ -35,7 +35,7 @@ class PositionSets:
 
     The sets are the union of several terms. Terms with different dims stay separate: attention
     scores (queries, keys) depend on one term that differs along the queries and on another that
-    differs along the keys, and 196 + 196 sets are stored rather than 196 * 196.
+    differs along the keys. For 196 tokens, 196 + 196 sets are stored rather than 196 * 196.
 
     Attributes:
         shape: Shape of the tensor.
@@ -57,10 +57,10 @@ class PositionSets:
         dims = [1] * len(shape)
         dims[dim] = length
         positions = torch.arange(length)
-        bounds = torch.stack([-positions, positions]).view(2, *dims)
+        bounds = torch.stack([-positions, positions]).view(2, *dims)  # minus the first, the last
         seen = bounds
         if length <= MAX_SET_LENGTH:
-            seen = torch.eye(length, dtype=torch.uint8).view(length, *dims)
+            seen = torch.eye(length, dtype=torch.uint8).view(length, *dims)  # position i in set i
         pitch: list[Pitch | None] = [None] * len(shape)
         pitch[dim] = Pitch(Fraction(1))
         return cls(tuple(shape), (Term(seen, bounds, tuple(pitch)),))
@@ -108,6 +108,7 @@ class PositionSets:
         axes = [dim + 1 for dim in dims]
         terms = []
         for term in self.terms:
+            # nothing to unite if the elements of a term are alike along these dimensions
             wide = any(term.dims[dim] > 1 for dim in dims)
             seen, bounds = term.apply(
                 lambda x, wide=wide: x.amax(axes, keepdim=True) if wide else x  # type: ignore[misc]
@@ -142,6 +143,7 @@ class PositionSets:
         dim %= len(self.shape)
         terms = []
         for term in self.terms:
+            # the maximum so far is the union so far
             wide = term.dims[dim] > 1
             seen, bounds = term.apply(
                 lambda x, wide=wide: x.cummax(dim + 1).values if wide else x  # type: ignore[misc]

@@ -152,34 +152,33 @@ def interpolated(
     """
     if size == units and (mode == "linear" or antialias):  # PyTorch copies
         return sliced(size, 0, 1, units)
+    # `ratio` is a fraction, for the pitch; `factor` is the number that PyTorch multiplies by
     if align_corners:
         ratio = Fraction(size - 1, units - 1) if units > 1 else Fraction(0)
     elif scale is not None and scale > 0:
         ratio = 1 / Fraction(scale).limit_denominator(1 << 20)
     else:
         ratio = Fraction(size, units)
-    exact = 1.0 / scale if scale and scale > 0 and not align_corners else float(ratio)
+    factor = 1.0 / scale if scale and scale > 0 and not align_corners else float(ratio)
     if mode == "nearest" and units in (size, 2 * size):  # PyTorch ignores the scale here
         ratio = Fraction(size, units)
-        exact = float(ratio)
+        factor = float(ratio)
     step: Fraction | None = ratio if ratio > 0 else None
     # In single precision, as PyTorch's kernels compute the positions. A position that should be a
     # whole number may come out slightly smaller, and then the lower tap is the element before.
-    scale_down = torch.tensor(exact, dtype=torch.float32)
+    scale_down = torch.tensor(factor, dtype=torch.float32)
     unit = torch.arange(units, dtype=torch.float32)
-    if antialias:
+    if antialias:  # unit u reads all elements within half a kernel of its center
         half = (2.0 if mode == "cubic" else 1.0) * scale_down.clamp(min=1)
         center = scale_down * (unit + 0.5)
         first = (center - half + 0.5).long().clamp(min=0)
         last = (center + half + 0.5).long().clamp(max=size)
         taps = first + torch.arange(int((last - first).max()))[:, None]
         return _taps(size, torch.where(taps < last, taps, NO_TAP), step)
-    if mode == "nearest":
+    if mode == "nearest" or align_corners:
         at = scale_down * unit
     elif mode == "nearest-exact":
         at = scale_down * (unit + 0.5)
-    elif align_corners:
-        at = scale_down * unit
     else:
         at = scale_down * (unit + 0.5) - 0.5
     offsets = {"linear": [0, 1], "cubic": [-1, 0, 1, 2]}.get(mode, [0])

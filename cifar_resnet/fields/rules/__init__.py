@@ -1,9 +1,9 @@
 """Rules: what the result of an operation depends on, given what its arguments depend on.
 
 A rule is a function of an `Operation`. It is called once for each axis of the input and returns the
-`PositionSets` of the result along that axis (or a sequence of them if the operation has several
-outputs, or None for a result that does not depend on the input). The rule of a softmax, for
-example, gives each element the union over the dimension that is normalized:
+`PositionSets` of the result along that axis: a sequence of them if the operation has several
+outputs, and None if a result does not depend on the input. The rule of a softmax, for example,
+gives each element the union over the dimension that is normalized:
 
     def softmax(op: Operation) -> PositionSets:
         ref, sets = op.first  # shape of the first argument, and what its elements depend on
@@ -17,7 +17,7 @@ In reading order:
 - `operation`: what a rule is given, and what it returns;
 - `windows`: convolution, pooling, interpolation, padding, unfolding;
 - `movement`: views, slices, concatenation and other operations that only move elements;
-- `indexing`: operations that read or write at the places named by an index tensor;
+- `indexing`: operations that read or write the elements named by an index tensor;
 - `registry`: all other operations, and the table in which the rule of an operation is looked up.
 
 An operation without a rule raises an error. `tests/test_receptive_field_rules.py` runs every rule.

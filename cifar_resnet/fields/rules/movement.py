@@ -123,7 +123,7 @@ def _roll(op: Operation) -> PositionSets:
         size = sets.reshape((-1,)).shape[0]
         rolled = [(i - shifts[0]) % size for i in range(size)]
         return sets.reshape((size,)).window(0, taps.selected(size, rolled)).reshape(ref.shape)
-    for shift, dim in zip(shifts, dims, strict=True):
+    for shift, dim in zip(shifts, dims, strict=True):  # unit i is element i - shift
         size = ref.shape[dim]
         rolled = [(i - shift) % size for i in range(size)]
         sets = sets.window(dim, taps.selected(size, rolled))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cifar_resnet.fields.positions import taps
@@ -17,13 +17,18 @@ def per_axis(value: Any, number: int) -> tuple[int, ...]:
     return values * number if len(values) == 1 else values
 
 
-def slide(op: Operation, sets: PositionSets, geometry: Geometry) -> PositionSets:
+def slide(
+    op: Operation,
+    sets: PositionSets,
+    geometry: Geometry,
+    windows: Callable[..., taps.Taps] = taps.windows,
+) -> PositionSets:
     """Slide a window over the last dimensions, one after the other."""
     op.geometry = geometry
     number = len(geometry.kernel_size)
     for axis in range(number):
         dim = len(sets.shape) - number + axis
-        window = taps.windows(
+        window = windows(
             sets.shape[dim],
             op.shape[len(op.shape) - number + axis],
             geometry.kernel_size[axis],
@@ -52,20 +57,8 @@ def _convolution(op: Operation) -> PositionSets:
     repeated = (ref.shape[0], groups, channels // groups, *ref.shape[2:])
     sets = sets.unsqueeze(2).expand(repeated)
     sets = sets.reshape((ref.shape[0], channels, *ref.shape[2:]))
-    if op["transposed"]:
-        op.geometry = geometry
-        for axis in range(number):
-            window = taps.transposed_windows(
-                ref.shape[2 + axis],
-                op.shape[2 + axis],
-                geometry.kernel_size[axis],
-                geometry.stride[axis],
-                geometry.padding[axis],
-                geometry.dilation[axis],
-            )
-            sets = sets.window(2 + axis, window)
-    else:
-        sets = slide(op, sets, geometry)
+    windows = taps.transposed_windows if op["transposed"] else taps.windows
+    sets = slide(op, sets, geometry, windows)
     # weights that depend on the input themselves, as in dynamic convolutions
     parts = [sets]
     weight, bias = op.sets("weight"), op.sets("bias")
@@ -89,6 +82,7 @@ def _pool(op: Operation) -> PositionSets:
 
 
 def _adaptive_pool(op: Operation) -> PositionSets:
+    # no geometry: the size of the window varies from unit to unit
     ref, sets = op.first
     number = int(op.call.name.partition("pool")[2][0])
     for dim in range(len(ref.shape) - number, len(ref.shape)):
@@ -137,7 +131,7 @@ def _pad(mode: str) -> Rule:
             dim = len(ref.shape) - 1 - axis
             before, after = pad[2 * axis], pad[2 * axis + 1]
             size = ref.shape[dim]
-            if mode == "constant":
+            if mode == "constant":  # like a slice that begins before the tensor; may also crop
                 window = taps.sliced(size, -before, 1, size + before + after)
             else:
                 window = taps.padded(size, before, after, mode)
