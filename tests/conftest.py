@@ -1,11 +1,16 @@
-"""Fixtures: the real CIFAR-10, fetched once into the folder that users have."""
+"""Provide CIFAR-10 to the tests, downloaded once, and keep tests from affecting each other."""
 
+import ctypes
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import DATA_MODULES
 
 from cifar_resnet.data import sources
 from cifar_resnet.data.formats import Arrays
@@ -23,6 +28,16 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def arrays(data_dir: Path) -> Arrays:
     return sources.load(data_dir)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _release_memory() -> Iterator[None]:
+    """Drop what the tests of a file have left: data modules, and networks in reference cycles."""
+    yield
+    DATA_MODULES.clear()
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # returns free pages to the system
 
 
 @pytest.fixture(autouse=True)

@@ -218,6 +218,7 @@ class Training:
         """One for all trainings of a kind: it gives each fit a loader of its own."""
         key = str(self.data)
         if key not in DATA_MODULES:
+            DATA_MODULES.clear()  # each holds all images
             DATA_MODULES[key] = small(self.data_dir, **self.data)
         return DATA_MODULES[key]
 
