@@ -41,6 +41,8 @@ from cifar_resnet import (
     compute_cams,
     effective_receptive_field,
     find_misclassified,
+    make_optimizer,
+    make_scheduler,
     receptive_field,
     show_augmentations,
     show_calibration,
@@ -158,33 +160,28 @@ FIGSIZE = types_and_values(
     [(6,), (6, 4, 2), (0, 4), (6, -4), (math.nan, 4), (6, math.inf)],
 )
 FIG = [
-    row(value, TypeError, f"fig must be a Matplotlib figure or subfigure, or None {message}")
-    for value, message in (
-        (3, "for a new one, but got 3"),
-        ("errors.png", "for a new one, but got 'errors.png'"),
-        ((6, 4), "for a new one, but got (6, 4)"),
-        (Figure().subplots(), "for a new one, but got <Axes"),
+    row(value, TypeError, f"fig must be a Matplotlib figure or subfigure, or None, {got}")
+    for value, got in (
+        (3, "but got 3"),
+        ("errors.png", "but got 'errors.png'"),
+        ((6, 4), "but got (6, 4)"),
+        (Figure().subplots(), "but got <Axes"),
     )
 ]
-DPI = numbers("a finite number greater than 0", 0, -150)
-SAVED = {
+FIGURE: dict[str, list[Row]] = {
     "fig": FIG,
-    "save_path": [
-        *paths(),
-        row("errors.docx", ValueError, "save_path must end with a picture format, one of"),
-        row("errors", ValueError, "but is 'errors'"),
-        row("nowhere/errors.png", FileNotFoundError, "save_path 'nowhere/errors.png' does not"),
-    ],
-    "dpi": DPI,
+    "figsize": [*FIGSIZE, row((6, 4), ValueError, "Give fig or figsize, not both", fig=Figure())],
 }
-FIGURE = SAVED | {
-    "figsize": [*FIGSIZE, row((6, 4), ValueError, "Give fig or figsize, not both", fig=Figure())]
-}
-COLORMAP = types_and_values(
-    "the name of a Matplotlib color map, such as 'viridis', 'cividis' or 'inferno'",
-    [3, None, ["viridis"], True],
-    ["rainbows", "", "Viridis"],
-)
+COLORMAP = [  # Matplotlib's own messages
+    *(
+        row(value, TypeError, f"a str or Colormap . you passed {value!r} of type")
+        for value in (3, ["viridis"], True)
+    ),
+    *(
+        row(value, ValueError, f"{value!r} is not a valid value for cmap")
+        for value in ("rainbows", "", "Viridis")
+    ),
+]
 STATISTICS = {
     name: [
         *(
@@ -228,7 +225,6 @@ OPTIONS = {
     "top_k": integers(0),
     "columns": integers(1, optional=True),
     "figsize": FIGSIZE,
-    "dpi": DPI,
     "batch_size": integers(1),
     "class_names": types_and_values(
         "a sequence of names", [3, {"cat"}, {"cat": 0}, b"a", iter(["cat", "dog"])], []
@@ -248,7 +244,7 @@ OPTIONS_FOR_THESE = {
     },
     "target_layers": [
         row("cnv", ValueError, "No layer is called 'cnv'. Close ones: conv."),
-        row(nn.ReLU(), ValueError, "The target layer ReLU is no part of the model"),
+        row(nn.ReLU(), ValueError, "The target layer ReLU is not a submodule of the model"),
         row("unused", ValueError, "Layer 'unused' is not called"),
     ],
     "reshape_transform": [
@@ -264,7 +260,7 @@ OPTIONS_FOR_THESE = {
 ALL_OPTIONS = {name: rows + OPTIONS_FOR_THESE.get(name, []) for name, rows in OPTIONS.items()}
 OF_FIGURES = (
     "n", "cam", "method", "target_layers", "reshape_transform", "alpha", "cmap", "top_k", "columns",
-    "figsize", "dpi",
+    "figsize",
 )  # fmt: skip
 SPLIT = choices("train", "val", "test")
 
@@ -276,31 +272,31 @@ FIELD = {
     "model": MODEL,
     "input_size": [
         *types_and_values(
-            "the shape of the input with the batch, positive integers such as (1, 3, 32, 32)",
+            "the shape of the input including the batch, positive integers such as (1, 3, 32, 32)",
             [32, 2.5, "1x1x4x4", (1, 1, 4.0, 4), (1, 1, True, 4), ((1, 1, 4),)],
             [(), (1, 1, 0, 4), (1, 1, -4, 4)],
         ),
         row((1, 1), ValueError, "An input of shape (1, 1) has no spatial dimension"),
         row((1, 2, 4, 4), ValueError, "The model fails on an input of shape (1, 2, 4, 4)"),
-        row(None, ValueError, "Give either input_size, such as (1, 3, 32, 32), or inputs"),
+        row(None, ValueError, "Pass either input_size, such as (1, 3, 32, 32), or inputs"),
     ],
     "inputs": [
-        row((images(1),), ValueError, "Give either input_size, such as (1, 3, 32, 32), or inputs"),
+        row((images(1),), ValueError, "Pass either input_size, such as (1, 3, 32, 32), or inputs"),
         *(
             row(value, error, message, input_size=None)
             for value, error, message in (
-                (3, TypeError, "the arguments that the model is called with, but got 3"),
+                (3, TypeError, "inputs must be the arguments to call the model with, but got 3"),
                 ({"x": 1}, TypeError, "but got {'x': 1}"),
-                ((), ValueError, "the place of a tensor among the 0 inputs, but got 0"),
-                (("x",), ValueError, "source must be the place of a tensor among the 1 inputs"),
-                ((images(1),) * 2, ValueError, "gets them as inputs=(a, b)"),
+                ((), ValueError, "the index of a tensor among the 0 inputs, but got 0"),
+                (("x",), ValueError, "source must be the index of a tensor among the 1 inputs"),
+                ((images(1),) * 2, ValueError, "3 were given. If the model has several inputs,"),
             )
         ),
     ],
     "source": [
-        *types_and_values("0 with input_size, which is that of one input", ["0", None], [1]),
+        *types_and_values("0 if input_size is given, which describes one input", ["0", None], [1]),
         *(
-            row(value, error, "{name} must be the place of a tensor among the 1 inputs, but got "
+            row(value, error, "{name} must be the index of a tensor among the 1 inputs, but got "
                 f"{value}", inputs=(images(1),), input_size=None)
             for value, error in ((0.0, TypeError), (False, TypeError), (1, ValueError),
                                  (-1, ValueError))
@@ -328,10 +324,15 @@ FIELD = {
     ],
 }  # fmt: skip
 UNIT = [
-    row(value, IndexError, f"Layer 'conv' has units of shape (4, 4), so a unit has 2 indices, each "
-        f"from 0 and below that size, but got {value!r}")
+    row(value, IndexError, f"Layer 'conv' has units of shape (4, 4), so a unit must be 2 indices, "
+        f"each at least 0 and below that size, but got {value!r}")
     for value in (3, "ab", (0.5, 0), (True, 0), (4, 0), (-1, 0), (0,), (0, 0, 0))
 ]  # fmt: skip
+RECIPE = [
+    *types_and_values("a Recipe or one of ('adam', 'sgd', 'muon', 'best')", [3, None], []),
+    row("bets", ValueError, "There is no recipe 'bets'; choose one of ('adam', "),
+    row({"warmup": 2}, ValueError, "warmup must be a number in [0, 1], but got 2"),
+]
 RECIPE_OF_DATA = {
     "batch_size": integers(1),
     "crop_padding": integers(0),
@@ -357,11 +358,11 @@ TRANSFORM = (
     "a callable from a PIL image to a tensor, such as torchvision.transforms.v2.Compose([...])"
 )
 FOUND = [
-    row(value, TypeError, f" draws what find_misclassified(model, data) gives, but got {kind}")
+    row(value, TypeError, f" expects the result of find_misclassified(model, data), but got {kind}")
     for value, kind in (([1, 2], "list"), (None, "NoneType"), (3, "int"))
 ]
 CLASSES = "a class number, or one for each of the 2 images"
-CURVES = "log must hold curves as (epochs, values), sequences of numbers of the same length"
+CURVES = "log must map names to (epochs, values), sequences of numbers of the same length"
 CLASS = "the number or the name of a class"
 
 
@@ -381,7 +382,7 @@ table(
     data_dir=paths(),
     batch_size=integers(1),
     val_split=types_and_values(
-        "a count in [0, 50000) or a share in [0, 1) of the 50000 training images",
+        "a count in [0, 50000) or a fraction in [0, 1) of the 50000 training images",
         ["0.1", True, (5000,)],
         [50_000, -1, 1.0, -1e-9, 0.999999, math.nan, math.inf],
     ),
@@ -428,11 +429,14 @@ table("CustomResNet.forward", lambda: network().forward, images=IMAGES)
 table(
     "CustomResNet.from_pretrained",
     lambda: CustomResNet.from_pretrained,
-    name=[
-        *types_and_values("that of trained weights or a path", [3, None, b"quarter", True], []),
+    source=[
+        *types_and_values(
+            "the name of trained weights or a path", [3, None, b"quarter", True, ["full"]], []
+        ),
         row("half", ValueError, "There are no weights 'half'; choose one of ('quarter', "),
         row("", ValueError, "There are no weights ''"),
         row("no.safetensors", FileNotFoundError, "There is no file 'no.safetensors'"),
+        row(Path("no.ckpt"), FileNotFoundError, "There is no file 'no.ckpt'"),
     ],
 )
 
@@ -449,8 +453,16 @@ table(
     half=flags(),
     training=[
         *types_and_values("a dictionary", [3, "adam", ["adam"]], []),
-        row({"who": {1}}, TypeError, "training must hold what JSON can hold: Object of type"),
-        row({"loss": math.nan}, ValueError, "training must hold what JSON can hold: Out of"),
+        row(
+            {"who": {1}},
+            TypeError,
+            "training must hold only values that JSON allows: Object of type",
+        ),
+        row(
+            {"loss": math.nan},
+            ValueError,
+            "training must hold only values that JSON allows: Out of",
+        ),
     ],
 )
 
@@ -459,19 +471,14 @@ table("EffectiveReceptiveField.plot", lambda: effective().plot, log=flags(), fig
 table(
     "EffectiveReceptiveField.side",
     lambda: effective().side,
-    mass=numbers("a share in (0, 1]", 0, -0.1, 1.01),
+    mass=numbers("a fraction in (0, 1]", 0, -0.1, 1.01),
 )
 
 table(
     "ImageClassifier",
     lambda: partial(ImageClassifier, network=model(), num_classes=2),
     network=types_and_values("a torch.nn.Module", ["resnet", None, Small], []),
-    recipe=[
-        row(3, TypeError, "recipe must be a Recipe or one of ('adam', 'sgd', 'muon', 'best')"),
-        row(None, TypeError, "but got None"),
-        row("bets", ValueError, "There is no recipe 'bets'; choose one of ('adam', "),
-        row({"warmup": 2}, ValueError, "warmup must be a number in [0, 1], but got 2"),
-    ],
+    recipe=RECIPE,
     num_classes=[
         *integers(2, optional=True),
         row(None, ValueError, "must be an integer of at least 2, but got None"),
@@ -518,7 +525,7 @@ table(
         ),
         *(
             row(..., TypeError, f"There is no option {name!r}; there are n, ", **{name: 3})
-            for name in ("layers", "device", "data", "fig", "save_path")
+            for name in ("layers", "device", "data", "fig", "save_path", "dpi")
         ),
     ],
 )
@@ -531,7 +538,7 @@ table(
     params=[
         row([], ValueError, "empty parameter list"),
         row([3], TypeError, "can only optimize Tensors, but one of the params is int"),
-        row([bias()], ValueError, "least 2 dimensions, but got one of shape (3,)", orthogonal=True),
+        row([bias()], ValueError, "least 2 dimensions, but one has shape (3,)", orthogonal=True),
     ],
     lr=numbers("a finite number of at least 0", -1e-9),
     momentum=numbers("a number in [0, 1)", -0.01, 1),
@@ -554,10 +561,10 @@ table(
     "ReceptiveFields.plot",
     lambda: partial(fields().plot, layer="conv"),
     image=[
-        row("cat.png", ValueError, "image must be (C, 4, 4) or (4, 4), as was analysed"),
+        row("cat.png", ValueError, "(C, 4, 4) or (4, 4), like the analyzed input, but got ()"),
         row(torch.zeros(3, 28, 28), ValueError, "but got (3, 28, 28)"),
-        row(torch.full((4, 4), 1.5), ValueError, "but they go from 1.50 to 1.50"),
-        row(np.full((4, 4), -0.5), ValueError, "but they go from -0.50 to -0.50"),
+        row(torch.full((4, 4), 1.5), ValueError, "but its values range from 1.50 to 1.50"),
+        row(np.full((4, 4), -0.5), ValueError, "but its values range from -0.50 to -0.50"),
     ],
     layer=[
         row(value, KeyError, f"No layer of this network is called {value!r}")
@@ -580,7 +587,7 @@ table("ReceptiveFields.to_markdown", lambda: fields().to_markdown, every_layer=f
 table(
     "Recipe",
     lambda: Recipe,
-    name=types_and_values("a text", [3, None, b"adam"], []),
+    name=types_and_values("a string", [3, None, b"adam"], []),
     optimizer=choices("adam", "sgd", "muon"),
     learning_rate=numbers("a finite number greater than 0", 0, -0.1),
     conv_learning_rate=numbers("a finite number greater than 0", 0, -0.1),
@@ -668,12 +675,12 @@ table(
     ],
     layer=[
         *types_and_values("the name of a submodule, or None", [3, True, ["conv"]], []),
-        row("cnv", KeyError, "The model has no submodule 'cnv'. Close ones: conv"),
+        row("cnv", KeyError, "The model has no submodule 'cnv'. Close matches: conv."),
         row("unused", KeyError, "The model does not call 'unused' for these images"),
     ],
     unit=[
-        row(3, TypeError, "unit must be an index for each direction, but got 3"),
-        row((0.5, 0), TypeError, "unit must be integers, one for each direction, but got (0.5"),
+        row(3, TypeError, "unit must be an index for each dimension, but got 3"),
+        row((0.5, 0), TypeError, "unit must be integers, one for each dimension, but got (0.5"),
         row((True, 0), TypeError, "but got (True, 0)"),
         row((4, 0), IndexError, "has units of shape (4, 4), but got the unit (4, 0)"),
         row((-1, 0), IndexError, "but got the unit (-1, 0)"),
@@ -699,16 +706,37 @@ table(
 )
 
 table(
+    "make_optimizer",
+    lambda: partial(make_optimizer, network=model(), recipe="sgd"),
+    network=[
+        *types_and_values("a torch.nn.Module", ["resnet", None, Small], []),
+        row(nn.ReLU(), ValueError, "The network has no trainable parameters"),
+    ],
+    recipe=RECIPE,
+    fused=types_and_values("True or False", ["no", 1, np.bool_(True), [True]], []),
+)
+
+table(
+    "make_scheduler",
+    lambda: partial(
+        make_scheduler, optimizer=make_optimizer(model(), "sgd"), recipe="sgd", total_steps=5
+    ),
+    optimizer=types_and_values("a torch.optim.Optimizer", ["sgd", None, torch.optim.SGD], []),
+    recipe=RECIPE,
+    total_steps=integers(1),
+)
+
+table(
     "receptive_field",
     lambda: partial(receptive_field, model=model(), input_size=(1, 1, 4, 4)),
     **FIELD,
     ignore=[
         *types_and_values(
-            "names or classes of submodules, or patterns of them, as texts",
+            "names or classes of submodules, or patterns of them, as strings",
             [3, [3], nn.ReLU, {"conv"}],
             [],
         ),
-        row("cnv", ValueError, "ignore='cnv' fits no submodule's name or class. There are: "),
+        row("cnv", ValueError, "ignore='cnv' matches no submodule's name or class. There are: "),
     ],
     unknown=choices("raise", "skip"),
 )
@@ -718,13 +746,13 @@ table(
     lambda: show_augmentations,
     **FIGURE,
     data=[
-        row(value, TypeError, f"CIFAR10DataModule, whose loader is asked, but got {kind}")
+        row(value, TypeError, f"data must be a CIFAR10DataModule, but got {kind}")
         for value, kind in ((3, "int"), (data(), "TensorDataset"), ("data", "str"))
     ],
     n=integers(1),
     indices=[
         *types_and_values("a sequence of integers", [3, "ab", {0}, [1.5], [True], ["0"]], []),
-        row([], ValueError, "indices are empty: give at least one, or None"),
+        row([], ValueError, "indices is empty: give at least one, or None"),
     ],
     epochs=integers(1),
     seed=integers(0),
@@ -734,7 +762,7 @@ table(
     "show_calibration",
     lambda: partial(show_calibration, found=found()),
     found=FOUND,
-    **SAVED,
+    fig=FIG,
 )
 
 table(
@@ -762,7 +790,7 @@ table(
     "show_confusion_matrix",
     lambda: partial(show_confusion_matrix, found=found()),
     found=FOUND,
-    **SAVED,
+    fig=FIG,
     normalize=flags(),
     cmap=COLORMAP,
 )
@@ -818,8 +846,8 @@ table(
     lambda: partial(show_training_curves, log={"val_loss": ([1], [0.5])}),
     log=[
         *paths("a run's folder, or curves by their names", none=True),
-        row("nowhere", FileNotFoundError, "nowhere holds neither a TensorBoard event file nor"),
-        row({3: ([1], [2])}, TypeError, "curves by their names, but got 3 for a name"),
+        row("nowhere", FileNotFoundError, "nowhere contains neither a TensorBoard event file nor"),
+        row({3: ([1], [2])}, TypeError, "log must map names to curves, but one of its names is 3"),
         row({"loss": ([1], [2])}, ValueError, "no training curves, only ['loss']"),
         *(
             row({"val_loss": value}, error, f"{CURVES}, but 'val_loss' is {value!r}")
@@ -924,7 +952,7 @@ def test_numpy_numbers_are_accepted(tmp_path: Path) -> None:
     small = CustomResNet(two, num_classes=two, in_channels=np.uint8(3), head_scale=np.float32(0.5))
     assert [type(v) for v in (small.width, small.num_classes, small.in_channels)] == [int] * 3
     small.save_pretrained(tmp_path / "own.safetensors")  # as JSON
-    assert CustomResNet.from_pretrained(tmp_path / "own.safetensors").options() == small.options()
+    assert CustomResNet.from_pretrained(tmp_path / "own.safetensors").config() == small.config()
 
     module = CIFAR10DataModule(
         batch_size=two, val_split=np.float32(0.5), seed=two, crop_padding=np.int8(31)
@@ -957,9 +985,7 @@ def test_numpy_numbers_are_accepted(tmp_path: Path) -> None:
     )
     assert (field.unit, field.side(np.float32(1))) == ((1, 1), 3)
 
-    fig = show_samples(
-        data(), n=two, columns=two, mean=np.zeros(1), std=np.ones(1), dpi=np.int64(50)
-    )
+    fig = show_samples(data(), n=two, columns=two, mean=np.zeros(1), std=np.ones(1))
     assert len(fig.axes) == 2
     assert len(show_class_samples(data(), classes=np.arange(2), per_class=two).axes) == 4
     assert len(show_rgb_channels(np.int64(1), color_data()).axes) == 7

@@ -95,6 +95,8 @@ def make_scheduler(optimizer: Optimizer, recipe: Recipe | str, total_steps: int)
         >>> rates
         [0.2, 0.35, 0.25, 0.15, 0.05]
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, but got {optimizer!r}.")
     total_steps = arguments.integer("total_steps", total_steps, minimum=1)
     factor = partial(schedule_factor, as_recipe(recipe), total_steps=total_steps)
     return LambdaLR(optimizer, factor)
