@@ -160,22 +160,27 @@ FIGSIZE = types_and_values(
     [(6,), (6, 4, 2), (0, 4), (6, -4), (math.nan, 4), (6, math.inf)],
 )
 FIG = [
-    row(value, TypeError, f"fig must be a Matplotlib figure or subfigure, or None, {message}")
-    for value, message in (
+    row(value, TypeError, f"fig must be a Matplotlib figure or subfigure, or None, {got}")
+    for value, got in (
         (3, "but got 3"),
         ("errors.png", "but got 'errors.png'"),
         ((6, 4), "but got (6, 4)"),
         (Figure().subplots(), "but got <Axes"),
     )
 ]
-FIGURE = {
+FIGURE: dict[str, list[Row]] = {
     "fig": FIG,
     "figsize": [*FIGSIZE, row((6, 4), ValueError, "Give fig or figsize, not both", fig=Figure())],
 }
 COLORMAP = [  # Matplotlib's own messages
-    *(row(value, TypeError, "expects None or an instance of") for value in (3, ["viridis"], True)),
-    row("rainbows", ValueError, "'rainbows' is not a valid value for"),
-    row("Viridis", ValueError, "'Viridis' is not a valid value for"),
+    *(
+        row(value, TypeError, f"a str or Colormap . you passed {value!r} of type")
+        for value in (3, ["viridis"], True)
+    ),
+    *(
+        row(value, ValueError, f"{value!r} is not a valid value for cmap")
+        for value in ("rainbows", "", "Viridis")
+    ),
 ]
 STATISTICS = {
     name: [
@@ -280,11 +285,11 @@ FIELD = {
         *(
             row(value, error, message, input_size=None)
             for value, error, message in (
-                (3, TypeError, "the arguments to call the model with, but got 3"),
+                (3, TypeError, "inputs must be the arguments to call the model with, but got 3"),
                 ({"x": 1}, TypeError, "but got {'x': 1}"),
                 ((), ValueError, "the index of a tensor among the 0 inputs, but got 0"),
                 (("x",), ValueError, "source must be the index of a tensor among the 1 inputs"),
-                ((images(1),) * 2, ValueError, "several inputs, pass inputs=(a, b)"),
+                ((images(1),) * 2, ValueError, "3 were given. If the model has several inputs,"),
             )
         ),
     ],
@@ -323,6 +328,11 @@ UNIT = [
         f"each at least 0 and below that size, but got {value!r}")
     for value in (3, "ab", (0.5, 0), (True, 0), (4, 0), (-1, 0), (0,), (0, 0, 0))
 ]  # fmt: skip
+RECIPE = [
+    *types_and_values("a Recipe or one of ('adam', 'sgd', 'muon', 'best')", [3, None], []),
+    row("bets", ValueError, "There is no recipe 'bets'; choose one of ('adam', "),
+    row({"warmup": 2}, ValueError, "warmup must be a number in [0, 1], but got 2"),
+]
 RECIPE_OF_DATA = {
     "batch_size": integers(1),
     "crop_padding": integers(0),
@@ -335,12 +345,6 @@ RECIPE_OF_NETWORK = {
     "residual2": flags(),
     "head_scale": numbers("a finite number greater than 0", 0, -1),
 }
-RECIPE = [
-    row(3, TypeError, "recipe must be a Recipe or one of ('adam', 'sgd', 'muon', 'best')"),
-    row(None, TypeError, "but got None"),
-    row("bets", ValueError, "There is no recipe 'bets'; choose one of ('adam', "),
-    row({"warmup": 2}, ValueError, "warmup must be a number in [0, 1], but got 2"),
-]
 IMAGES = [
     row([[1.0]], TypeError, "expects a float tensor of shape (N, 3, 32, 32), but got list"),
     row(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, "torch.uint8 and shape (2, 3"),
@@ -426,10 +430,13 @@ table(
     "CustomResNet.from_pretrained",
     lambda: CustomResNet.from_pretrained,
     source=[
-        *types_and_values("the name of trained weights or a path", [3, None, b"quarter", True], []),
+        *types_and_values(
+            "the name of trained weights or a path", [3, None, b"quarter", True, ["full"]], []
+        ),
         row("half", ValueError, "There are no weights 'half'; choose one of ('quarter', "),
         row("", ValueError, "There are no weights ''"),
         row("no.safetensors", FileNotFoundError, "There is no file 'no.safetensors'"),
+        row(Path("no.ckpt"), FileNotFoundError, "There is no file 'no.ckpt'"),
     ],
 )
 
@@ -449,12 +456,12 @@ table(
         row(
             {"who": {1}},
             TypeError,
-            "must hold only values that JSON allows: Object of type",
+            "training must hold only values that JSON allows: Object of type",
         ),
         row(
             {"loss": math.nan},
             ValueError,
-            "must hold only values that JSON allows: Out of",
+            "training must hold only values that JSON allows: Out of",
         ),
     ],
 )
@@ -518,7 +525,7 @@ table(
         ),
         *(
             row(..., TypeError, f"There is no option {name!r}; there are n, ", **{name: 3})
-            for name in ("layers", "device", "data", "fig", "save_path")
+            for name in ("layers", "device", "data", "fig", "save_path", "dpi")
         ),
     ],
 )
@@ -531,7 +538,7 @@ table(
     params=[
         row([], ValueError, "empty parameter list"),
         row([3], TypeError, "can only optimize Tensors, but one of the params is int"),
-        row([bias()], ValueError, "at least 2 dimensions, but one has shape (3,)", orthogonal=True),
+        row([bias()], ValueError, "least 2 dimensions, but one has shape (3,)", orthogonal=True),
     ],
     lr=numbers("a finite number of at least 0", -1e-9),
     momentum=numbers("a number in [0, 1)", -0.01, 1),
@@ -554,7 +561,7 @@ table(
     "ReceptiveFields.plot",
     lambda: partial(fields().plot, layer="conv"),
     image=[
-        row("cat.png", ValueError, "image must have the shape (C, 4, 4) or (4, 4), as the input"),
+        row("cat.png", ValueError, "(C, 4, 4) or (4, 4), like the analyzed input, but got ()"),
         row(torch.zeros(3, 28, 28), ValueError, "but got (3, 28, 28)"),
         row(torch.full((4, 4), 1.5), ValueError, "but its values range from 1.50 to 1.50"),
         row(np.full((4, 4), -0.5), ValueError, "but its values range from -0.50 to -0.50"),
@@ -668,7 +675,7 @@ table(
     ],
     layer=[
         *types_and_values("the name of a submodule, or None", [3, True, ["conv"]], []),
-        row("cnv", KeyError, "The model has no submodule 'cnv'. Close matches: conv"),
+        row("cnv", KeyError, "The model has no submodule 'cnv'. Close matches: conv."),
         row("unused", KeyError, "The model does not call 'unused' for these images"),
     ],
     unit=[
@@ -700,18 +707,21 @@ table(
 
 table(
     "make_optimizer",
-    lambda: partial(make_optimizer, network=nn.Linear(1, 1), recipe="adam"),
-    network=types_and_values("a torch.nn.Module", ["resnet", None, Small], []),
+    lambda: partial(make_optimizer, network=model(), recipe="sgd"),
+    network=[
+        *types_and_values("a torch.nn.Module", ["resnet", None, Small], []),
+        row(nn.ReLU(), ValueError, "The network has no trainable parameters"),
+    ],
     recipe=RECIPE,
-    fused=types_and_values("True or False", ["no", 1, [True]], []),
+    fused=types_and_values("True or False", ["no", 1, np.bool_(True), [True]], []),
 )
 
 table(
     "make_scheduler",
     lambda: partial(
-        make_scheduler, optimizer=torch.optim.SGD([kernel()]), recipe="sgd", total_steps=5
+        make_scheduler, optimizer=make_optimizer(model(), "sgd"), recipe="sgd", total_steps=5
     ),
-    optimizer=types_and_values("a torch.optim.Optimizer", [None, "sgd", 3], []),
+    optimizer=types_and_values("a torch.optim.Optimizer", ["sgd", None, torch.optim.SGD], []),
     recipe=RECIPE,
     total_steps=integers(1),
 )

@@ -148,4 +148,5 @@ def failure_message(error: TraceError, shape: Sequence[int], inputs: Any) -> str
     elif "ernel size" in str(cause):
         remedy = "The input is smaller than a kernel: use a larger one."
     given = "these inputs" if inputs is not None else f"an input of shape {tuple(shape)}"
-    return f"The model fails on {given}{layer}: {type(cause).__name__}: {cause} {remedy}"
+    reason = str(cause).rstrip(".")
+    return f"The model fails on {given}{layer}: {type(cause).__name__}: {reason}. {remedy}"
