@@ -1,4 +1,4 @@
-"""Show the test images of CIFAR-10 that a network misclassifies, and where it looked.
+"""Draw the test images of CIFAR-10 that a network misclassifies, with class activation maps.
 
     python examples/misclassified.py                    # the network `quarter` of the package
     python examples/misclassified.py my.safetensors --true cat --pred dog --method hirescam
