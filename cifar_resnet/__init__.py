@@ -1,4 +1,4 @@
-"""CIFAR-10 with a custom ResNet: independent pieces, and the 24-epoch training made of them.
+"""Train a custom ResNet on CIFAR-10 in 24 epochs, or use the parts separately.
 
 Importing this package is cheap: each name, and the libraries it needs, is loaded on first use. The
 public names and their modules are listed in `__init__.pyi`, which type checkers read as well.

@@ -53,7 +53,7 @@ class CustomResNet(nn.Module):
 
     The order inside a block is convolution, pooling, ReLU, BatchNorm: BatchNorm comes *after*
     ReLU. With the default arguments the network has 6,573,120 parameters. The layout is
-    based on David Page, "How to train your ResNet" (2018). The keyword-only options vary it; each
+    based on David Page, "How to train your ResNet" (2018). The keyword-only options change it; each
     is off by default.
 
     Args:
@@ -155,7 +155,7 @@ class CustomResNet(nn.Module):
             source: One of
 
                 - the name of weights that come with the package and need no internet connection:
-                  `"full"` (the specified network), `"quarter"` (the same at width 16) or
+                  `"full"` (the default network), `"quarter"` (the same at width 16) or
                   `"quarter-best"` (width 16 and the options of the recipe `"best"`);
                   `pretrained_weights()` lists them with their accuracies;
                 - the path of a `.safetensors` file from `save_pretrained`;

@@ -156,7 +156,7 @@ def _find(source: str | Path) -> Path:
     if str(source) not in shipped:
         raise ValueError(
             f"There are no weights {str(source)!r}; choose one of {(*shipped,)}, or pass the path "
-            "of a .safetensors file from save_pretrained or of a .ckpt file from a training."
+            "of a .safetensors file from save_pretrained or of a .ckpt file of a training run."
         )
     return shipped[str(source)]
 

@@ -86,7 +86,7 @@ def test_the_smoke_run_leaves_everything_that_a_run_leaves(smoke: tuple[Path, st
     assert run.name.endswith("-muon-width4-seed0")
     for part in (
         "Test accuracy",
-        "with the mirror view",
+        "with the mirror image",
         "with six views",
         "images/s",
         "--width 64",
@@ -324,7 +324,7 @@ def test_two_processes_train_as_one_run_and_resume(
         (["--val-split", "50000"], 2, "val_split must be a count in"),
         (["--seed", "-1"], 2, "must be at least 0, but got -1"),
         (["--resume", "run", "--width", "8"], 2, "--resume takes --width from the saved run"),
-        (["--output-dir", "/dev/null/runs"], 1, "Is --output-dir right?"),
+        (["--output-dir", "/dev/null/runs"], 1, "Choose another --output-dir."),
         (["--data-dir", "/dev/null/data"], 1, "cannot be written"),
         (["--devices", "3"], 2, "The batch size must be divisible by the number of processes, but"),
         (["--devices", "0"], 2, "must be at least 1, but got 0"),

@@ -201,7 +201,7 @@ def test_tensors_are_found_in_dataclasses_and_not_in_other_objects() -> None:
     assert agrees(network) == (3, 3)
     outer = Net(lambda self, x: self.inner(x).features, inner=network)
     assert "inner" in check_receptive_field(outer, SIZE).compared
-    with pytest.raises(ValueError, match="no tensor in what the model returns"):
+    with pytest.raises(ValueError, match="The model returns no tensor"):
         receptive_field(Net(lambda self, x: object()), SIZE)
 
 

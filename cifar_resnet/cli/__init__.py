@@ -1,4 +1,4 @@
-"""The `cifar-resnet` command: the pieces of the library composed for users without a clone.
+"""The command `cifar-resnet`, which combines the parts of the library.
 
 `main` parses the arguments and runs one of the subcommands `train`, `data`, `misclassified`,
 `predict` and `app`, each in the module of its name. `options` holds what their arguments share;

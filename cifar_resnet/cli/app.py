@@ -1,4 +1,4 @@
-"""Show the demo in the browser: classify an image, look at errors, see what a unit sees.
+"""Run the demo in the browser: classify images, show misclassified images and receptive fields.
 
 It runs on the CPU and without a network connection. Uploads are deleted within 70 minutes, and when
 the demo ends. It needs Gradio: pip install "cifar-resnet[app]"
@@ -19,7 +19,7 @@ from cifar_resnet.cli.options import CommandError, add_data_dir, positive
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `cifar-resnet app`."""
     parser.add_argument(
-        "--weights", help=f"a network to list before those of the package: {WEIGHTS_HELP}"
+        "--weights", help=f"a network to add to those of the package: {WEIGHTS_HELP}"
     )
     parser.add_argument(
         "--port", type=positive, help="port to listen on (default: the first free one from 7860)"

@@ -1,4 +1,4 @@
-"""Choose device, precision and allocator settings for a training, and describe the machine."""
+"""Choose device, precision and allocator settings for a run, and describe the machine."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def device_name(device: torch.device) -> str:
 
 
 def pick_precision(device: torch.device, processes: int = 1) -> str:
-    """Return `"bf16-mixed"` where bfloat16 products are faster, else `"32-true"`.
+    """Return `"bf16-mixed"` if bfloat16 products are faster, else `"32-true"`.
 
-    One process measures a matrix product in both formats. Several processes must all come to the
-    same answer, so they do not measure: they use bfloat16 on GPUs that have it.
+    A single process measures a matrix product in both formats. Several processes must choose the
+    same precision, so they do not measure: they use bfloat16 on GPUs that support it.
     """
     import torch
 
@@ -84,7 +84,7 @@ def pick_precision(device: torch.device, processes: int = 1) -> str:
 def expected_seconds(
     network: nn.Module, batch_size: int, precision: str, device: torch.device
 ) -> float:
-    """Estimate the seconds of training per image from a few steps of a copy of the network."""
+    """Estimate the training time per image in seconds from a few steps of a copy of the network."""
     import torch
 
     network = copy.deepcopy(network).to(device)

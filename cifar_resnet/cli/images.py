@@ -21,10 +21,10 @@ MOST_PIXELS = 50_000_000
 
 
 def read_image(path: str | Path) -> Pixels:
-    """Read an image file: upright, its middle square, scaled to 32 x 32 pixels.
+    """Read an image file, rotate it upright, and scale its central square to 32 x 32 pixels.
 
-    Transparency becomes white, 16-bit values are scaled to 8 bits, and of an animation the first
-    frame is taken.
+    Transparent areas become white, 16-bit values are scaled to 8 bits, and the first frame of an
+    animation is used.
 
     Raises:
         ValueError: If the file is missing, damaged, not an image of a known format, or larger than
@@ -40,7 +40,7 @@ def read_image(path: str | Path) -> Pixels:
         raise ValueError(f"The image has too many pixels; {_most()}") from None
     except Exception:  # Pillow raises whatever the parsers of its formats do
         raise ValueError(
-            f"This file is not an image that can be read. Expected one of {', '.join(known)}."
+            f"This file is missing or not a readable image. Expected one of {', '.join(known)}."
         ) from None
     with image:
         if image.width * image.height > MOST_PIXELS:

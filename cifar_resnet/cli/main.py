@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all subcommands."""
     parser = argparse.ArgumentParser(
         prog="cifar-resnet",
-        description="Train a custom ResNet on CIFAR-10, look at its errors, and use it.",
+        description="Train a custom ResNet on CIFAR-10, draw its errors, and classify images.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

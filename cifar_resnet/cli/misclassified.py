@@ -1,4 +1,4 @@
-"""Draw the test images that a network misclassifies, and list them.
+"""Draw and list the test images that a network misclassifies.
 
 Writes misclassified.png, confusion_matrix.png, calibration.png and errors.json.
 """
@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pred", metavar="CLASS", help="only images predicted as this class (default: all)")
     add(
         "--cam", default="both", choices=("both", "predicted", "true", "contrast", "none"),
-        help="class that the maps explain (default: both)",
+        help="class that the class activation maps explain; contrast: evidence for the predicted "
+        "and against the true class (default: both)",
     )  # fmt: skip
     add("--method", default="gradcam", help="method of the maps (default: gradcam)")
     add(
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--output-dir", type=Path,
-        help="folder to write to (default: that of the run or file, else the current folder)",
+        help="folder to write to (default: the folder of the run or file; for pretrained weights, "
+        "the current folder)",
     )  # fmt: skip
     add_data_dir(parser)
 
@@ -113,7 +115,7 @@ def _check_layers(layers: list[str], network: nn.Module) -> None:
 
 
 def _folder_of(network: Path) -> Path:
-    """Return the folder of the run or file, or the current folder for shipped weights."""
+    """Return the folder of the run or file, or the current folder for pretrained weights."""
     if network.is_dir():
         return network
     return network.parent if network.is_file() else Path()

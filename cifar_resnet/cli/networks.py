@@ -1,4 +1,4 @@
-"""Load the network that a user names: a run, a checkpoint, a weight file or shipped weights."""
+"""Load the network that a user names: a run, a checkpoint, a weight file or pretrained weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from cifar_resnet import CustomResNet
 
 WEIGHTS_HELP = (
-    "folder of a run, .ckpt file of a training, .safetensors file, or name of weights that come "
-    "with the package"
+    "folder of a run, .ckpt file of a training run, .safetensors file, or name of pretrained "
+    "weights (full, quarter or quarter-best)"
 )
 
 
@@ -20,7 +20,8 @@ def load_network(source: str) -> CustomResNet:
     """Load a network for CIFAR-10 in evaluation mode.
 
     Args:
-        source: Folder of a run, `.ckpt` file, `.safetensors` file, or name of shipped weights.
+        source: Folder of a run, `.ckpt` file, `.safetensors` file, or name of pretrained
+            weights.
 
     Raises:
         CommandError: If there is no such network, or it is not one for ten classes and three
@@ -36,12 +37,12 @@ def load_network(source: str) -> CustomResNet:
             if not path.is_file():
                 raise CommandError(
                     f"{source} is not a run that can be loaded: it does not contain last.ckpt. "
-                    "Give the folder of a run of `cifar-resnet train`."
+                    "Pass the folder of a run of `cifar-resnet train`."
                 )
         elif not path.is_file():
             raise CommandError(
                 f"There is no file or folder {source!r}. Expected the folder of a run, a .ckpt or "
-                f".safetensors file, or one of the shipped weights: {', '.join(names)}."
+                f".safetensors file, or one of the pretrained weights: {', '.join(names)}."
             )
     try:
         network = CustomResNet.from_pretrained(path)

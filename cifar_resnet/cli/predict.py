@@ -1,7 +1,7 @@
 """Classify image files.
 
-Each image is cropped to its middle square and scaled to 32 x 32 pixels. The network always answers
-with one of the ten classes of CIFAR-10, whatever the image shows.
+Each image is cropped to its central square and scaled to 32 x 32 pixels. The network always
+predicts one of the ten classes of CIFAR-10, even if the image shows something else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
     parser.add_argument("--weights", default="full", help=f"{WEIGHTS_HELP} (default: full)")
     parser.add_argument(
-        "--top", type=positive, default=3, metavar="N", help="classes to list (default: 3)"
+        "--top", type=positive, default=3, metavar="N", help="how many classes to list (default: 3)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

@@ -23,7 +23,7 @@ class Processes:
 
 
 def find_processes(args: argparse.Namespace) -> Processes:
-    """Find the processes of this training from the options, or from what torchrun has set."""
+    """Find the processes of this run from the options, or from the variables that torchrun sets."""
     environment = os.environ
     devices, num_nodes = args.devices, args.num_nodes
     if "TORCHELASTIC_RUN_ID" in environment:

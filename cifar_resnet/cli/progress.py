@@ -1,4 +1,4 @@
-"""Measure the stages of a training, and show its progress."""
+"""Measure the stages of a run, and show its progress."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Stages:
 
 
 class Progress(Callback):
-    """Count seconds and images of the training, and show a bar over the whole run.
+    """Count the seconds and images of a run, and show a progress bar.
 
-    A resumed training continues the counts of its checkpoint.
+    A resumed run continues the counts of its checkpoint.
 
     Args:
-        stages: Gets the stages "set-up" and "first step" (which includes compilation).
+        stages: Receives the stages "set-up" and "first step" (which includes compilation).
         show: If True, show the bar.
     """
 

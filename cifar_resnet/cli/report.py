@@ -1,4 +1,4 @@
-"""Report a finished training: figures, `metrics.json` and a summary."""
+"""Report a finished run: figures, `metrics.json` and a summary."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from cifar_resnet.plotting.saving import save_figure
 FILES = {
     "metrics.json": "all results, with versions, hardware and seed",
     "curves.png": "loss, accuracy and learning rate",
-    "misclassified.png": "the worst errors, and which pixels the network used",
+    "misclassified.png": "the errors with the highest loss, with class activation maps",
     "confusion_matrix.png": "which classes are confused",
     "calibration.png": "accuracy at each confidence",
-    "best.ckpt": "the epoch with the best {monitor}",
-    "last.ckpt": "the end of the training, which was tested here",
+    "best.ckpt": "checkpoint of the epoch with the best {monitor}",
+    "last.ckpt": "checkpoint of the end of the run, whose network was tested",
 }
 
 
@@ -93,13 +93,13 @@ def summary(folder: Path, metrics: dict[str, Any], monitor: str) -> str:
     """Return the summary that is printed at the end."""
     views = "".join(
         f", {100 * metrics[name]:.2f} % with {shown}"
-        for name, shown in (("accuracy_mirror", "the mirror view"), ("accuracy_six", "six views"))
+        for name, shown in (("accuracy_mirror", "the mirror image"), ("accuracy_six", "six views"))
         if metrics[name] is not None
     )
     width = max(map(len, FILES))
     lines = [
         "",
-        f"Test accuracy   {100 * metrics['accuracy']:.2f} % plain{views}",
+        f"Test accuracy   {100 * metrics['accuracy']:.2f} % without TTA{views}",
         f"Training        {duration(metrics['train_seconds'])}, "
         f"{metrics['images_per_second']:,.0f} images/s",
         f"In {folder}:",

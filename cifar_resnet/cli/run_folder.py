@@ -80,7 +80,7 @@ def newest_checkpoint(last: LastCheckpoint) -> tuple[Path | None, int]:
         raise CommandError(str(error)) from error
     except (pickle.UnpicklingError, KeyError, TypeError) as error:
         raise CommandError(
-            f"{checkpoint} is not a checkpoint of a training: {str(error).splitlines()[0]}"
+            f"{checkpoint} is not a checkpoint of a training run: {str(error).splitlines()[0]}"
         ) from error
 
 

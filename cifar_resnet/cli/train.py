@@ -1,10 +1,11 @@
 """Train the custom ResNet on CIFAR-10 and report its accuracy.
 
-  cifar-resnet train                  # the full network on a GPU, a quarter of its width on a CPU
-  cifar-resnet train --width 64       # the full network, even without a GPU
-  cifar-resnet train --resume RUN     # resume a run that was stopped or killed
+  cifar-resnet train                  # full width with an NVIDIA GPU, otherwise a quarter of it
+  cifar-resnet train --width 64       # full width, even without a GPU
+  cifar-resnet train --resume RUN     # continue a run that was stopped or killed
 
-Ctrl-C stops with a checkpoint. A run leaves its metrics, figures, checkpoints and log in a folder.
+Each run writes its metrics, figures, checkpoints and log to its own folder. Ctrl-C saves a
+checkpoint and stops.
 """
 
 from __future__ import annotations
@@ -34,53 +35,74 @@ _LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `cifar-resnet train`."""
     add = parser.add_argument
-    add("--epochs", type=positive, default=24, help="(default: 24)")
+    add("--epochs", type=positive, default=24, help="number of epochs (default: 24)")
     add("--seed", type=non_negative, default=0, help="random seed (default: 0)")
-    add("--recipe", default="muon", help="muon, best, sgd or adam (default: muon)")
+    add(
+        "--recipe", default="muon",
+        help="hyperparameters: muon, best, sgd or adam (default: muon)",
+    )  # fmt: skip
     add(
         "--set", action="append", default=[], metavar="FIELD=VALUE",
         help="change a field of the recipe, such as learning_rate=0.2; may be repeated",
     )  # fmt: skip
     add(
         "--batch-size", type=positive,
-        help="images in a step, over all processes (default: the recipe's)",
+        help="images per optimizer step, over all processes (default: that of the recipe)",
     )  # fmt: skip
     add(
         "--width", type=positive,
-        help="channels of the first block (default: 64 on an NVIDIA GPU, else 16)",
+        help="channels of the first block (default: 64 with an NVIDIA GPU, otherwise 16)",
     )  # fmt: skip
     add(
         "--precision", choices=("32-true", "bf16-mixed", "16-mixed"),
-        help="(default: bf16-mixed where it is faster, which is measured, else 32-true)",
+        help="precision of Lightning's Trainer (default: bf16-mixed if a short measurement shows "
+        "that it is faster, otherwise 32-true)",
     )  # fmt: skip
-    add("--val-split", type=non_negative, default=0, help="images to hold out (default: 0)")
+    add(
+        "--val-split", type=non_negative, default=0, metavar="N",
+        help="training images to hold out for validation (default: 0)",
+    )  # fmt: skip
     add_data_dir(parser)
-    add("--output-dir", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
-    add("--resume", type=Path, metavar="RUN", help="folder of an interrupted run")
+    add(
+        "--output-dir", type=Path, default=Path("runs"), metavar="FOLDER",
+        help="folder that contains the folders of all runs (default: runs)",
+    )  # fmt: skip
+    add("--resume", type=Path, metavar="RUN", help="folder of an interrupted run to continue")
     add(
         "--save-every", type=non_negative, default=30, metavar="SECONDS",
-        help="time between two checkpoints; 0 for one after every step (default: 30)",
+        help="time between two checkpoints; 0 saves after every step (default: 30)",
     )  # fmt: skip
-    add("--logger", choices=_LOGGERS, default="tensorboard", help="(default: tensorboard)")
+    add(
+        "--logger", choices=_LOGGERS, default="tensorboard",
+        help="where to log the values of the run (default: tensorboard)",
+    )  # fmt: skip
     add(
         "--compile", nargs="?", const="default",
         choices=("default", "reduce-overhead", "max-autotune"),
-        help="torch.compile the network, for a GPU; reduce-overhead uses CUDA graphs "
+        help="compile the network with torch.compile, for a GPU; reduce-overhead uses CUDA graphs "
         "(default: not compiled)",
     )  # fmt: skip
-    add("--smoke", action="store_true", help="train two epochs of two batches, in seconds")
-    add("--quiet", action="store_true", help="show no progress bar")
+    add(
+        "--smoke", action="store_true",
+        help="train only two epochs of two batches, to check that everything works",
+    )  # fmt: skip
+    add("--quiet", action="store_true", help="do not show the progress bar")
     group = parser.add_argument_group(
-        "several processes", "passed to Lightning; the batch size is divided among the processes"
+        "several processes",
+        "Passed to Lightning's Trainer. The batch size is divided among the processes.",
     )
     group.add_argument(
         "--devices", type=_devices, metavar="N",
-        help="processes on each node, or GPU numbers such as 0,2 (default: 1, or torchrun's)",
+        help="processes per machine, or the numbers of the GPUs to use, such as 0,2 (default: 1; "
+        "with torchrun, the number that it starts)",
     )  # fmt: skip
     group.add_argument(
-        "--num-nodes", type=positive, metavar="N", help="(default: 1, or torchrun's)"
+        "--num-nodes", type=positive, metavar="N",
+        help="number of machines (default: 1; with torchrun, the number that it uses)",
+    )  # fmt: skip
+    group.add_argument(
+        "--strategy", metavar="NAME", help="strategy of the Trainer, such as ddp (default: auto)"
     )
-    group.add_argument("--strategy", metavar="NAME", help="such as ddp (default: auto)")
     parser.set_defaults(started=time.perf_counter(), default=parser.get_default)
 
 
@@ -160,8 +182,8 @@ def run(args: argparse.Namespace) -> int:
         )
         if args.width < 64:
             print(
-                f"This is the network at {args.width}/64 of its width; --width 64 trains the full "
-                "one, which takes much longer on a CPU."
+                f"This network has {args.width}/64 of the full width. --width 64 trains the full "
+                "network, which takes much longer on a CPU."
             )
         if checkpoint is not None:
             print(f"Resuming after step {step}.")
@@ -262,7 +284,7 @@ def _prepare(
     try:
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
     except OSError as error:
-        raise CommandError(f"{error}. Is --output-dir right?") from error
+        raise CommandError(f"{error}. Choose another --output-dir.") from error
     try:
         data.prepare_data()
         if not args.resume:

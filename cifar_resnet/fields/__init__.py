@@ -3,8 +3,8 @@
 The exact receptive field of a unit is the set of input pixels that it depends on. It is found in
 four steps:
 
-1. The network is run once, and every operation that PyTorch carries out is noted. The list of these
-   steps is the **trace**.
+1. The network is run once, and every operation that PyTorch carries out is recorded. The list of
+   these steps is the **trace**.
 2. Each pixel of the input starts with a **position set** along each axis that contains itself:
    pixel (3, 5) has the row {3} and the column {5}.
 3. Along the trace, the **rule** of each operation computes the position sets of its result from
@@ -41,6 +41,6 @@ In reading order:
 - `result`: the mapping from names to records that the user gets;
 - `arguments`, `analysis`: the public function `receptive_field`;
 - `probe`: the public function `check_receptive_field`, an independent experiment;
-- `effective`: the public function `effective_receptive_field`, from gradients. It uses nothing of
-  the above but two helpers for drawing.
+- `effective`: the public function `effective_receptive_field`, which uses gradients. Of the modules
+  above, it uses only two helpers for drawing.
 """

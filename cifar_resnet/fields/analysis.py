@@ -57,7 +57,7 @@ def receptive_field(
         source: Index of the input to follow among `inputs`.
         spatial_dims: The dimensions of the input to follow. If None, all from the third on.
         ignore: Names or classes of submodules to look through, or patterns such as `"*.se"` and
-            `"GroupNorm"`. Gates and normalizations see the whole image, which hides what the
+            `"GroupNorm"`. Such layers use the whole image, which hides what the
             convolutions see. Each unit of an ignored layer's output depends on the same unit of its
             input.
         unknown: "raise" to raise an error for an operation without a rule, and if values are

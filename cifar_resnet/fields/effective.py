@@ -159,8 +159,10 @@ class EffectiveReceptiveField:
         return marginals
 
     def _mass_by_distance(self) -> Tensor:
-        """Return the mass at each distance from the centroid's pixel, in the maximum norm: of the
-        edges of growing squares."""
+        """Return the mass at each distance 0, 1, 2, ... from the pixel of the centroid.
+
+        The distance is the largest one along any axis, so equal distances form a square.
+        """
         distance = torch.zeros(self.map.shape, dtype=torch.int64)
         for dim, center in enumerate(self.centroid):
             shape = [1] * self.map.dim()

@@ -76,9 +76,9 @@ def check_receptive_field(
     """Verify `receptive_field` for a network by an independent experiment.
 
     Sample i of a batch has NaN in row i of the image. A unit of an output that is NaN depends on
-    that row, whatever the weights are. NaN passes through ReLU, maximum pooling and normalization,
-    which hide dependences from gradients. All units of all layer outputs are compared with the
-    analysis as sets of rows, not only by their size.
+    that row, whatever the weights are. NaN passes through ReLU, max pooling and normalization,
+    where the gradient can be zero although the unit depends on the row. All units of all layer
+    outputs are compared with the analysis as sets of rows, not only by their size.
 
     The experiment has three limits: weights of zero count as read, it does not see through
     `torch.where` and `nan_to_num`, and the model must process samples independently.

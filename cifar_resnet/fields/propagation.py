@@ -77,9 +77,8 @@ class Propagation:
                 self.sets.forget(index)
         if not any(refs_in(self.trace.outputs)):
             raise ValueError(
-                "There is no tensor in what the model returns. Receptive fields look into tensors, "
-                "lists, tuples, dictionaries and dataclasses. Wrap the model so that it returns "
-                "one of these."
+                "The model returns no tensor. Expected a tensor, or a list, tuple, dictionary or "
+                "dataclass of tensors. Wrap the model so that it returns one of these."
             )
         if not self.outputs:
             raise ValueError(

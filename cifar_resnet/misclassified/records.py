@@ -26,7 +26,7 @@ class MisclassifiedSample:
         true_name: Name of the label's class.
         predicted_name: Name of the predicted class.
         probabilities: Softmax of the scores, float32 (classes,).
-        loss: Cross-entropy of the label, in nats.
+        loss: Cross-entropy of the label (natural logarithm).
         suspect: Whether the label is listed in `label_suspects`.
     """
 

@@ -53,8 +53,8 @@ class ImageClassifier(LightningModule):
     Args:
         network: Any module from images (N, C, H, W) to scores (N, classes); or the arguments of a
             `CustomResNet` as a mapping, which is how checkpoints store it.
-        recipe: A `Recipe`, or the name of a preset. Defaults to the specified training: Adam at a
-            learning rate of 0.001.
+        recipe: A `Recipe`, or the name of a preset. Defaults to `Recipe()`: Adam at a learning
+            rate of 0.001.
         num_classes: Number of classes. If None, `network.num_classes` is used.
 
     Raises:

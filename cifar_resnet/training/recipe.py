@@ -22,8 +22,8 @@ class Recipe:
     """The hyperparameters of a training run: optimizer, schedule, loss, test-time augmentation, and
     the matching options of data and network.
 
-    The default is the specified training: Adam at a constant learning rate of 0.001. Start from a
-    preset with `Recipe.preset` and change single values with `dataclasses.replace`.
+    `Recipe()` is Adam at a constant learning rate of 0.001. Start from a preset with
+    `Recipe.preset` and change single values with `dataclasses.replace`.
 
     Args:
         name: Name of the recipe in reports and result files.
@@ -53,7 +53,7 @@ class Recipe:
         cutout: Side in pixels of the square that cutout blanks. If 0, there is no cutout.
         norm_first: Whether the network has BatchNorm before the activation.
         activation: `"relu"` or `"gelu"`.
-        residual2: Whether the network also has a residual block after its second stage.
+        residual2: Whether the network also has a residual block after `layer2`.
         head_scale: Factor on the logits of the network, greater than 0.
 
     Raises:
@@ -111,9 +111,9 @@ class Recipe:
     def preset(cls, name: str) -> Recipe:
         """Return the recipe called `name`.
 
-        `"adam"` trains as specified; `"sgd"` trains the specified network better in 24 epochs, and
-        `"muon"` better still; `"best"` is `"muon"` for a network with BatchNorm before GELU and an
-        additional residual block.
+        `"adam"` is the default, `Recipe()`. `"sgd"` reaches a higher accuracy in 24 epochs, and
+        `"muon"` a higher one than `"sgd"`. `"best"` is `"muon"` for a network with BatchNorm before
+        GELU and an additional residual block.
 
         Raises:
             TypeError: If `name` is not a string.

@@ -19,12 +19,12 @@ EXAMPLES = sorted(
     key=lambda path: CLASSES.index(path.stem.partition("-")[2]),
 )
 INTRODUCTION = f"""# CIFAR-10 with a custom ResNet
-The network knows ten classes: {", ".join(CLASSES)}. It always answers with one of them, whatever
-the image shows.
+The network distinguishes ten classes: {", ".join(CLASSES)}. It always predicts one of them, even if
+the image shows something else.
 """
 PREPROCESSING = (
-    f"The network gets the middle square of the image, scaled to {SIDE} x {SIDE} pixels. "
-    "Transparent pixels become white; of an animation, the first frame is used."
+    f"The network receives the central square of the image, scaled to {SIDE} x {SIDE} pixels. "
+    "Transparent pixels become white. The first frame of an animation is used."
 )
 
 
@@ -114,8 +114,8 @@ def build(demo: Demo) -> gr.Blocks:
 
         with gr.Tab("Receptive fields") as fields_tab:
             gr.Markdown(
-                "What one unit of a layer reads of the image in the first tab. Click on the image "
-                "or on the units, or move the sliders."
+                "A unit is one spatial position of a layer's output. The pixels of the image that "
+                "it depends on are framed. Click on the image or on the units, or move the sliders."
             )
             with gr.Row():
                 unit_layer = gr.Dropdown(

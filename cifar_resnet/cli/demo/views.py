@@ -141,7 +141,8 @@ class Demo:
         height, width = self.fields(name)[layer].unit_shape
         about = "independent of the class" if method == "eigencam" else f"for {CLASSES[number]}"
         caption = (
-            f"{title} of {layer} ({height} x {width}), {about}; bright is the map's own maximum."
+            f"{title} of {layer} ({height} x {width}), {about}. The brightest color is the maximum "
+            "of this map."
         )
         return scores, enlarged(pixels, found, opacity), caption
 
@@ -189,7 +190,7 @@ class Demo:
     def field(
         self, pixels: Pixels | None, name: str, layer: str, row: int, column: int
     ) -> tuple[Image.Image, Image.Image, Any, str]:
-        """Return a unit's region on the image, the grid of units, the field's figure and a text."""
+        """Return the image with a unit's region, the grid of units, a figure and a description."""
         # layer and sliders may still belong to the previous network or to a larger layer
         layer = self.layer(name, layer, min_units=1)
         field = self.fields(name)[layer]
