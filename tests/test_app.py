@@ -632,7 +632,7 @@ def test_a_refused_upload_says_why_and_leaves_nothing(page: Any, tmp_path: Path)
     (tmp_path / "a.png").write_text("text")
     page.locator("#upload [aria-label='Remove Image']").click()
     page.locator("#upload input[type=file]").set_input_files(tmp_path / "a.png")
-    page.get_by_text("This file is missing or not a readable image").wait_for()
+    page.get_by_text("This file is not an image that can be read").wait_for()
     page.get_by_text("Choose an image.").wait_for()
     page.locator("#upload input[type=file]").wait_for(state="attached")
 

@@ -193,7 +193,7 @@ def test_a_run_stops_with_a_checkpoint_and_resumes(
     result = start("train", "--resume", run, "--quiet", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "last.ckpt is damaged" in result.stderr
-    assert "previous.ckpt, the one before." in result.stderr
+    assert "previous.ckpt, its predecessor." in result.stderr
     assert f"Resuming after step {before}." in result.stdout
     metrics = metrics_of(run)
     assert (metrics["resumed"], metrics["train_images"]) == (True, 45_000)

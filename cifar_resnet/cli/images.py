@@ -40,7 +40,7 @@ def read_image(path: str | Path) -> Pixels:
         raise ValueError(f"The image has too many pixels; {_most()}") from None
     except Exception:  # Pillow raises whatever the parsers of its formats do
         raise ValueError(
-            f"This file is missing or not a readable image. Expected one of {', '.join(known)}."
+            f"This file is not an image that can be read. Expected one of {', '.join(known)}."
         ) from None
     with image:
         if image.width * image.height > MOST_PIXELS:

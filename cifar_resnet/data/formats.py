@@ -42,7 +42,7 @@ Records = dict[str, NDArray[np.uint8]]  # batch name -> (10000, 3073)
 
 
 class DatasetError(RuntimeError):
-    """CIFAR-10 is missing, damaged or cannot be stored; the message says what to do."""
+    """Raised if CIFAR-10 is missing, damaged or cannot be stored; the message says what to do."""
 
 
 class Arrays(NamedTuple):

@@ -70,7 +70,7 @@ class ConfusedPair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Confidence and accuracy in bins of equal width in confidence.
+    """Accuracy and mean confidence of all samples, in bins of the confidence of equal width.
 
     Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks" (ICML 2017),
     equation 5.

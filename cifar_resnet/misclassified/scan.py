@@ -45,7 +45,7 @@ def find_misclassified(
     std: Sequence[float] | float | None = None,
     seed: int = 0,
 ) -> MisclassifiedSamples:
-    """Find the images that a classifier gets wrong, and count its predictions over all images.
+    """Find the images that a classifier gets wrong, and count its predictions for all images.
 
     Each image passes through the model once, in evaluation mode and without gradients. The model is
     left unchanged. Only the errors that are kept take memory. An active autocast context is
