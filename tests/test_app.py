@@ -337,7 +337,7 @@ def test_without_the_data_the_gallery_says_what_to_do(tmp_path: Path) -> None:
     bare = views.Demo(str(tmp_path / "empty"))
     pictures, summary, there = bare.gallery("quarter", 5, views.ANY, views.ANY, False)
     assert (pictures, there) == ([], False)
-    assert "The test set is not here" in summary
+    assert "The test set is not on disk" in summary
     assert "put one of cifar-10-binary.tar.gz" in summary
     with pytest.raises(DatasetError):
         bare.errors("quarter")
@@ -399,6 +399,7 @@ def test_a_checkpoint_of_a_training(tmp_path: Path) -> None:
     options = Recipe.preset("best").network_options()
     classifier = ImageClassifier(CustomResNet(2, **options), "best")
     saved = {"state_dict": classifier.state_dict(), "hyper_parameters": dict(classifier.hparams)}
+    classifier.on_save_checkpoint(saved)
     torch.save(saved, tmp_path / "last.ckpt")
     own = views.Demo(weights=str(tmp_path / "last.ckpt"))
     assert own.choices[0] == ("last.ckpt", "last.ckpt")
