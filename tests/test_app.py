@@ -367,7 +367,7 @@ def test_the_region_of_a_unit_is_drawn(shown: views.Demo) -> None:
     inside[np.ix_(rows, columns)] = True
     assert same[inside].all()
     assert not same[~inside & (pixels < 250).all(2)].any()
-    marked = (np.asarray(grid) == drawing.ORANGE).all(2).nonzero()
+    marked = (np.asarray(grid) == drawing.MARK).all(2).nonzero()
     side = 32 * drawing.ZOOM // 16
     assert {(int(y) // side, int(x) // side) for y, x in zip(*marked, strict=True)} == {(12, 15)}
     assert figure.axes[0].get_title() == "residual1: field of 14 x 14 pixels, input 32 x 32"
