@@ -277,21 +277,23 @@ def peak(width: int, seconds: float) -> float:
     """Return images per second if a step took only as long as its matrix products at peak speed.
 
     PyTorch counts the operations of the convolutions and of the linear layer, forward and backward.
-    The peak speed is the best of three sizes of square bfloat16 matrices.
+    The peak speed is the best of three sizes of square matrices, in the faster of float32 and
+    bfloat16: some processors emulate bfloat16, which is many times slower.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from cifar_resnet import CustomResNet
+    from cifar_resnet.cli.hardware import pick_precision
 
+    device = picked_device()
+    dtype = torch.bfloat16 if pick_precision(device) == "bf16-mixed" else torch.float32
     with FlopCounterMode(display=False) as counter:
         CustomResNet(width)(torch.randn(2, 3, 32, 32)).sum().backward()
     work = counter.get_total_flops() / 2
 
     def products(size: int) -> Iterator[int]:
-        a, b = (
-            torch.randn(size, size, device=picked_device(), dtype=torch.bfloat16) for _ in range(2)
-        )
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         while True:
             torch.mm(a, b)
             yield 2 * size**3

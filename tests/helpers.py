@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import signal
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -331,3 +332,16 @@ def paths(expected: str = "a path", *, none: bool = False) -> list[Row]:
 
 def functions(expected: str) -> list[Row]:
     return types_and_values(expected, ["flip", 3, [len]], [])
+
+
+def killed(folder: Path, step: int) -> None:
+    """Kill the process that calls this in a step of a run, and leave its folder."""
+
+    class Kill(pl.Callback):
+        def on_before_optimizer_step(self, t: pl.Trainer, *_: Any) -> None:
+            if t.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    Training(folder, Path(os.environ["CIFAR10_DIR"]), limit_val_batches=2, every_seconds=0.0).run(
+        Kill()
+    )

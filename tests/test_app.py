@@ -156,19 +156,21 @@ def test_colors_of_16_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no image that can be read; PNG, JPEG, .* are expected"),
-        (b"some text", "no image that can be read"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image that can be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image that can be read"),
-        (b"%PDF-1.4", "no image that can be read"),
+        (b"", "not an image that can be read. Expected one of PNG, JPEG"),
+        (b"some text", "not an image that can be read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image that can be read"),
+        (b"%PDF-1.4", "not an image that can be read"),
         (EXAMPLES[0].read_bytes()[:900], "damaged .* Save it as an ordinary PNG or JPEG"),
         (png_of(32, 32), "damaged"),
-        (png_of(8000, 7000), r"8000 x 7000 pixels; at most 50 million .* Scale it down"),
-        (png_of(60000, 60000), r"too many pixels; at most 50 million .* Scale it down"),
+        (png_of(8000, 7000), r"8000 x 7000 pixels; expected at most 50 million. Scale it down"),
+        (png_of(60000, 60000), r"too many pixels; expected at most 50 million. Scale it down"),
     ],
     ids=["empty", "text", "SVG", "EPS", "PDF", "cut off", "no pixels", "large", "bomb"],
 )
-def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_not_images_are_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         images.read_image(tmp_path / "a.png")
@@ -337,7 +339,7 @@ def test_without_the_data_the_gallery_says_what_to_do(tmp_path: Path) -> None:
     bare = views.Demo(str(tmp_path / "empty"))
     pictures, summary, there = bare.gallery("quarter", 5, views.ANY, views.ANY, False)
     assert (pictures, there) == ([], False)
-    assert "The test set is not here" in summary
+    assert "The test set is not on disk" in summary
     assert "put one of cifar-10-binary.tar.gz" in summary
     with pytest.raises(DatasetError):
         bare.errors("quarter")
@@ -367,13 +369,13 @@ def test_the_region_of_a_unit_is_drawn(shown: views.Demo) -> None:
     inside[np.ix_(rows, columns)] = True
     assert same[inside].all()
     assert not same[~inside & (pixels < 250).all(2)].any()
-    marked = (np.asarray(grid) == drawing.ORANGE).all(2).nonzero()
+    marked = (np.asarray(grid) == drawing.MARK).all(2).nonzero()
     side = 32 * drawing.ZOOM // 16
     assert {(int(y) // side, int(x) // side) for y, x in zip(*marked, strict=True)} == {(12, 15)}
     assert figure.axes[0].get_title() == "residual1: field of 14 x 14 pixels, input 32 x 32"
 
 
-def test_a_layer_of_other_weights_gives_way_to_the_last(shown: views.Demo) -> None:
+def test_a_layer_that_the_network_lacks_becomes_the_last(shown: views.Demo) -> None:
     assert classify(shown, layer="residual2")[2].startswith("Grad-CAM of residual3 (4 x 4)")
     assert "Unit (0, 0) of pool" in shown.field(None, "quarter", "residual2", 5, 5)[3]
     assert shown.layer("quarter-best", "residual2") == "residual2"
@@ -399,6 +401,7 @@ def test_a_checkpoint_of_a_training(tmp_path: Path) -> None:
     options = Recipe.preset("best").network_options()
     classifier = ImageClassifier(CustomResNet(2, **options), "best")
     saved = {"state_dict": classifier.state_dict(), "hyper_parameters": dict(classifier.hparams)}
+    classifier.on_save_checkpoint(saved)
     torch.save(saved, tmp_path / "last.ckpt")
     own = views.Demo(weights=str(tmp_path / "last.ckpt"))
     assert own.choices[0] == ("last.ckpt", "last.ckpt")

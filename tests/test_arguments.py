@@ -243,7 +243,7 @@ OPTIONS_FOR_THESE = {
         for name, other in (("true_class", "pred_class"), ("pred_class", "true_class"))
     },
     "target_layers": [
-        row("cnv", ValueError, "No layer is called 'cnv'. Close ones: conv."),
+        row("cnv", ValueError, "No layer is called 'cnv'. Close matches: conv."),
         row(nn.ReLU(), ValueError, "The target layer ReLU is not a submodule of the model"),
         row("unused", ValueError, "Layer 'unused' is not called"),
     ],
@@ -561,7 +561,7 @@ table(
     "ReceptiveFields.plot",
     lambda: partial(fields().plot, layer="conv"),
     image=[
-        row("cat.png", ValueError, "(C, 4, 4) or (4, 4), like the analyzed input, but got ()"),
+        row("cat.png", ValueError, "like the analyzed input, but got 'cat.png'"),
         row(torch.zeros(3, 28, 28), ValueError, "but got (3, 28, 28)"),
         row(torch.full((4, 4), 1.5), ValueError, "but its values range from 1.50 to 1.50"),
         row(np.full((4, 4), -0.5), ValueError, "but its values range from -0.50 to -0.50"),

@@ -110,6 +110,7 @@ def test_lines_of_an_older_recipe_are_known_again() -> None:
     assert not accuracy.matches(key | {"precision": "bf16-mixed"}, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arm",
     [

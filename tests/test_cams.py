@@ -334,7 +334,7 @@ def test_bad_images_and_models() -> None:
     with pytest.raises(ValueError, match="fails on a batch of shape"):
         compute_cams(model, torch.randn(1, 3, 16, 16))
     for layer, message in (
-        ("residual4", r"called 'residual4'.*Close ones: residual3.*\(4 x 4\)"),
+        ("residual4", r"called 'residual4'.*Close matches: residual3.*\(4 x 4\)"),
         ("head", r"'head' .* has no map.*Suitable ones: prep \(32 x 32\)"),
         ("pool", r"'pool' returns an output of shape \(1, 32, 1, 1\), which is not spatial"),
     ):

@@ -209,19 +209,6 @@ def test_a_checkpoint_due_in_the_last_step_of_an_epoch_waits_for_its_end(
     assert len(scores(alone)) == 3
 
 
-def killed(folder: Path, step: int) -> None:
-    """Kill the process that calls this in a step of a run, and leave its folder."""
-
-    class Kill(pl.Callback):
-        def on_before_optimizer_step(self, t: pl.Trainer, *_: Any) -> None:
-            if t.global_step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    Training(folder, Path(os.environ["CIFAR10_DIR"]), limit_val_batches=2, every_seconds=0.0).run(
-        Kill()
-    )
-
-
 def test_killed_runs_end_like_uninterrupted_ones(data_dir: Path, tmp_path: Path) -> None:
     """Killed twice in the middle of a step; then the last checkpoint is truncated."""
     alone = Training(tmp_path / "alone", data_dir, limit_val_batches=2)
@@ -229,7 +216,7 @@ def test_killed_runs_end_like_uninterrupted_ones(data_dir: Path, tmp_path: Path)
     for step in (10, 19):
         code = (
             f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-            "from pathlib import Path; from test_checkpoints import killed\n"
+            "from pathlib import Path; from helpers import killed\n"
             f"killed(Path({str(tmp_path / 'killed')!r}), {step})"
         )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,19 @@ def make_loggers(name: str, folder: Path, resume_step: int | None) -> list[Logge
     return [local]
 
 
-def remember_run(loggers: list[Logger], folder: Path) -> None:
-    """Save in the run's folder what a resumed run needs to continue in the same logger."""
+def start(loggers: list[Logger], folder: Path) -> None:
+    """Connect the loggers to their files or servers, before the training.
+
+    Raises:
+        CommandError: If one of them fails, for example because it needs a login.
+    """
     for logger in loggers:
-        if isinstance(logger, MLFlowLogger):
+        try:
+            _ = logger.experiment  # type: ignore[attr-defined]
+        except Exception as error:  # loggers raise errors of their own packages
+            name = type(logger).__name__
+            raise CommandError(f"{name} cannot start: {type(error).__name__}: {error}") from error
+        if isinstance(logger, MLFlowLogger):  # a resumed run needs it
             (folder / _MLFLOW_RUN).write_text(f"{logger.run_id}\n")
 
 
@@ -106,5 +116,10 @@ def _csv_logger(folder: Path, resume_step: int | None) -> CSVLogger:
 def _mlflow_logger(folder: Path) -> MLFlowLogger:
     """Create an MLflow logger; a resumed run continues the MLflow run that it started."""
     path = folder / _MLFLOW_RUN
-    run_id = path.read_text().strip() if path.is_file() else None
-    return MLFlowLogger(experiment_name="cifar-resnet", run_name=folder.name, run_id=run_id)
+    return MLFlowLogger(
+        experiment_name="cifar-resnet",
+        run_name=folder.name,
+        run_id=path.read_text().strip() if path.is_file() else None,
+        # Lightning's default, a folder of files, is refused by MLflow 3.
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent}/mlflow.db"),
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import logging
+import shutil
 import signal
 import sys
 import time
@@ -119,12 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
     from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier, LastCheckpoint
     from cifar_resnet.cli import report
-    from cifar_resnet.cli.loggers import (
-        check_installed,
-        log_hyperparameters,
-        make_loggers,
-        remember_run,
-    )
+    from cifar_resnet.cli.loggers import check_installed, log_hyperparameters, make_loggers
 
     _set_up_messages()
     stages.end("import")
@@ -169,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
     trainer = _trainer(args, processes, device, folder, [timer, last], loggers, (monitor, mode))
 
     # Nothing has been written so far.
-    _prepare(folder, data, args, processes)
+    _prepare(folder, data, loggers, args, processes)
     stages.end("data")
     if processes.is_main:
         seconds = hardware.expected_seconds(network, recipe.batch_size, args.precision, device)
@@ -188,7 +184,6 @@ def run(args: argparse.Namespace) -> int:
         if checkpoint is not None:
             print(f"Resuming after step {step}.")
         sys.stdout.flush()
-        remember_run(loggers, folder)
     if args.compile:
         network.compile(mode=args.compile)
 
@@ -273,10 +268,15 @@ def _trainer(
 
 
 def _prepare(
-    folder: Path, data: CIFAR10DataModule, args: argparse.Namespace, processes: Processes
+    folder: Path,
+    data: CIFAR10DataModule,
+    loggers: list[Any],
+    args: argparse.Namespace,
+    processes: Processes,
 ) -> None:
-    """Create the run's folder and make the data available; on failure leave no new folder."""
+    """Create the run's folder, get the data and start the loggers; a failure leaves no folder."""
     from cifar_resnet import DatasetError
+    from cifar_resnet.cli.loggers import start
 
     if not processes.is_main:
         data.prepare_data()  # waits for the process that downloads
@@ -289,9 +289,10 @@ def _prepare(
         data.prepare_data()
         if not args.resume:
             run_folder.save_options(folder, args)
-    except (DatasetError, OSError) as error:
+        start(loggers, folder)
+    except (DatasetError, OSError, CommandError) as error:
         if not args.resume:
-            folder.rmdir()
+            shutil.rmtree(folder)
         raise CommandError(str(error)) from error
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cifar_resnet import arguments
 from cifar_resnet.fields.records import LayerField
+from cifar_resnet.plotting import palette
 from cifar_resnet.plotting.canvas import check_figure
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 # The palette of Okabe and Ito, whose colors color-blind readers can distinguish
-COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = (
+    palette.VERMILION, palette.BLUE, palette.GREEN,
+    palette.PURPLE, palette.ORANGE, palette.SKY_BLUE,
+)  # fmt: skip
 
 Region = tuple[tuple[int, int], ...]  # first and last pixel along each axis, both inclusive
 
@@ -153,7 +157,7 @@ def _as_picture(image: ArrayLike | Tensor, height: int, width: int) -> NDArray[A
     if array.shape[:2] != (height, width) or array.ndim not in (2, 3):
         raise ValueError(
             f"image must have the shape (C, {height}, {width}) or ({height}, {width}), like "
-            f"the analyzed input, but got {tuple(np.shape(image))}."
+            f"the analyzed input, but got {np.shape(image) or repr(image)}."
         )
     array = array / scale
     if array.min() < 0 or array.max() > 1:

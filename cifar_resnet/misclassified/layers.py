@@ -93,7 +93,7 @@ def find_target_layers(
     for given, name in zip(requested, names, strict=True):
         if name is None:
             close = difflib.get_close_matches(str(given), dict(model.named_modules()), 5, 0.4)
-            hint = f" Close ones: {', '.join(close)}." if close else ""
+            hint = f" Close matches: {', '.join(close)}." if close else ""
             raise ValueError(f"No layer is called {given!r}.{hint} {_candidates(outputs)}")
         output = by_name.get(name)
         if output is None or output.layer is None:

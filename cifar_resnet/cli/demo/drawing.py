@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from cifar_resnet import LayerField
 from cifar_resnet.cli.images import SIDE, Pixels
+from cifar_resnet.plotting import palette
 
 ZOOM = 12  # screen pixels per image pixel
-ORANGE = (213, 94, 0)  # of Okabe and Ito's palette
+MARK = ImageColor.getrgb(palette.VERMILION)
 
 
 def enlarged(pixels: Pixels, cam: Tensor | None = None, opacity: float = 0.5) -> Image.Image:
@@ -34,7 +35,7 @@ def draw_region(pixels: Pixels, field: LayerField, unit: tuple[int, int]) -> Ima
     faded = Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.6)
     faded.paste(picture.crop(box), box)
     draw = ImageDraw.Draw(faded)
-    draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=ORANGE, width=3)
+    draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=MARK, width=3)
     return faded
 
 
@@ -52,5 +53,5 @@ def draw_units(field: LayerField, unit: tuple[int, int]) -> Image.Image:
                 (column + 1) * side // columns - 1,
                 (row + 1) * side // rows - 1,
             )
-            draw.rectangle(box, ORANGE if (row, column) == unit else "white", "#888888")
+            draw.rectangle(box, MARK if (row, column) == unit else "white", "#888888")
     return grid
