@@ -38,10 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--epochs", type=positive, default=24, help="number of epochs (default: 24)")
     add("--seed", type=non_negative, default=0, help="random seed (default: 0)")
-    add(
-        "--recipe", default="muon",
-        help="hyperparameters: muon, best, sgd or adam (default: muon)",
-    )  # fmt: skip
+    add("--recipe", default="muon", help="hyperparameters: muon, best, sgd or adam (default: muon)")
     add(
         "--set", action="append", default=[], metavar="FIELD=VALUE",
         help="change a field of the recipe, such as learning_rate=0.2; may be repeated",
@@ -56,54 +53,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--precision", choices=("32-true", "bf16-mixed", "16-mixed"),
-        help="precision of Lightning's Trainer (default: bf16-mixed if a short measurement shows "
-        "that it is faster, otherwise 32-true)",
+        help="precision (default: bf16-mixed if a measurement is faster with it, else 32-true)",
     )  # fmt: skip
     add(
-        "--val-split", type=non_negative, default=0, metavar="N",
+        "--val-split", type=non_negative, default=0,
         help="training images to hold out for validation (default: 0)",
     )  # fmt: skip
     add_data_dir(parser)
-    add(
-        "--output-dir", type=Path, default=Path("runs"), metavar="FOLDER",
-        help="folder that contains the folders of all runs (default: runs)",
-    )  # fmt: skip
+    add("--output-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     add("--resume", type=Path, metavar="RUN", help="folder of an interrupted run to continue")
     add(
         "--save-every", type=non_negative, default=30, metavar="SECONDS",
         help="time between two checkpoints; 0 saves after every step (default: 30)",
     )  # fmt: skip
-    add(
-        "--logger", choices=_LOGGERS, default="tensorboard",
-        help="where to log the values of the run (default: tensorboard)",
-    )  # fmt: skip
+    add("--logger", choices=_LOGGERS, default="tensorboard", help="log to (default: tensorboard)")
     add(
         "--compile", nargs="?", const="default",
         choices=("default", "reduce-overhead", "max-autotune"),
         help="compile the network with torch.compile, for a GPU; reduce-overhead uses CUDA graphs "
         "(default: not compiled)",
     )  # fmt: skip
-    add(
-        "--smoke", action="store_true",
-        help="train only two epochs of two batches, to check that everything works",
-    )  # fmt: skip
+    add("--smoke", action="store_true", help="train only two epochs of two batches, as a check")
     add("--quiet", action="store_true", help="do not show the progress bar")
     group = parser.add_argument_group(
-        "several processes",
-        "Passed to Lightning's Trainer. The batch size is divided among the processes.",
+        "several processes", "passed to Lightning; the batch size is divided among the processes"
     )
     group.add_argument(
         "--devices", type=_devices, metavar="N",
-        help="processes per machine, or the numbers of the GPUs to use, such as 0,2 (default: 1; "
-        "with torchrun, the number that it starts)",
+        help="processes per machine, or GPU numbers such as 0,2 (default: 1, or as in torchrun)",
     )  # fmt: skip
     group.add_argument(
-        "--num-nodes", type=positive, metavar="N",
-        help="number of machines (default: 1; with torchrun, the number that it uses)",
-    )  # fmt: skip
-    group.add_argument(
-        "--strategy", metavar="NAME", help="strategy of the Trainer, such as ddp (default: auto)"
+        "--num-nodes", type=positive, metavar="N", help="machines (default: 1, or as in torchrun)"
     )
+    group.add_argument("--strategy", metavar="NAME", help="such as ddp (default: auto)")
     parser.set_defaults(started=time.perf_counter(), default=parser.get_default)
 
 
