@@ -450,7 +450,7 @@ def test_files_that_are_not_images_are_reported(
     assert output.out.startswith(str(tmp_path / "b.png"))
     first, second = output.err.splitlines()
     assert first.startswith(f"{tmp_path / 'a.png'}: This file is not an image")
-    assert second.startswith(f"{tmp_path / 'none.png'}: ")
+    assert second == f"{tmp_path / 'none.png'}: There is no file '{tmp_path / 'none.png'}'."
     assert main(["predict", str(tmp_path / "b.png"), "--weights", "huge"]) == 1
     assert "There is no file or folder 'huge'" in capsys.readouterr().err
 

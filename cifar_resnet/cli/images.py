@@ -30,6 +30,8 @@ def read_image(path: str | Path) -> Pixels:
         ValueError: If the file is missing, damaged, not an image of a known format, or larger than
             `MOST_PIXELS`.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {str(path)!r}.")
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]  # Pillow may be built without some
     try:
