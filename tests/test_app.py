@@ -28,6 +28,7 @@ from cifar_resnet.cli.networks import load_network
 from cifar_resnet.cli.options import CommandError
 from cifar_resnet.data import cifar10
 from cifar_resnet.data.formats import Arrays
+from cifar_resnet.pretrained import CHECKPOINT_KEY
 
 ROOT = Path(__file__).parents[1]
 COMMAND = ("-m", "cifar_resnet", "app")
@@ -362,7 +363,7 @@ def test_the_region_of_a_unit_is_drawn(shown: views.Demo) -> None:
     rows, columns = range(18, 32), range(24, 32)
     assert "14 x 14 pixels" in sentence
     assert "rows 18 to 31 and columns 24 to 31: 112 of 1,024 pixels" in sentence
-    assert "2 pixels further" in sentence
+    assert "2 pixels apart" in sentence
     middle = slice(drawing.ZOOM // 2, None, drawing.ZOOM)
     same = (np.asarray(region)[middle, middle] == pixels).all(2)
     inside = np.zeros((32, 32), bool)
@@ -382,7 +383,7 @@ def test_a_layer_that_the_network_lacks_becomes_the_last(shown: views.Demo) -> N
 
 
 def test_every_layer_can_be_looked_at(shown: views.Demo) -> None:
-    names = [layer for _, layer in shown.layers("quarter", least_units=1)]
+    names = [layer for _, layer in shown.layers("quarter", min_units=1)]
     assert names == ["prep", "layer1", "residual1", "layer2", "layer3", "residual3", "pool"]
     assert names[:-1] == [layer for _, layer in shown.layers("quarter")]
     for layer in names:
@@ -401,7 +402,7 @@ def test_a_checkpoint_of_a_training(tmp_path: Path) -> None:
     options = Recipe.preset("best").network_options()
     classifier = ImageClassifier(CustomResNet(2, **options), "best")
     saved = {"state_dict": classifier.state_dict(), "hyper_parameters": dict(classifier.hparams)}
-    classifier.on_save_checkpoint(saved)
+    saved[CHECKPOINT_KEY] = classifier.network.config()
     torch.save(saved, tmp_path / "last.ckpt")
     own = views.Demo(weights=str(tmp_path / "last.ckpt"))
     assert own.choices[0] == ("last.ckpt", "last.ckpt")
