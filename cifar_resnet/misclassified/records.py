@@ -25,7 +25,8 @@ class MisclassifiedSample:
         predicted: Class number of the prediction.
         true_name: Name of the label's class.
         predicted_name: Name of the predicted class.
-        probabilities: Softmax of the scores, float32 (classes,).
+        probabilities: Softmax of the scores, float32 (classes,); the model's own probabilities if
+            it returns probabilities.
         loss: Cross-entropy of the label, in nats.
         suspect: Whether the label is listed in `label_suspects`.
     """

@@ -52,8 +52,10 @@ def find_misclassified(
     respected.
 
     Args:
-        model: Any module from images to class scores (N, classes): logits, probabilities of a
-            softmax, or log-probabilities.
+        model: Any module from images to class scores (N, classes): logits, log-probabilities, or
+            probabilities, which are rows that are not negative and sum to 1. The output of a
+            sigmoid is not a distribution over the classes; the softmax of the values before it is
+            taken, as for a model that returns those values.
         data: A `Dataset` of (image, label), a `DataLoader` (each of its samples once, in the order
             of the dataset) or a `LightningDataModule` (its test data). If None, use the CIFAR-10
             test set.
@@ -78,8 +80,8 @@ def find_misclassified(
         TypeError: If `model` or `data` is none of the above, or another argument has the wrong
             type.
         ValueError: If an argument is out of its range, a score is not finite, the model does not
-            return (N, classes), the data have no labels, or the images cannot be displayed because
-            their normalization is unknown.
+            return (N, classes) or applies a softmax over the images, the data have no labels, or
+            the images cannot be displayed because their normalization is unknown.
 
     Examples:
         >>> import torch
