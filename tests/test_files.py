@@ -16,7 +16,8 @@ from cifar_resnet.files import atomic_write
 SIZE = 200_000  # bytes; each writer fills them with one letter
 
 WRITER = f"""
-import sys, threading
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from cifar_resnet.files import atomic_write
 
@@ -27,11 +28,8 @@ def write(letter):
                 file.write(letter.encode() * {SIZE // 10})
                 file.flush()
 
-threads = [threading.Thread(target=write, args=[letter]) for letter in sys.argv[2]]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
+with ThreadPoolExecutor() as threads:
+    list(threads.map(write, sys.argv[2]))  # raises the error of a thread
 """
 
 
@@ -62,9 +60,9 @@ def test_several_writers_never_show_a_torn_file(tmp_path: Path) -> None:
 def test_two_writers_in_one_thread_do_not_share_a_file(tmp_path: Path) -> None:
     path = tmp_path / "result"
     with atomic_write(path) as outer:
+        outer.write_text("outer")
         with atomic_write(path) as inner:
             inner.write_text("inner")
-        outer.write_text("outer")
         assert path.read_text() == "inner"
     assert path.read_text() == "outer"
 
