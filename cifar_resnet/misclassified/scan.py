@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_resnet import arguments
-from cifar_resnet.data.class_names import as_class_names, check_class, class_index
+from cifar_resnet.data.class_names import as_class_names, check_class, class_index, distinct_names
 from cifar_resnet.data.reading import Source, as_source
 from cifar_resnet.misclassified.execution import run_on_device
 from cifar_resnet.misclassified.records import (
@@ -40,7 +40,7 @@ def find_misclassified(
     pred_class: int | str | None = None,
     batch_size: int = 500,
     device: torch.device | str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[Any, Any] | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
     seed: int = 0,
@@ -67,7 +67,10 @@ def find_misclassified(
         pred_class: Keep only errors predicted as this class.
         batch_size: Number of images processed at once, unless `data` determines it.
         device: Device to compute on. If None, the model's device. The model is not moved.
-        class_names: Names of the classes. If None, use those of the data, or numbers.
+        class_names: Names of the classes: a sequence or an array, a dictionary between numbers and
+            names in either direction, or the `ClassLabel` or `Features` of a Hugging Face dataset.
+            If None, use those of the data, or numbers. The class number is added to a name that
+            several classes share.
         mean: Mean of each channel that was subtracted from the images. If None, use that of the
             data.
         std: Standard deviation of each channel that the images were divided by.
@@ -248,15 +251,16 @@ class _ErrorCollector:
 
     def _check_classes(self, classes: int) -> None:
         """Compare the class names with the number of scores, and look up the requested classes."""
-        names = tuple(map(str, range(classes))) if self.names is None else self.names
+        given = tuple(map(str, range(classes))) if self.names is None else self.names
+        names = distinct_names(given)
         if len(names) != classes:
             raise ValueError(
                 f"The model has {classes} classes, but there are {len(names)} class names: "
                 f"{', '.join(names[:12])}. Pass class_names with one name for each class."
             )
         self.names = names
-        self.true_class = class_index(self.options.true_class, names, "true_class")
-        self.pred_class = class_index(self.options.pred_class, names, "pred_class")
+        self.true_class = class_index(self.options.true_class, given, "true_class")
+        self.pred_class = class_index(self.options.pred_class, given, "pred_class")
         if self.true_class is not None and self.true_class == self.pred_class:
             raise ValueError(
                 f"true_class and pred_class are both {names[self.true_class]!r}; an error has two "
@@ -273,10 +277,10 @@ class _ErrorCollector:
         return keys
 
     def _add_to_bins(self, confidence: Tensor, correct: Tensor) -> None:
-        confidence = confidence.double().cpu()
+        confidence = confidence.cpu().double()  # MPS has no float64
         bins = (confidence * _BINS).ceil().long().clamp(1, _BINS) - 1
         for row, values in enumerate(
-            (torch.ones_like(confidence), confidence, correct.double().cpu())
+            (torch.ones_like(confidence), confidence, correct.cpu().double())
         ):
             self.bins[row] += torch.bincount(bins, values, minlength=_BINS)
 
