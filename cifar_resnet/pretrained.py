@@ -17,6 +17,7 @@ from cifar_resnet.files import atomic_write
 __all__ = [
     "CHECKPOINT_KEY",
     "PretrainedWeights",
+    "name_of_weights",
     "pretrained_weights",
     "read",
     "shape_differences",
@@ -68,6 +69,23 @@ def pretrained_weights() -> tuple[PretrainedWeights, ...]:
     """
     listed = map(_describe, _FOLDER.glob("*.safetensors"))
     return tuple(sorted(listed, key=lambda weights: (weights.arguments["width"], weights.name)))
+
+
+def name_of_weights(state: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the packaged weights that a network has, None if it has others."""
+    from safetensors import safe_open
+
+    key = "head.weight"  # training changes every weight
+    if key not in state:
+        return None
+    own = state[key].detach().cpu()
+    for weights in pretrained_weights():
+        with safe_open(weights.path, framework="pt") as file:
+            stored = file.get_tensor(key)
+        # bfloat16 rounds by up to 0.4 %
+        if own.shape == stored.shape and own.float().allclose(stored.float(), rtol=5e-3, atol=0):
+            return weights.name
+    return None
 
 
 def read(source: str | Path) -> tuple[Path, Mapping[str, Any], dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ from cifar_resnet import arguments
 from cifar_resnet.data.class_names import as_class_names, check_class, class_index, distinct_names
 from cifar_resnet.data.reading import Source, as_source
 from cifar_resnet.misclassified.execution import run_on_device
+from cifar_resnet.misclassified.image_range import warn_if_not_normalized
 from cifar_resnet.misclassified.records import (
     Calibration,
     MisclassifiedSample,
@@ -49,7 +51,7 @@ def find_misclassified(
 
     Each image passes through the model once, in evaluation mode and without gradients. The model is
     left unchanged. Only the errors that are kept take memory. An active autocast context is
-    respected.
+    respected. A warning is issued if weights of the package get images that are not normalized.
 
     Args:
         model: Any module from images to class scores (N, classes): logits, log-probabilities, or
@@ -161,8 +163,10 @@ def scan(model: nn.Module, data: Any, n: int | None, options: ScanOptions) -> Mi
         run_on_device(model, options.device) as (runner, move_inputs),
     ):
         collector = _ErrorCollector(n, options, source)
-        for indices, inputs, labels in source.batches():
-            scores = class_scores(runner, move_inputs(inputs)).float()
+        for number, (indices, inputs, labels) in enumerate(source.batches()):
+            check = contextlib.nullcontext() if number else warn_if_not_normalized(model)
+            with check:
+                scores = class_scores(runner, move_inputs(inputs)).float()
             collector.add(indices, inputs, labels.to(scores.device), scores)
         return collector.result()
 
