@@ -1,6 +1,7 @@
 """Test class names in every form, and values of images that could be misread."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from cifar_resnet import find_misclassified
+from cifar_resnet import find_misclassified, show_confusion_matrix
 from cifar_resnet.data.class_names import as_class_names
 from cifar_resnet.normalization import in_unit_range
 
@@ -140,3 +141,20 @@ def test_scores_do_not_become_float64_on_their_device(output: Callable[[Tensor],
     found = find_misclassified(Moved(), data())
     assert (found.total, found.errors) == (3, 2)
     assert int(found.calibration.counts.sum()) == 3
+
+
+@pytest.mark.parametrize("classes", [3, 26, 100, 450])
+def test_the_confusion_matrix_has_the_names(classes: int, tmp_path: Path) -> None:
+    names = [f"$x_${number}" for number in range(classes)]
+    found = find_misclassified(Constant(classes), data(classes), class_names=names)
+    fig = show_confusion_matrix(found)
+    axes = fig.axes[0]
+    step = 3 if classes == 450 else 1  # names would overlap
+    assert [label.get_text() for label in axes.get_xticklabels()] == names[::step]
+    assert axes.get_xticks().tolist() == list(range(0, classes, step))
+    assert axes.get_yticklabels()[0].get_text() == "$x_$0  (0.0 %)"
+    if classes == 3:
+        fig.savefig(tmp_path / "matrix.png")  # not as a formula, which would fail
+    heights = sorted(label.get_window_extent().height for label in axes.get_yticklabels())
+    rows = axes.transData.transform([(0, 0), (0, step)])[:, 1]
+    assert heights[-1] < abs(rows[1] - rows[0])
