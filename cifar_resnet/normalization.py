@@ -48,23 +48,32 @@ def in_unit_range(
     """Convert an image (C, H, W) to float32 in [0, 1].
 
     Args:
-        image: Integers from 0 to 255, or floating-point numbers in [0, 1] after the normalization
-            is undone.
+        image: uint8 or other integers from 0 to 255, booleans, or floating-point numbers in [0, 1]
+            after the normalization is undone.
         statistics: Mean and standard deviation that the image was normalized with. If None, it was
             not normalized.
         name: What error messages call the image.
         clip: If True, clip values outside the range instead of raising.
     """
-    if not image.is_floating_point():
-        return image.float() / 255
     values = image.float()
+    if image.dtype == torch.bool:
+        return values
+    if not image.is_floating_point():
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 255):
+            raise ValueError(
+                f"{name} has {image.dtype} values from {low:.0f} to {high:.0f}, but to be "
+                "displayed, integers must be from 0 to 255. Convert the images to float in [0, 1], "
+                "for example by dividing by 65535 for images of 16 bits."
+            )
+        return values / 255
     if statistics is not None:
         if any(len(numbers) not in (1, len(values)) for numbers in statistics):
             raise ValueError(
                 f"{name} has {len(values)} channels, but mean and std have {len(statistics[0])} "
                 f"and {len(statistics[1])} values."
             )
-        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in statistics)
+        mean, std = (values.new_tensor(numbers).view(-1, 1, 1) for numbers in statistics)
         values = values * std + mean
     low, high = float(values.min()), float(values.max())
     # interpolation in a resize may exceed the range slightly

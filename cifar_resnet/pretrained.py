@@ -17,6 +17,7 @@ from cifar_resnet.files import atomic_write
 __all__ = [
     "CHECKPOINT_KEY",
     "PretrainedWeights",
+    "name_of_weights",
     "pretrained_weights",
     "read",
     "shape_differences",
@@ -70,18 +71,31 @@ def pretrained_weights() -> tuple[PretrainedWeights, ...]:
     return tuple(sorted(listed, key=lambda weights: (weights.arguments["width"], weights.name)))
 
 
+def name_of_weights(state: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the packaged weights that a network has, None if it has others."""
+    from safetensors import safe_open
+
+    key = "head.weight"  # training changes every weight
+    if key not in state:
+        return None
+    own = state[key].detach().cpu()
+    for weights in pretrained_weights():
+        with safe_open(weights.path, framework="pt") as file:
+            stored = file.get_tensor(key)
+        # bfloat16 rounds by up to 0.4 %
+        if own.shape == stored.shape and own.float().allclose(stored.float(), rtol=5e-3, atol=0):
+            return weights.name
+    return None
+
+
 def read(source: str | Path) -> tuple[Path, Mapping[str, Any], dict[str, Tensor]]:
     """Return the path of a file, the constructor arguments in it, and its tensors in float32.
 
+    The tensors are copies: changing the file later does not change them.
     `CustomResNet.from_pretrained` documents the sources and the errors.
     """
-    from safetensors.torch import load_file
-
     path = _find(source)
-    if path.suffix == ".ckpt":
-        config, tensors = _read_checkpoint(path)
-    else:
-        config, tensors = _describe(path).arguments, load_file(path)
+    config, tensors = (_read_checkpoint if path.suffix == ".ckpt" else _read_safetensors)(path)
     return path, config, {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
 
 
@@ -161,6 +175,22 @@ def _find(source: str | Path) -> Path:
     return shipped[str(source)]
 
 
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        # Read at once, so that description and tensors are of the same file, and without a memory
+        # map, through which the tensors would change with the file.
+        content = path.read_bytes()
+        tensors = load(content)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    size = int.from_bytes(content[:8], "little")  # of the header, which is JSON
+    header = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    return _description(path, header).arguments, tensors
+
+
 def _describe(path: Path) -> PretrainedWeights:
     from safetensors import SafetensorError, safe_open
 
@@ -169,6 +199,10 @@ def _describe(path: Path) -> PretrainedWeights:
             header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
+    return _description(path, header)
+
+
+def _description(path: Path, header: Mapping[str, str]) -> PretrainedWeights:
     if _ARGUMENTS not in header:
         raise ValueError(
             f"{path} does not say which network it holds, since save_pretrained did not write it. "
@@ -185,7 +219,7 @@ def _describe(path: Path) -> PretrainedWeights:
 
 def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # a damaged file may fail anywhere
         reason = str(error).partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is not a readable checkpoint: {reason}.") from error

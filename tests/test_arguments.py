@@ -227,7 +227,9 @@ OPTIONS = {
     "figsize": FIGSIZE,
     "batch_size": integers(1),
     "class_names": types_and_values(
-        "a sequence of names", [3, {"cat"}, {"cat": 0}, b"a", iter(["cat", "dog"])], []
+        "a sequence of names, or a dictionary of them",
+        [3, {"cat"}, b"a", iter(["cat", "dog"])],
+        [],
     ),
     **STATISTICS,
     "seed": integers(0),

@@ -1,7 +1,9 @@
 """Weight files: those in the package are as described, and damaged or hostile files are refused."""
 
+import itertools
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,47 @@ def test_two_loaded_networks_share_nothing() -> None:
     with torch.no_grad():
         first.head.weight.zero_()
     assert second.head.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("half", [False, True])
+def test_changing_the_file_later_changes_nothing(tmp_path: Path, suffix: str, half: bool) -> None:
+    path = tmp_path / "a.safetensors"
+    CustomResNet(4).save_pretrained(path, half=half)
+    if suffix == "ckpt":
+        path, _ = checkpoint(tmp_path, CustomResNet(4, 3))
+    model = CustomResNet.from_pretrained(path)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.flush()
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        file.truncate(0)  # a memory map would kill the process
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_arguments_and_weights_are_read_from_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    stop = threading.Event()
+
+    def write() -> None:
+        for width in itertools.cycle((2, 4)):
+            CustomResNet(width).save_pretrained(path)
+            if stop.is_set():
+                return
+
+    CustomResNet(2).save_pretrained(path)
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    try:
+        widths = {CustomResNet.from_pretrained(path).width for _ in range(30)}
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert widths <= {2, 4}
+    assert [item.name for item in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])

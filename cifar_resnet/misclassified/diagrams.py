@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["show_calibration", "show_confusion_matrix"]
 
 _MAX_CLASSES = 25  # for which each cell shows its number
+_MAX_NAMES = 200  # that fit at the smallest size of the font
 
 
 def show_confusion_matrix(
@@ -70,22 +72,15 @@ def show_confusion_matrix(
     errors = values.copy()
     np.fill_diagonal(errors, np.nan)
     largest = float(np.nanmax(errors)) if classes > 1 else 0.0
-    side = max(4.0, 1.8 + 0.5 * classes) if classes <= _MAX_CLASSES else 9.0
+    side = max(4.0, 1.8 + 0.5 * min(classes, _MAX_CLASSES))
     fig = fig or new_figure(side + 1.8, side)
     axes = fig.subplots()
     image = axes.imshow(errors, cmap=colors, vmin=0, vmax=max(largest, 1e-9))
     if classes <= _MAX_CLASSES:
         _write_numbers(axes, values, largest, ".1f" if normalize else ".0f")
-        axes.set_xticks(range(classes), found.class_names, rotation=45, ha="right")
-        axes.set_yticks(
-            range(classes),
-            [
-                f"{name}  ({'no images' if np.isnan(accuracy) else f'{100 * accuracy:.1f} %'})"
-                for name, accuracy in found.class_accuracy.items()
-            ],
-        )
+    _write_names(axes, found)
     axes.set_xlabel("prediction")
-    axes.set_ylabel("label (accuracy)" if classes <= _MAX_CLASSES else "label")
+    axes.set_ylabel("label (accuracy)")
     axes.set_title(
         f"{found.errors:,} errors in {found.total:,} images "
         f"(accuracy {100 * found.accuracy:.2f} %)",
@@ -94,6 +89,23 @@ def show_confusion_matrix(
     unit = "% of the label's images" if normalize else "images"
     fig.colorbar(image, ax=axes, label=f"errors ({unit})", shrink=0.8)
     return fig.figure
+
+
+def _write_names(axes: Axes, found: MisclassifiedSamples) -> None:
+    """Write the names of the classes; of more than `_MAX_NAMES`, only every second, third, ..."""
+    step = math.ceil(len(found.class_names) / _MAX_NAMES)
+    shown = range(0, len(found.class_names), step)
+    labels = [
+        f"{name}  ({'no images' if np.isnan(accuracy) else f'{100 * accuracy:.1f} %'})"
+        for name, accuracy in found.class_accuracy.items()
+    ]
+    line = 72 * 0.5 * _MAX_CLASSES / len(shown)  # points that a name has
+    # a dollar sign is part of the name
+    style: dict[str, Any] = {"fontsize": min(10.0, 0.7 * line), "parse_math": False}
+    angle = 45 if len(labels) <= _MAX_CLASSES else 90
+    align = "right" if angle == 45 else "center"
+    axes.set_xticks(shown, found.class_names[::step], rotation=angle, ha=align, **style)
+    axes.set_yticks(shown, labels[::step], **style)
 
 
 def _write_numbers(

@@ -47,8 +47,9 @@ def run_on_device(
     input_dtype = dtype or next(iter(floats), torch.get_default_dtype())
 
     def move_inputs(inputs: Tensor) -> Tensor:
-        inputs = inputs.to(target)
-        return inputs.to(input_dtype) if inputs.is_floating_point() else inputs
+        # converted before it is moved: MPS has no float64
+        inputs = inputs.to(input_dtype) if inputs.is_floating_point() else inputs
+        return inputs.to(target)
 
     runner = model
     if dtype is not None or any(tensor.device != target for tensor in tensors.values()):

@@ -25,8 +25,9 @@ class MisclassifiedSample:
         predicted: Class number of the prediction.
         true_name: Name of the label's class.
         predicted_name: Name of the predicted class.
-        probabilities: Softmax of the scores, float32 (classes,).
-        loss: Cross-entropy of the label (natural logarithm).
+        probabilities: Softmax of the scores, float32 (classes,); the model's own probabilities if
+            it returns probabilities.
+        loss: Cross-entropy of the label, (natural logarithm).
         suspect: Whether the label is listed in `label_suspects`.
     """
 

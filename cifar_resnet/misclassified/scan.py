@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_resnet import arguments
-from cifar_resnet.data.class_names import as_class_names, check_class, class_index
+from cifar_resnet.data.class_names import as_class_names, check_class, class_index, distinct_names
 from cifar_resnet.data.reading import Source, as_source
 from cifar_resnet.misclassified.execution import run_on_device
+from cifar_resnet.misclassified.image_range import warn_if_not_normalized
 from cifar_resnet.misclassified.records import (
     Calibration,
     MisclassifiedSample,
@@ -40,7 +42,7 @@ def find_misclassified(
     pred_class: int | str | None = None,
     batch_size: int = 500,
     device: torch.device | str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[Any, Any] | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
     seed: int = 0,
@@ -49,11 +51,13 @@ def find_misclassified(
 
     Each image passes through the model once, in evaluation mode and without gradients. The model is
     left unchanged. Only the errors that are kept take memory. An active autocast context is
-    respected.
+    respected. A warning is issued if weights of the package get images that are not normalized.
 
     Args:
-        model: Any module from images to class scores (N, classes): logits, probabilities of a
-            softmax, or log-probabilities.
+        model: Any module from images to class scores (N, classes): logits, log-probabilities, or
+            probabilities, which are rows that are not negative and sum to 1. The output of a
+            sigmoid is not a distribution over the classes; the softmax of the values before it is
+            taken, as for a model that returns those values.
         data: A `Dataset` of (image, label), a `DataLoader` (each of its samples once, in the order
             of the dataset) or a `LightningDataModule` (its test data). If None, use the CIFAR-10
             test set.
@@ -65,7 +69,10 @@ def find_misclassified(
         pred_class: Keep only errors predicted as this class.
         batch_size: Number of images processed at once, unless `data` determines it.
         device: Device to compute on. If None, the model's device. The model is not moved.
-        class_names: Names of the classes. If None, use those of the data, or numbers.
+        class_names: Names of the classes: a sequence or an array, a dictionary between numbers and
+            names in either direction, or the `ClassLabel` or `Features` of a Hugging Face dataset.
+            If None, use those of the data, or numbers. The class number is added to a name that
+            several classes share.
         mean: Mean of each channel that was subtracted from the images. If None, use that of the
             data.
         std: Standard deviation of each channel that the images were divided by.
@@ -78,8 +85,8 @@ def find_misclassified(
         TypeError: If `model` or `data` is none of the above, or another argument has the wrong
             type.
         ValueError: If an argument is out of its range, a score is not finite, the model does not
-            return (N, classes), the data have no labels, or the images cannot be displayed because
-            their normalization is unknown.
+            return (N, classes) or applies a softmax over the images, the data have no labels, or
+            the images cannot be displayed because their normalization is unknown.
 
     Examples:
         >>> import torch
@@ -156,8 +163,10 @@ def scan(model: nn.Module, data: Any, n: int | None, options: ScanOptions) -> Mi
         run_on_device(model, options.device) as (runner, move_inputs),
     ):
         collector = _ErrorCollector(n, options, source)
-        for indices, inputs, labels in source.batches():
-            scores = class_scores(runner, move_inputs(inputs)).float()
+        for number, (indices, inputs, labels) in enumerate(source.batches()):
+            check = contextlib.nullcontext() if number else warn_if_not_normalized(model)
+            with check:
+                scores = class_scores(runner, move_inputs(inputs)).float()
             collector.add(indices, inputs, labels.to(scores.device), scores)
         return collector.result()
 
@@ -246,15 +255,16 @@ class _ErrorCollector:
 
     def _check_classes(self, classes: int) -> None:
         """Compare the class names with the number of scores, and look up the requested classes."""
-        names = tuple(map(str, range(classes))) if self.names is None else self.names
+        given = tuple(map(str, range(classes))) if self.names is None else self.names
+        names = distinct_names(given)
         if len(names) != classes:
             raise ValueError(
                 f"The model has {classes} classes, but there are {len(names)} class names: "
                 f"{', '.join(names[:12])}. Pass class_names with one name for each class."
             )
         self.names = names
-        self.true_class = class_index(self.options.true_class, names, "true_class")
-        self.pred_class = class_index(self.options.pred_class, names, "pred_class")
+        self.true_class = class_index(self.options.true_class, given, "true_class")
+        self.pred_class = class_index(self.options.pred_class, given, "pred_class")
         if self.true_class is not None and self.true_class == self.pred_class:
             raise ValueError(
                 f"true_class and pred_class are both {names[self.true_class]!r}; an error has two "
@@ -271,10 +281,10 @@ class _ErrorCollector:
         return keys
 
     def _add_to_bins(self, confidence: Tensor, correct: Tensor) -> None:
-        confidence = confidence.double().cpu()
+        confidence = confidence.cpu().double()  # MPS has no float64
         bins = (confidence * _BINS).ceil().long().clamp(1, _BINS) - 1
         for row, values in enumerate(
-            (torch.ones_like(confidence), confidence, correct.double().cpu())
+            (torch.ones_like(confidence), confidence, correct.cpu().double())
         ):
             self.bins[row] += torch.bincount(bins, values, minlength=_BINS)
 
