@@ -27,7 +27,7 @@ class MisclassifiedSample:
         predicted_name: Name of the predicted class.
         probabilities: Softmax of the scores, float32 (classes,); the model's own probabilities if
             it returns probabilities.
-        loss: Cross-entropy of the label, (natural logarithm).
+        loss: Cross-entropy of the label (natural logarithm).
         suspect: Whether the label is listed in `label_suspects`.
     """
 
