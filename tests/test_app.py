@@ -252,7 +252,7 @@ def test_the_map_follows_class_method_and_layer(shown: views.Demo) -> None:
     winner = next(iter(classify(shown)[0]))
     assert np.array_equal(classify(shown, target=winner)[1], classify(shown)[1])
     caption = classify(shown, target="ship", method="layercam", layer="layer1")[2]
-    assert caption.startswith("LayerCAM of layer1 (16 x 16), for ship;")
+    assert caption.startswith("LayerCAM of layer1 (16 x 16), for ship.")
     assert "independent of the class" in classify(shown, method="eigencam")[2]
 
 
@@ -514,7 +514,7 @@ def test_the_server_answers_programs(url: str, shown: views.Demo, tmp_path: Path
     expected = classify(shown, top_k=2)[0]
     assert probabilities["label"] == next(iter(expected))
     assert [each["label"] for each in probabilities["confidences"]] == list(expected)
-    assert caption.startswith("Grad-CAM of layer3 (4 x 4), for ship;")
+    assert caption.startswith("Grad-CAM of layer3 (4 x 4), for ship.")
     with Image.open(picture) as first, Image.open(again) as second:
         assert first.size == (32 * drawing.ZOOM,) * 2
         assert np.array_equal(first, second)
