@@ -1,6 +1,7 @@
 """Random networks, each compared with the NaN probe in every unit of every layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -155,21 +156,13 @@ def runs(step: nn.Module, x: Tensor) -> Tensor | None:
     return y if 0 < y.numel() <= 20_000 and y.isfinite().all() else None
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@settings(
-    max_examples=200,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
-)
-@given(data=st.data())
-def test_random_networks_agree_with_the_probe(rank: int, data: st.DataObject) -> None:
+def compare(rank: int, draw: Callable[..., Any]) -> None:
+    """Compare the fields of a random network with the NaN probe."""
     low, high = LENGTHS[rank]
-    size = (1, CHANNELS, *(data.draw(st.integers(low, high)) for _ in range(rank)))
+    size = (1, CHANNELS, *(draw(st.integers(low, high)) for _ in range(rank)))
     x = torch.zeros(size).uniform_()
     network = nn.Sequential()
-    for step in a_network(data.draw, rank).children():
+    for step in a_network(draw, rank).children():
         y = runs(step.eval(), x)
         if y is not None:  # a step that does not fit is left out
             network.append(step)
@@ -178,6 +171,32 @@ def test_random_networks_agree_with_the_probe(rank: int, data: st.DataObject) ->
         return
     report = check_receptive_field(network, size, batch_size=32)
     assert report.compared
+
+
+def examples(number: int) -> settings:
+    return settings(
+        max_examples=number,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@examples(40)
+@given(data=st.data())
+def test_random_networks_agree_with_the_probe(rank: int, data: st.DataObject) -> None:
+    compare(rank, data.draw)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@examples(200)
+@given(data=st.data())
+def test_more_random_networks_agree_with_the_probe(rank: int, data: st.DataObject) -> None:
+    compare(rank, data.draw)
 
 
 SLIDING = {
@@ -197,7 +216,7 @@ SLIDING = {
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=60, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_fields_beyond_the_borders_equal_those_of_a_larger_input(data: st.DataObject) -> None:
     """The field as if there were no borders equals what units far from the borders of a large input
