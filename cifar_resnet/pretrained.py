@@ -183,7 +183,7 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]
         # Read at once, so that description and tensors are of the same file, and without a memory
         # map, through which the tensors would change with the file.
         content = path.read_bytes()
-        tensors = load(content)
+        tensors = dict(sorted(load(content).items()))  # the first difference is reported
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
     size = int.from_bytes(content[:8], "little")  # of the header, which is JSON
