@@ -67,9 +67,9 @@ def compute_cams(
             Yeasin, IJCNN 2020; ignores the class) or "eigengradcam".
         target_layers: Names or submodules, one or several, whose maps are averaged. If None, the
             last layer with spatial output that the scores depend on.
-        reshape_transform: Function from a target layer's output to (N, C, height, width). Not
-            needed for feature maps, nor for tokens on a square grid or on the grid of the patch
-            embedding.
+        reshape_transform: Function from the output of each target layer to (N, C, height, width).
+            Not needed for feature maps, nor for tokens on a square grid or on the grid of the
+            patch embedding. Without `target_layers`, the last layer that it can convert is used.
         raw: If True, return the map of one layer as the method defines it: at the resolution of the
             layer and with its sign. With "hirescam" it sums to the logit if everything after the
             layer is linear without a bias (for a given image, max pooling is linear).

@@ -74,7 +74,7 @@ def find_target_layers(
         ValueError: If there is no such layer, or it has no spatial output.
     """
     if requested is None:
-        outputs = _layer_outputs(model, runner, image, reshape)
+        outputs = _layer_outputs(model, runner, image, reshape, None)
         suitable = [each for each in outputs if each.layer is not None and each.affects_scores]
         without_pools = [each for each in suitable if not isinstance(each.module, _POOLS)]
         for each in reversed(without_pools or suitable):
@@ -87,7 +87,7 @@ def find_target_layers(
             "shape, pass target_layers= and reshape_transform=."
         )
     names = [_name(each, model) for each in requested]
-    outputs = _layer_outputs(model, runner, image, reshape)
+    outputs = _layer_outputs(model, runner, image, reshape, names)
     by_name = {each.name: each for each in outputs}  # the last output of a layer called twice
     layers = []
     for given, name in zip(requested, names, strict=True):
@@ -153,9 +153,17 @@ def _candidates(outputs: Sequence[_LayerOutput]) -> str:
 
 
 def _layer_outputs(
-    model: nn.Module, runner: nn.Module, image: Tensor, reshape: Reshape | None
+    model: nn.Module,
+    runner: nn.Module,
+    image: Tensor,
+    reshape: Reshape | None,
+    requested: Sequence[str | None] | None,
 ) -> list[_LayerOutput]:
-    """Run the model and return the outputs of all submodules in the order of their completion."""
+    """Run the model and return the outputs of all submodules in the order of their completion.
+
+    `reshape` converts the outputs of the requested layers. If none are requested, it converts those
+    that it can convert.
+    """
     outputs: list[tuple[str, nn.Module, Tensor]] = []
     names = {module: name for name, module in model.named_modules() if name}
 
@@ -183,19 +191,18 @@ def _layer_outputs(
     results = []
     grid: tuple[int, int] | None = None  # of the last image-like output
     for (name, module, output), grad in zip(outputs, grads, strict=True):
+        to_map: Reshape | None = None
+        if reshape is not None and (requested is None or name in requested):
+            to_map = reshape
+            maps = _reshaped(reshape, output.detach(), name, must_fit=requested is not None)
+        else:
+            to_map = _to_map(output, grid) if output.dim() in (3, 4) else None
+            maps = None if to_map is None else to_map(output.detach())
         layer = None
-        if reshape is not None or output.dim() in (3, 4):
-            to_map = reshape or _to_map(output, grid)
-            if to_map is not None:
-                maps = to_map(output.detach())
-                if not isinstance(maps, Tensor):
-                    raise ValueError(
-                        "reshape_transform must return a tensor (N, C, height, width), but returns "
-                        f"{type(maps).__name__} for the output of layer {name!r}."
-                    )
-                shape = tuple(maps.shape)
-                if len(shape) == 4 and shape[2] * shape[3] > 1:
-                    layer = TargetLayer(name, module, (shape[2], shape[3]), to_map)
+        if to_map is not None and maps is not None:
+            shape = tuple(maps.shape)
+            if len(shape) == 4 and shape[2] * shape[3] > 1:
+                layer = TargetLayer(name, module, (shape[2], shape[3]), to_map)
         if output.dim() == 4 and layer is not None:
             grid = layer.grid
         affects_scores = False
@@ -203,6 +210,35 @@ def _layer_outputs(
             affects_scores = grad.shape == output.shape and bool(layer.to_map(grad).any())
         results.append(_LayerOutput(name, module, output, layer, affects_scores))
     return results
+
+
+def _reshaped(reshape: Reshape, output: Tensor, name: str, must_fit: bool) -> Tensor | None:
+    """Return the result of `reshape_transform` for the output of a layer.
+
+    If it raises an exception, the result is None, unless the layer was requested.
+    """
+    try:
+        maps = reshape(output)
+    except Exception as error:
+        if not must_fit:
+            return None
+        raise ValueError(
+            f"reshape_transform fails on the output of layer {name!r}, whose shape is "
+            f"{tuple(output.shape)}: {type(error).__name__}: {error}. It must return a tensor (N, "
+            "C, height, width)."
+        ) from error
+    if not isinstance(maps, Tensor):
+        raise ValueError(
+            "reshape_transform must return a tensor (N, C, height, width), but returns "
+            f"{type(maps).__name__} for the output of layer {name!r}."
+        )
+    if must_fit and (maps.dim() != 4 or len(maps) != len(output) or maps[0, 0].numel() < 2):
+        raise ValueError(
+            "reshape_transform must return a tensor (N, C, height, width) with more than one "
+            f"position, but returns {tuple(maps.shape)} for the output {tuple(output.shape)} of "
+            f"layer {name!r}."
+        )
+    return maps
 
 
 def _to_map(output: Tensor, grid: tuple[int, int] | None) -> Reshape | None:
