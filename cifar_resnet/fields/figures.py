@@ -157,7 +157,7 @@ def _as_picture(image: ArrayLike | Tensor, height: int, width: int) -> NDArray[A
     if array.shape[:2] != (height, width) or array.ndim not in (2, 3):
         raise ValueError(
             f"image must have the shape (C, {height}, {width}) or ({height}, {width}), like "
-            f"the analyzed input, but got {np.shape(image) or repr(image)}."
+            f"the analyzed input, but got {tuple(np.shape(image)) or repr(image)}."
         )
     array = array / scale
     if array.min() < 0 or array.max() > 1:
