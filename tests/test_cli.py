@@ -34,6 +34,12 @@ def start(
     )
 
 
+def csv_steps(run: Path) -> list[int]:
+    """Return the steps whose training loss is in the CSV file."""
+    with (run / "csv" / "metrics.csv").open(newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row["train_loss_step"]]
+
+
 def metrics_of(run: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
     return metrics
@@ -120,9 +126,7 @@ def test_a_recipe_is_changed_field_by_field(data_dir: Path, tmp_path: Path) -> N
     recipe = metrics_of(run)["recipe"]
     changed = {k: v for k, v in recipe.items() if v != Recipe.preset("sgd").to_dict()[k]}
     assert changed == {"learning_rate": 0.1, "tta": "none", "batch_size": 100}
-    with (run / "csv" / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows if row["train_loss_step"]] == [0, 1, 2, 3]
+    assert csv_steps(run) == [0, 1, 2, 3]
     assert (run / "curves.png").is_file()
     assert not (run / "tensorboard").exists()
 
@@ -153,9 +157,7 @@ def test_a_run_is_resumed_with_its_own_options(data_dir: Path, tmp_path: Path, l
     assert after["test_images"] == before["test_images"]
     assert len(list(run.parent.iterdir())) == 1
     if logger == "csv":
-        with (run / "csv" / "metrics.csv").open(newline="") as file:
-            steps = [int(row["step"]) for row in csv.DictReader(file) if row["train_loss_step"]]
-        assert steps == list(range(6))
+        assert csv_steps(run) == list(range(6))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -286,7 +288,8 @@ def test_two_processes_train_as_one_run_and_resume(
     command = COMMAND if launcher == "lightning" else [*TORCHRUN, "-m", "cifar_resnet"]
     devices = ["--devices", "2"] if launcher == "lightning" else []
     result = start(
-        "train", "--smoke", "--quiet", "--width", "2", "--strategy", "ddp", *devices,
+        "train", "--smoke", "--quiet", "--width", "2", "--strategy", "ddp", "--logger", "csv",
+        *devices,
         cwd=tmp_path, command=command,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -304,6 +307,7 @@ def test_two_processes_train_as_one_run_and_resume(
     assert result.returncode == 0, result.stderr
     assert metrics_of(run)["resumed"]
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert csv_steps(run) == list(range(6))  # no process deletes what another one has written
     assert len(list(run.parent.iterdir())) == 1
 
 

@@ -36,8 +36,8 @@ def make_loggers(name: str, folder: Path, resume_step: int | None) -> list[Logge
     Args:
         name: `"tensorboard"`, `"csv"`, `"wandb"` or `"mlflow"`.
         folder: Folder of the run; its name is that of the run in W&B and MLflow.
-        resume_step: Step from which the run resumes: values logged at it or later will be logged
-            again, so they are dropped where the logger allows that. If None, the run is new.
+        resume_step: Step from which the run resumes: TensorBoard drops the values logged at it or
+            later, which will be logged again. If None, the run is new.
 
     Returns:
         The loggers; the last one writes to `folder / "tensorboard"` or `folder / "csv"`.
@@ -49,7 +49,7 @@ def make_loggers(name: str, folder: Path, resume_step: int | None) -> list[Logge
                 purge_step=resume_step,
             )
         ]  # fmt: skip
-    local = _csv_logger(folder, resume_step)
+    local = CSVLogger(str(folder), name="", version="csv")
     if name == "wandb":
         # W&B resumes the run that has the same id.
         online = WandbLogger(
@@ -62,20 +62,28 @@ def make_loggers(name: str, folder: Path, resume_step: int | None) -> list[Logge
     return [local]
 
 
-def start(loggers: list[Logger], folder: Path) -> None:
+def start(loggers: list[Logger], folder: Path, resume_step: int | None) -> None:
     """Connect the loggers to their files or servers, before the training.
+
+    Only the main process calls this, since it changes files. The arguments are those of
+    `make_loggers`.
 
     Raises:
         CommandError: If one of them fails, for example because it needs a login.
     """
     for logger in loggers:
+        rows = _earlier_rows(folder, resume_step) if isinstance(logger, CSVLogger) else []
         try:
-            _ = logger.experiment  # type: ignore[attr-defined]
+            experiment: Any = logger.experiment  # type: ignore[attr-defined]
         except Exception as error:  # loggers raise errors of their own packages
             name = type(logger).__name__
             raise CommandError(f"{name} cannot start: {type(error).__name__}: {error}") from error
         if isinstance(logger, MLFlowLogger):  # a resumed run needs it
             (folder / _MLFLOW_RUN).write_text(f"{logger.run_id}\n")
+        for step, values in rows:
+            experiment.log_metrics(values, step)
+        if rows:
+            experiment.save()
 
 
 def curves_folder(loggers: list[Logger]) -> str:
@@ -95,22 +103,23 @@ def log_hyperparameters(
             logger.log_hyperparams(values)
 
 
-def _csv_logger(folder: Path, resume_step: int | None) -> CSVLogger:
-    """Create a CSV logger; a resumed run keeps its earlier rows, which Lightning would delete."""
-    path, rows = folder / "csv" / "metrics.csv", []
-    if path.is_file():
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < (resume_step or 0)]
-        path.unlink()
-        (folder / "csv" / "hparams.yaml").unlink(missing_ok=True)
-    logger = CSVLogger(str(folder), name="", version="csv")
-    if rows:
-        experiment = logger.experiment
-        for row in rows:
-            step = int(row.pop("step"))
-            experiment.log_metrics({k: float(v) for k, v in row.items() if v != ""}, step)
-        experiment.save()
-    return logger
+def _earlier_rows(folder: Path, resume_step: int | None) -> list[tuple[int, dict[str, float]]]:
+    """Take the rows of a resumed run out of its CSV files, which Lightning would delete.
+
+    Rows at the step from which the run resumes or later are left out: they will be logged again.
+    """
+    path = folder / "csv" / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [(int(row.pop("step")), row) for row in csv.DictReader(file)]
+    path.unlink()
+    (folder / "csv" / "hparams.yaml").unlink(missing_ok=True)
+    return [
+        (step, {name: float(value) for name, value in row.items() if value != ""})
+        for step, row in rows
+        if step < (resume_step or 0)
+    ]
 
 
 def _mlflow_logger(folder: Path) -> MLFlowLogger:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ def find_processes(args: argparse.Namespace) -> Processes:
         num_nodes = world // local if num_nodes is None else num_nodes
     devices = 1 if devices is None else devices
     num_nodes = 1 if num_nodes is None else num_nodes
+    processes = Processes(devices, num_nodes, args.strategy or "auto", is_main=True)
+    if processes.count == 1:  # a SLURM job may start many that do not train together
+        return processes
     # The names that torchrun, Lightning and SLURM set, as far as each of them sets them.
     rank = next(
         (environment[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
          if name in environment), "0",
     )  # fmt: skip
     node = environment.get("NODE_RANK", "0") if "RANK" not in environment else "0"
-    processes = Processes(devices, num_nodes, args.strategy or "auto", rank == node == "0")
-    if processes.count == 1:  # inside a SLURM job, say, that trains with one process
-        processes = Processes(devices, num_nodes, processes.strategy, True)
-    return processes
+    return replace(processes, is_main=rank == node == "0")

@@ -141,13 +141,17 @@ def run(args: argparse.Namespace) -> int:
     checkpoint, step = run_folder.newest_checkpoint(last) if args.resume else (None, 0)
 
     # The composition.
-    loggers = make_loggers(args.logger, folder, step if args.resume else None)
+    resume_step = step if args.resume else None
+    loggers = make_loggers(args.logger, folder, resume_step)
     timer = Progress(stages, show=not args.quiet and processes.is_main)
     monitor, mode = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
     trainer = _trainer(args, processes, device, folder, [timer, last], loggers, (monitor, mode))
 
     # Nothing has been written so far.
-    _prepare(folder, data, loggers, args, processes)
+    if processes.is_main:
+        _prepare(folder, data, loggers, args, resume_step)
+    else:
+        data.prepare_data()  # waits for the process that downloads
     stages.end("data")
     if processes.is_main:
         seconds = hardware.expected_seconds(network, recipe.batch_size, args.precision, device)
@@ -254,15 +258,12 @@ def _prepare(
     data: CIFAR10DataModule,
     loggers: list[Any],
     args: argparse.Namespace,
-    processes: Processes,
+    resume_step: int | None,
 ) -> None:
     """Create the run's folder, get the data and start the loggers; a failure leaves no folder."""
     from cifar_resnet import DatasetError
     from cifar_resnet.cli.loggers import start
 
-    if not processes.is_main:
-        data.prepare_data()  # waits for the process that downloads
-        return
     try:
         folder.mkdir(parents=True, exist_ok=bool(args.resume))
     except OSError as error:
@@ -271,7 +272,7 @@ def _prepare(
         data.prepare_data()
         if not args.resume:
             run_folder.save_options(folder, args)
-        start(loggers, folder)
+        start(loggers, folder, resume_step)
     except (DatasetError, OSError, CommandError) as error:
         if not args.resume:
             shutil.rmtree(folder)
