@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 from torchvision.transforms import v2
 
 from cifar_resnet import (
@@ -345,3 +346,14 @@ def killed(folder: Path, step: int) -> None:
     Training(folder, Path(os.environ["CIFAR10_DIR"]), limit_val_batches=2, every_seconds=0.0).run(
         Kill()
     )
+
+
+def small_vit() -> nn.Module:
+    """A vision transformer for images of 32 x 32 pixels: 16 patches and a class token."""
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16,
+        num_classes=10,
+    )  # fmt: skip
+    nn.init.normal_(vit.heads.head.weight)  # initialized to zeros, whose maps are all 0
+    return vit

@@ -5,19 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision.models as tv
+from helpers import small_vit
 from torch import Tensor, nn
 
 from cifar_resnet import compute_cams
-
-
-def small_vit() -> nn.Module:
-    torch.manual_seed(0)
-    vit = tv.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16,
-        num_classes=10,
-    )  # fmt: skip
-    nn.init.normal_(vit.heads.head.weight)  # initialized to zeros, whose maps are all 0
-    return vit
 
 
 def small_swin() -> nn.Module:

@@ -11,6 +11,7 @@ import pytorch_grad_cam
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
+from helpers import small_vit
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
@@ -157,15 +158,6 @@ def test_shapes_ranges_and_the_empty_batch() -> None:
 
 
 # -- other networks ---------------------------------------------------------------------------
-
-
-def small_vit() -> nn.Module:
-    vit = tv.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=16,
-        num_classes=10,
-    )  # fmt: skip
-    nn.init.normal_(vit.heads.head.weight)  # initialized to zeros, whose maps are all 0
-    return vit
 
 
 class Functional(nn.Module):

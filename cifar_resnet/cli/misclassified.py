@@ -48,18 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find the errors, draw and list them."""
-    from cifar_resnet import (
-        CIFAR10DataModule,
-        DatasetError,
-        show_calibration,
-        show_confusion_matrix,
-    )
+    from cifar_resnet import CIFAR10DataModule, DatasetError
     from cifar_resnet.data.cifar10 import CLASSES
     from cifar_resnet.data.class_names import class_index
     from cifar_resnet.misclassified.cams import CamOptions
-    from cifar_resnet.misclassified.figures import FigureOptions, draw_misclassified
+    from cifar_resnet.misclassified.figures import FigureOptions, draw_all
     from cifar_resnet.misclassified.scan import ScanOptions, scan
-    from cifar_resnet.plotting.saving import save_figure
+    from cifar_resnet.plotting.saving import save_figures
 
     network = load_network(args.network)
     folder = args.output_dir or _folder_of(Path(args.network).expanduser())
@@ -79,14 +74,8 @@ def run(args: argparse.Namespace) -> int:
         data = CIFAR10DataModule(args.data_dir, batch_size=500)
         # All errors are found, so that all of them can be listed; the figure draws the first n.
         found = scan(network, data, None, options.scan)
-        figures = {
-            "misclassified": draw_misclassified(network, found[: args.n], options),
-            "confusion_matrix": show_confusion_matrix(found),
-            "calibration": show_calibration(found),
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            save_figure(figure, folder / f"{name}.png")
+        figures = draw_all(network, found, options)
+        save_figures(figures, folder)
         run_folder.write_json(folder / "errors.json", found.to_records())
     except (ValueError, DatasetError, OSError) as error:
         raise CommandError(str(error)) from error

@@ -13,11 +13,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from cifar_resnet import arguments
 from cifar_resnet.data.reading import Source, as_source, with_metadata_of
 from cifar_resnet.misclassified.cams import CamOptions
-from cifar_resnet.misclassified.diagrams import show_calibration, show_confusion_matrix
-from cifar_resnet.misclassified.figures import FigureOptions, draw_misclassified
+from cifar_resnet.misclassified.figures import FigureOptions, draw_all
 from cifar_resnet.misclassified.records import MisclassifiedSamples
 from cifar_resnet.misclassified.scan import ScanOptions, scan
-from cifar_resnet.plotting.saving import save_figure
+from cifar_resnet.plotting.saving import save_figures
 
 __all__ = ["LogMisclassified"]
 
@@ -81,15 +80,9 @@ class LogMisclassified(Callback):
         source = _test_source(trainer)
         with trainer.precision_plugin.forward_context():
             self.found = scan(pl_module, source, self.options.n, self.options.scan)
-        figures = {
-            "misclassified": draw_misclassified(pl_module, self.found, self.options),
-            "confusion_matrix": show_confusion_matrix(self.found),
-            "calibration": show_calibration(self.found),
-        }
+        figures = draw_all(pl_module, self.found, self.options)
         if self.save_dir is not None:
-            self.save_dir.mkdir(parents=True, exist_ok=True)
-            for name, figure in figures.items():
-                save_figure(figure, self.save_dir / f"{name}.png")
+            save_figures(figures, self.save_dir)
         for logger in trainer.loggers:
             add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
             if add_figure is not None:

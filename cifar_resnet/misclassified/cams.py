@@ -53,8 +53,10 @@ def compute_cams(
 ) -> Tensor:
     """Compute class activation maps for a batch of images.
 
-    The explained score is the logit, even if the model ends in a softmax. Maps are computed in
-    float32, and each image's map is independent of the others. The model is left unchanged.
+    The explained score is the logit, also if the model ends in a softmax or sigmoid. If the logits
+    cannot be observed, as in a scripted model or the mean of an ensemble, it is the
+    log-probability (see `find_misclassified`). Maps are computed in float32, and each image's map
+    is independent of the others. The model is left unchanged.
 
     Args:
         model: Any module from images to class scores (N, classes).

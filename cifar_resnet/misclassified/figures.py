@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cifar_resnet import arguments
 from cifar_resnet.misclassified.cams import METHODS, CamOptions, cams_and_layers
 from cifar_resnet.misclassified.cells import CellLayout, draw_cell
+from cifar_resnet.misclassified.diagrams import show_calibration, show_confusion_matrix
 from cifar_resnet.misclassified.layers import Reshape
 from cifar_resnet.misclassified.records import MisclassifiedSamples
 from cifar_resnet.misclassified.scan import ScanOptions, scan
@@ -190,6 +191,17 @@ def _check_unused(options: ScanOptions) -> None:
             f"{'it' if len(given) == 1 else 'them'} to find_misclassified, or pass the data in "
             "place of its result."
         )
+
+
+def draw_all(
+    model: nn.Module, found: MisclassifiedSamples, options: FigureOptions
+) -> dict[str, Figure]:
+    """Draw the first errors, the confusion matrix and the calibration, by their file names."""
+    return {
+        "misclassified": draw_misclassified(model, found[: options.n], options),
+        "confusion_matrix": show_confusion_matrix(found),
+        "calibration": show_calibration(found),
+    }
 
 
 def draw_misclassified(

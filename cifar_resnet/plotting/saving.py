@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,13 @@ from cifar_resnet.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Save each figure as NAME.png in a folder, which is created if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}.png")
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: float = 150) -> None:
