@@ -116,7 +116,8 @@ class LastCheckpoint(Checkpoint):
                 return path
             damages.append(f"{path} is damaged ({damage})")
         if damages:
-            raise ValueError(f"{'; '.join(damages)}. Delete the damaged files to start again.")
+            those = "it" if len(damages) == 1 else "them"
+            raise ValueError(f"{'; '.join(damages)}. Delete {those} to start again.")
         return None
 
     # --- when to save -----------------------------------------------------------------------------
