@@ -6,6 +6,7 @@ import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.style
@@ -314,6 +315,16 @@ def test_a_figure_displays_itself(name: str) -> None:
     data, _ = formatters.DisplayFormatter().format(fig)
     assert _png(data["image/png"]).size == fig.canvas.get_width_height()
     assert not formatters.DisplayFormatter().format(Figure())[0].get("image/png")
+
+
+def test_with_the_inline_backend_a_figure_is_displayed_once() -> None:
+    tools = pytest.importorskip("IPython.core.pylabtools")
+    formatters = pytest.importorskip("IPython.core.formatters")
+    shell = SimpleNamespace(display_formatter=formatters.DisplayFormatter())
+    tools.select_figure_formats(shell, {"png"})  # as %matplotlib inline does
+    for fig in (show_samples(_data(), n=1), Figure(figsize=(1, 1))):
+        data, _ = shell.display_formatter.format(fig)
+        assert set(data) == {"image/png", "text/plain"}
 
 
 def test_a_figure_can_be_pickled_and_saved(tmp_path: Path) -> None:
