@@ -265,5 +265,5 @@ def test_networks_that_need_something_else() -> None:
 
 @pytest.mark.parametrize("image", ["a.png", Path("a.png"), Image.new("RGB", (8, 8)), photo()])
 def test_the_network_names_predict(image: Any) -> None:
-    with pytest.raises(TypeError, match=r"use cifar_resnet.predict\(model, images\)"):
+    with pytest.raises(TypeError, match=r"cifar_resnet\.predict\(model, images\)"):
         CustomResNet(width=2)(image)
