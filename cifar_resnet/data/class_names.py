@@ -41,6 +41,15 @@ def check_class(argument: str, requested: Any) -> None:
         raise ValueError(message)
 
 
+def check_different(true_class: int | None, pred_class: int | None, names: Sequence[str]) -> None:
+    """Raise an error if an error's label and prediction are requested to be the same class."""
+    if true_class is not None and true_class == pred_class:
+        raise ValueError(
+            f"true_class and pred_class are both {names[true_class]!r}; an error has two "
+            "different classes."
+        )
+
+
 def as_class_names(class_names: Any) -> tuple[str, ...] | None:
     """Return the names as a tuple of strings, or None if there are none.
 
