@@ -446,6 +446,9 @@ AS_LISTS = [(image, int(label)) for image, label in zip(IMAGES, LABELS, strict=T
         [IMAGES, LABELS.view(-1, 1)],
         (IMAGES.numpy(), LABELS.numpy()),
         (IMAGES.numpy(), LABELS.tolist()),
+        (np.broadcast_to(IMAGES.numpy(), IMAGES.shape), LABELS.numpy()),  # read-only
+        (IMAGES.numpy()[..., ::-1], LABELS.numpy()),
+        [(np.broadcast_to(image.numpy(), image.shape), label) for image, label in AS_LISTS],
         {"image": IMAGES, "label": LABELS},
         AS_LISTS,
         tuple(AS_LISTS),
@@ -491,6 +494,22 @@ def test_what_is_not_data(data: Any, message: str) -> None:
         find_misclassified(Always(), data)
 
 
+class Ending(Dataset[Any]):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == 2:
+            raise StopIteration
+        return IMAGES[index], 0
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_a_dataset_that_ends_early_is_an_error(loader: bool) -> None:
+    with pytest.raises((RuntimeError, ValueError)):
+        find_misclassified(Always(), DataLoader(Ending(), 1) if loader else Ending())
+
+
 @pytest.mark.parametrize("loader", [False, True])
 def test_images_of_different_sizes(loader: bool) -> None:
     sizes = [(4, 4), (4, 6), (4, 4), (5, 4), (4, 6)]
@@ -528,6 +547,7 @@ class Failing(TensorDataset):
     ("data", "expected"),
     [
         (Named(classes=np.array(["a", "b", "c", "d"])), "abcd"),
+        (Named(classes=torch.arange(4)), "0123"),
         (Named(classes={0: "a", 1: "b", 2: "c", 3: "d"}), "abcd"),
         (Named(classes={"d": 3, "c": 2, "b": 1, "a": 0}), "abcd"),
         (Named(classes=4, class_to_idx={"d": 3, "c": 2, "b": 1, "a": 0}), "abcd"),
@@ -584,6 +604,13 @@ def test_models_that_convert_integer_images(dtype: torch.dtype) -> None:
         assert sample.inputs.dtype == dtype
         assert torch.equal(sample.inputs, images[number])
         assert torch.equal(sample.image, images[number].float() / high)
+
+
+def test_images_from_0_to_255_are_explained() -> None:
+    with pytest.raises(ValueError, match=r"Pass .* such as mean=0, std=1 / 255\."):
+        find_misclassified(Always(), (IMAGES * 255 + 20, LABELS))
+    found = find_misclassified(Always(), (IMAGES * 255, LABELS), mean=0, std=1 / 255)
+    assert sorted(position(sample.image) for sample in found) == list(range(COUNT))
 
 
 def test_images_that_cannot_be_displayed_are_refused_before_the_model_runs() -> None:

@@ -37,7 +37,7 @@ class CollateNumbered:
 
 
 def _collated(samples: list[Any]) -> Iterator[tuple[Tensor, Any]]:
-    pairs = [image_and_label(sample) for sample in samples]
+    pairs = [(_from_array(image), label) for image, label in map(image_and_label, samples)]
     by_shape: dict[Any, list[int]] = {}
     for position, (image, _) in enumerate(pairs):
         by_shape.setdefault(getattr(image, "shape", None), []).append(position)
@@ -102,9 +102,9 @@ def _matches(rows: list[Any], samples: list[Any]) -> list[int]:
 def _fingerprint(image: Any, label: Any) -> Any:
     """Return a value that is equal for equal pixels and labels. None if it cannot be computed."""
     try:
-        pixels = torch.as_tensor(image, device="cpu").detach().contiguous()
+        pixels = _from_array(image).detach().cpu().contiguous()
         return pixels.dtype, pixels.shape, int(label), pixels.view(torch.uint8).numpy().tobytes()
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, AttributeError):  # for a PIL image, for example
         return None
 
 
@@ -190,9 +190,16 @@ def _as_tensor(values: Any) -> Tensor:
     try:
         if isinstance(first, Tensor):
             return torch.stack(list(values))
-        return torch.as_tensor(values, device="cpu")
+        return torch.as_tensor(_from_array(values), device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise _not_numbers(f"{type(first).__name__}: {error}") from error
+
+
+def _from_array(values: Any) -> Any:
+    """Return an array as a tensor, also if it is read-only or flipped; other values unchanged."""
+    if not isinstance(values, np.ndarray):
+        return values
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))
 
 
 def _not_numbers(got: str) -> ValueError:

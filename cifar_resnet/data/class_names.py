@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from cifar_resnet import arguments
 
 
@@ -67,7 +69,9 @@ def as_class_names(class_names: Any) -> tuple[str, ...] | None:
     if _is_class_label(class_names):
         class_names = class_names.names
     names = arguments.sequence(
-        "class_names", class_names, "a sequence of names, or a dictionary of them"
+        "class_names",
+        class_names.tolist() if isinstance(class_names, Tensor) else class_names,
+        "a sequence of names, or a dictionary of them",
     )
     return tuple(map(_text, names))
 

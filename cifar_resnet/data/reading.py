@@ -91,8 +91,9 @@ def as_source(data: Any, batch_size: int | None = None, max_samples: int | None 
     data = as_dataset(data)
     metadata = metadata_of(data)
     if is_indexed(data):
-        items = partial(map, data.__getitem__, range(len(data)))
-        return _source(lambda: _from_items(items(), batch_size, max_samples), metadata, len(data))
+        return _source(
+            lambda: _from_items(_all_items(data), batch_size, max_samples), metadata, len(data)
+        )
     if isinstance(data, Iterable):
         wrapped = getattr(data, "dataset", None)
         if wrapped is not None or isinstance(data, _BaseDataLoaderIter):
@@ -254,6 +255,12 @@ def _again(loader: DataLoader[Any], **options: Any) -> Iterator[Any]:
     )
     with on_cpu():
         return iter(again)
+
+
+def _all_items(dataset: Any) -> Iterator[Any]:
+    # `map` would end silently at a StopIteration of the dataset.
+    for index in range(len(dataset)):
+        yield dataset[index]
 
 
 def _from_items(
