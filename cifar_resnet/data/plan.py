@@ -46,7 +46,6 @@ def plan(loader: DataLoader[Any], max_samples: int | None) -> list[Chunk]:
             )
         if loader.batch_sampler is not None:
             return _of_batches(sampler, size, max_samples)
-        keys = _keys(sampler, size)
         keys = iter(_keys(sampler, size))
         first = next(keys, None)
         keys = itertools.chain([] if first is None else [first], keys)
