@@ -139,6 +139,7 @@ def _indexed(loader: DataLoader[Any], batch_size: int) -> Iterator[Batch]:
         num_workers=loader.num_workers,
         multiprocessing_context=loader.multiprocessing_context,
         worker_init_fn=loader.worker_init_fn,
+        generator=torch.Generator(),  # not the global one, which all threads share
     )
     try:
         for indices, batch in again:
