@@ -60,8 +60,13 @@ def compute_cams(
     log-probability (see `find_misclassified`). Maps are computed in float32, and each image's map
     is independent of the others. The model is left unchanged.
 
+    Several threads may explain one model, one after the other, while others run it in evaluation
+    mode. Only if its weights have to be converted (to float32, or to another device) must no other
+    thread run it. In the main thread, the state of the global random number generators is restored.
+
     Args:
-        model: Any module from images to class scores (N, classes).
+        model: Any module from images to class scores (N, classes). Wrappers for compilation and
+            data parallelism are removed. Scripted, traced and exported programs are refused.
         images: Tensor (N, C, H, W), as the model expects it: normalized floating-point images, or
             integers if the model preprocesses them itself; also (N, H, W, C).
         classes: Class to explain, one for each image or one for all. If None, the predicted class.
@@ -69,7 +74,7 @@ def compute_cams(
         method: "gradcam" (Selvaraju et al., ICCV 2017), "gradcam++" (Chattopadhay et al., WACV
             2018), "hirescam" (Draelos and Carin, 2020), "layercam" (Jiang et al., TIP 2021),
             "xgradcam" (Fu et al., BMVC 2020), "gradcamelementwise", "eigencam" (Muhammad and
-            Yeasin, IJCNN 2020; ignores the class) or "eigengradcam".
+            Yeasin, IJCNN 2020; ignores the class and needs no gradient) or "eigengradcam".
         target_layers: Names or submodules, one or several, whose maps are averaged. If None, the
             last layer with spatial output that the scores depend on.
         reshape_transform: Function from the output of each target layer to (N, C, height, width).
