@@ -155,7 +155,7 @@ def test_predictions_at_the_same_time(call: Callable[[nn.Module], Any]) -> None:
 
 
 def test_predictions_of_a_compiled_model_at_the_same_time() -> None:
-    model = torch.compile(CustomResNet(width=2).eval(), backend="eager")
+    model = nn.Sequential(torch.compile(CustomResNet(width=2).eval(), backend="eager"))
     expected = compute_cams(model, IMAGES)
     with Predictions(model):
         results = in_threads(lambda _: compute_cams(model, IMAGES))
@@ -163,7 +163,49 @@ def test_predictions_of_a_compiled_model_at_the_same_time() -> None:
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
-class Dropping(CustomResNet):
+class Interrupted(CustomResNet):
+    """A network that another thread calls with other images, before and after its layers."""
+
+    interrupted = True
+
+    def logits(self, images: Tensor) -> Tensor:
+        self.interrupt()
+        scores = super().logits(images)
+        self.interrupt()
+        return scores
+
+    def interrupt(self) -> None:
+        if self.interrupted and threading.current_thread() is threading.main_thread():
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(self, IMAGES.flip(0, 2)).result()
+
+
+def test_hooks_ignore_other_threads() -> None:
+    model = Interrupted(width=2)
+    alone = copy.deepcopy(model)
+    alone.interrupted = False
+    for method in ("gradcam", "eigencam"):
+        expected = compute_cams(alone, IMAGES, 1, method=method)
+        assert torch.equal(compute_cams(model, IMAGES, 1, method=method), expected)
+    expected = effective_receptive_field(alone, IMAGES, layer="layer2").map
+    assert torch.equal(effective_receptive_field(model, IMAGES, layer="layer2").map, expected)
+    report = check_receptive_field(alone, (1, 3, 32, 32), positions=1)
+    assert check_receptive_field(model, (1, 3, 32, 32), positions=1) == report
+
+
+def test_dictionaries_that_other_threads_read_are_not_cleared() -> None:
+    class Read(dict[str, int]):
+        def clear(self) -> None:
+            raise AssertionError("cleared while others read it")
+
+    model = CustomResNet(width=2)
+    model.cache = Read(kept=1)
+    model.register_forward_pre_hook(lambda module, args: module.cache.update(added=2))
+    compute_cams(model, IMAGES)
+    assert model.cache == {"kept": 1}
+
+
+class Drawing(CustomResNet):
     """A network that draws random numbers in evaluation mode, too."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -180,7 +222,7 @@ def test_only_the_main_thread_rewinds_the_random_generators() -> None:
         call()
         return draws()
 
-    model = Dropping(width=2).eval()
+    model = Drawing(width=2).eval()
     expected = draws_after(lambda: None)
     assert draws_after(lambda: compute_cams(model, IMAGES)) == expected
     with ThreadPoolExecutor(1) as pool:
