@@ -20,6 +20,7 @@ __all__ = [
     "BELOW_ONE",
     "FRACTION",
     "NON_NEGATIVE",
+    "PICTURES",
     "POSITIVE",
     "boolean",
     "choice",
@@ -38,6 +39,11 @@ POSITIVE: Range = (lambda value: 0 < value < math.inf, "a finite number greater 
 NON_NEGATIVE: Range = (lambda value: 0 <= value < math.inf, "a finite number of at least 0")
 FRACTION: Range = (lambda value: 0 <= value <= 1, "a number in [0, 1]")
 BELOW_ONE: Range = (lambda value: 0 <= value < 1, "a number in [0, 1)")
+
+PICTURES = (  # remedy for what is not a tensor
+    "To classify pictures, paths or arrays, call cifar_resnet.predict(model, images), which "
+    "resizes and normalizes them."
+)
 
 
 def is_integer(value: object) -> TypeGuard[int]:

@@ -683,7 +683,7 @@ table(
     images=[
         row([[1.0]], TypeError, "images must be a tensor (N, C, H, W), but got list"),
         row(images(1)[0], ValueError, "but got torch.float32 of shape (1, 4, 4)"),
-        row(images(1).byte(), ValueError, "but got torch.uint8 of shape (1, 1, 4, 4)"),
+        row(images(1).byte(), ValueError, "Unless the model preprocesses integer images itself"),
         row(images(1) * math.nan, ValueError, "The scores of image 0 are not finite: [nan, "),
         row(torch.zeros(2, 3, 4, 4), ValueError, "fails on a batch of shape (1, 3, 4, 4)"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import Collect, Send, Training, same, small, trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from cifar_resnet import (
     CustomResNet,
@@ -109,3 +109,22 @@ def test_the_effective_field_equals_that_of_the_cpu() -> None:
         for device in ("cpu", "cuda")
     )
     torch.testing.assert_close(of_gpu, of_cpu)
+
+
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part")  # of converted copies
+def test_maps_before_a_recurrent_layer_equal_those_of_the_cpu() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = nn.Conv2d(3, 8, 3, 2, 1)
+            self.lstm = nn.LSTM(8, 10, 2, dropout=0.5, batch_first=True)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.lstm(self.maps(images).flatten(2).transpose(1, 2))[0][:, -1]
+
+    model, images = Recurrent(), torch.randn(4, 3, 16, 16)
+    of_cpu = compute_cams(model, images, 3)
+    assert torch.allclose(compute_cams(model, images, 3, device="cuda"), of_cpu, atol=1e-3)
+    assert torch.allclose(compute_cams(model.cuda(), images, 3), of_cpu, atol=1e-3)
+    assert model.lstm.training
+    assert model.lstm.dropout == 0.5

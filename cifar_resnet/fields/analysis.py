@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from cifar_resnet.arguments import choice
@@ -101,7 +102,8 @@ def receptive_field(
         run = trace(model, arguments, on_values=on_values)
         if spatial_dims is None:
             check_batch(run, source)
-        return Propagation(run, source, dims, ignored, unknown, own).run()
+        with torch.device("cpu"):  # whatever the default device is
+            return Propagation(run, source, dims, ignored, unknown, own).run()
 
     try:
         try:

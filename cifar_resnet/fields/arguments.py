@@ -59,7 +59,7 @@ def model_inputs(
     if not sizes or min(sizes) < 1:
         raise ValueError(message)
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    image = torch.zeros([int(size) for size in sizes])
+    image = torch.zeros([int(size) for size in sizes], device="cpu")
     return (image if first is None else image.to(first),)
 
 

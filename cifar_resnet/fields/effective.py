@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cifar_resnet import arguments
 from cifar_resnet.fields.figures import COLORS, draw_box
-from cifar_resnet.model_state import preserve_state, unwrap_compiled
+from cifar_resnet.model_state import in_this_thread, preserve_state, unwrap_compiled
 from cifar_resnet.plotting.canvas import check_figure, draws, new_figure
 from cifar_resnet.plotting.style import IMAGE, LINE, finish, finish_color_bar, title
 
@@ -81,14 +81,15 @@ class EffectiveReceptiveField:
         for dim, center in enumerate(self.centroid):
             shape = [1] * self.map.dim()
             shape[dim] = -1
-            offset = torch.arange(self.map.shape[dim], dtype=torch.float64) - center
+            offset = torch.arange(self.map.shape[dim], dtype=torch.float64, device="cpu") - center
             squared = squared + offset.view(shape) ** 2
         ring = squared.sqrt().round().long().flatten()
-        total = torch.zeros(int(ring.max()) + 1, dtype=torch.float64)
+        total = torch.zeros(int(ring.max()) + 1, dtype=torch.float64, device="cpu")
         count = total.scatter_add(0, ring, torch.ones_like(self.map).flatten())
         total = total.scatter_add(0, ring, self.map.flatten())
         filled = count > 0
-        return torch.arange(len(count), dtype=torch.float64)[filled], (total / count)[filled]
+        distances = torch.arange(len(count), dtype=torch.float64, device="cpu")
+        return distances[filled], (total / count)[filled]
 
     @draws
     def plot(
@@ -166,7 +167,7 @@ class EffectiveReceptiveField:
         for dim, length in enumerate(self.map.shape):
             others = [d for d in range(self.map.dim()) if d != dim]
             mass = self.map.sum(others) if others else self.map
-            marginals.append((torch.arange(length, dtype=torch.float64), mass))
+            marginals.append((torch.arange(length, dtype=torch.float64, device="cpu"), mass))
         return marginals
 
     def _mass_by_distance(self) -> Tensor:
@@ -174,13 +175,13 @@ class EffectiveReceptiveField:
 
         The distance is the largest one along any axis, so equal distances form a square.
         """
-        distance = torch.zeros(self.map.shape, dtype=torch.int64)
+        distance = torch.zeros(self.map.shape, dtype=torch.int64, device="cpu")
         for dim, center in enumerate(self.centroid):
             shape = [1] * self.map.dim()
             shape[dim] = -1
-            offset = (torch.arange(self.map.shape[dim]) - round(center)).abs()
+            offset = (torch.arange(self.map.shape[dim], device="cpu") - round(center)).abs()
             distance = torch.maximum(distance, offset.view(shape))
-        mass = torch.zeros(int(distance.max()) + 1, dtype=torch.float64)
+        mass = torch.zeros(int(distance.max()) + 1, dtype=torch.float64, device="cpu")
         return mass.scatter_add(0, distance.flatten(), self.map.flatten())
 
 
@@ -246,7 +247,7 @@ def effective_receptive_field(
     if channel is not None and not arguments.is_integer(channel):
         raise TypeError(f"channel must be an integer, or None for all, but got {channel!r}.")
     module = _submodule(model, layer)
-    total = torch.zeros(images.shape[2:], dtype=torch.float64)
+    total = torch.zeros(images.shape[2:], dtype=torch.float64, device="cpu")
     index: tuple[int, ...] = ()
     with preserve_state(model), torch.inference_mode(False), torch.enable_grad():
         for part in images.split(batch_size):
@@ -284,10 +285,12 @@ def _submodule(model: nn.Module, layer: str | None) -> nn.Module:
 def _output(model: nn.Module, module: nn.Module, batch: Tensor, layer: str | None) -> Tensor:
     """Run the model, and return the output of one submodule's first call."""
     kept: list[Any] = []
-    # a copy, because an in-place activation may follow
-    handle = module.register_forward_hook(
-        lambda _, args, out: kept.append(out.clone() if isinstance(out, Tensor) else out)
-    )
+
+    # copies, because an in-place activation may follow
+    def keep(module: nn.Module, args: Any, out: Any) -> None:
+        kept.append(out.clone() if isinstance(out, Tensor) else out)
+
+    handle = module.register_forward_hook(in_this_thread(keep))
     try:
         model(batch)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:

@@ -25,7 +25,12 @@ from cifar_resnet.fields.analysis import receptive_field
 from cifar_resnet.fields.arguments import followed_dims, model_inputs
 from cifar_resnet.fields.positions.terms import MAX_SET_LENGTH
 from cifar_resnet.fields.records import LayerField
-from cifar_resnet.model_state import preserve_state, unwrap_compiled
+from cifar_resnet.model_state import (
+    in_this_thread,
+    preserve_state,
+    process_settings,
+    unwrap_compiled,
+)
 
 __all__ = ["ProbeReport", "ReceptiveFieldMismatchError", "check_receptive_field"]
 
@@ -125,7 +130,7 @@ def check_receptive_field(
             f"shape {tuple(probed.shape)}."
         )
     if inputs is None:  # noise, as zeros could become NaN by a division
-        noise = torch.randn(probed.shape, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(probed.shape, generator=torch.Generator().manual_seed(0), device="cpu")
         arguments[source] = noise.to(probed)
     dims = followed_dims(probed.shape, spatial_dims)
     rows = [_spaced_evenly(probed.shape[dim], positions) for dim in dims]
@@ -157,8 +162,8 @@ def check_receptive_field(
 
 def _spaced_evenly(length: int, number: int | None) -> Tensor:
     if number is None or number >= length:
-        return torch.arange(length)
-    rows: Tensor = torch.linspace(0, length - 1, number).round().long().unique()
+        return torch.arange(length, device="cpu")
+    rows: Tensor = torch.linspace(0, length - 1, number, device="cpu").round().long().unique()
     return rows
 
 
@@ -169,10 +174,10 @@ def _plain_algorithms() -> Iterator[None]:
     Winograd and Fourier convolutions mix the elements of a tile. Fused attention skips some: a
     query that is NaN does not reach its output.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
+    with process_settings, warnings.catch_warnings():
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
             warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
             warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
             with (
@@ -182,8 +187,8 @@ def _plain_algorithms() -> Iterator[None]:
                 sdpa_kernel(SDPBackend.MATH),
             ):
                 yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _check_finite(model: nn.Module, arguments: Sequence[Any]) -> None:
@@ -257,8 +262,8 @@ def _layer_outputs(model: nn.Module, note: Callable[[_Key, Any], None]) -> Itera
                 note(("layer", name), output)
 
     handles = [
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, always_call=True),
+        register_module_forward_pre_hook(in_this_thread(enter)),
+        register_module_forward_hook(in_this_thread(leave), always_call=True),
     ]
     try:
         yield

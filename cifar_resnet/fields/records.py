@@ -243,7 +243,8 @@ class LayerField:
         seen = term.seen.expand(-1, *shape).reshape(-1, *self.unit_shape)
         if seen.dtype == torch.uint8:
             return seen.bool()
-        positions = torch.arange(self.input_lengths[axis]).view(-1, *[1] * len(self.unit_shape))
+        positions = torch.arange(self.input_lengths[axis], device="cpu")
+        positions = positions.view(-1, *[1] * len(self.unit_shape))
         return (positions >= -seen[0]) & (positions <= seen[1])
 
     def _index_by_dim(self, unit: Sequence[int] | None) -> dict[int, int]:

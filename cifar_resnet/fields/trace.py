@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from cifar_resnet.fields.steps import Call, LayerCall, LayerExit, Ref, Step, Trace, ValueRead
-from cifar_resnet.model_state import preserve_state
+from cifar_resnet.model_state import in_this_thread, preserve_state, process_settings
 
 
 class TraceError(Exception):
@@ -79,18 +79,18 @@ def _trace(model: nn.Module, inputs: Sequence[Any], on_values: bool) -> Trace:
 def _without_fused_kernels() -> Iterator[None]:
     """Switch off fused kernels, which would appear as one operation without a rule, and warnings
     of PyTorch about them."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    log = logging.getLogger("torch._subclasses.fake_tensor")  # logs errors that we report
-    disabled, log.disabled = log.disabled, True
-    try:
-        with warnings.catch_warnings(), torch.inference_mode(False):
+    with process_settings, warnings.catch_warnings(), torch.inference_mode(False):
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        log = logging.getLogger("torch._subclasses.fake_tensor")  # logs errors that we report
+        disabled, log.disabled = log.disabled, True
+        try:
             warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
             with torch.backends.mkldnn.flags(enabled=False):  # would fuse recurrent layers
                 yield
-    finally:
-        log.disabled = disabled
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        finally:
+            log.disabled = disabled
+            torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 class _Recorder(TorchDispatchMode):
@@ -207,8 +207,8 @@ class _Recorder(TorchDispatchMode):
             self.steps.append(LayerExit(layer, self.refs(outputs)))
 
         handles = [
-            register_module_forward_pre_hook(enter),
-            register_module_forward_hook(leave, always_call=True),
+            register_module_forward_pre_hook(in_this_thread(enter)),
+            register_module_forward_hook(in_this_thread(leave), always_call=True),
         ]
         try:
             yield

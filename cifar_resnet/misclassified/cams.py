@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_resnet import arguments
-from cifar_resnet.misclassified.execution import run_on_device
+from cifar_resnet.misclassified.execution import gradients, run_on_device
 from cifar_resnet.misclassified.layers import (
     Reshape,
     TargetLayer,
@@ -37,6 +37,8 @@ METHODS = {
     "eigengradcam": ("EigenGradCAM", "EigenGradCAM"),
 }
 
+_WITHOUT_GRADIENT = "eigencam"
+
 
 def compute_cams(
     model: nn.Module,
@@ -58,15 +60,21 @@ def compute_cams(
     log-probability (see `find_misclassified`). Maps are computed in float32, and each image's map
     is independent of the others. The model is left unchanged.
 
+    Several threads may explain one model, one after the other, while others run it in evaluation
+    mode. Only if its weights have to be converted (to float32, or to another device) must no other
+    thread run it. In the main thread, the state of the global random number generators is restored.
+
     Args:
-        model: Any module from images to class scores (N, classes).
-        images: Float (N, C, H, W), as the model expects them.
+        model: Any module from images to class scores (N, classes). Wrappers for compilation and
+            data parallelism are removed. Scripted, traced and exported programs are refused.
+        images: Tensor (N, C, H, W), as the model expects it: normalized floating-point images, or
+            integers if the model preprocesses them itself; also (N, H, W, C).
         classes: Class to explain, one for each image or one for all. If None, the predicted class.
         against: Classes whose score is subtracted, to explain why one class and not the other.
         method: "gradcam" (Selvaraju et al., ICCV 2017), "gradcam++" (Chattopadhay et al., WACV
             2018), "hirescam" (Draelos and Carin, 2020), "layercam" (Jiang et al., TIP 2021),
             "xgradcam" (Fu et al., BMVC 2020), "gradcamelementwise", "eigencam" (Muhammad and
-            Yeasin, IJCNN 2020; ignores the class) or "eigengradcam".
+            Yeasin, IJCNN 2020; ignores the class and needs no gradient) or "eigengradcam".
         target_layers: Names or submodules, one or several, whose maps are averaged. If None, the
             last layer with spatial output that the scores depend on.
         reshape_transform: Function from the output of each target layer to (N, C, height, width).
@@ -101,16 +109,19 @@ def compute_cams(
     model = unwrap_compiled(model)
     options = CamOptions(method, target_layers, reshape_transform, raw, batch_size)
     if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor (N, C, H, W), but got {type(images).__name__}.")
-    if images.dim() != 4 or not images.is_floating_point():
+        raise TypeError(
+            f"images must be a tensor (N, C, H, W), but got {type(images).__name__}. "
+            f"{arguments.PICTURES}"
+        )
+    if images.dim() != 4 or images.is_complex():
         raise ValueError(
-            f"images must be float (N, C, H, W), as the model expects them, but got {images.dtype} "
-            f"of shape {tuple(images.shape)}."
+            f"images must have the shape (N, C, H, W), as the model expects them, but got "
+            f"{images.dtype} of shape {tuple(images.shape)}."
         )
     if device is not None:
         device = arguments.device("device", device)
     if len(images) == 0:
-        return torch.zeros(0, *images.shape[2:])
+        return torch.zeros(0, *_size(images), dtype=torch.float32, device="cpu")
     targets = _as_classes(classes, len(images), "classes")
     others = _as_classes(against, len(images), "against")
     return cams_and_layers(model, images, targets, others, options, device)[0]
@@ -157,6 +168,7 @@ def cams_and_layers(
         options: Method and layers.
         device: As for `compute_cams`.
     """
+    check_visible(model)
     maps = []
     with (
         preserve_state(model),
@@ -166,25 +178,67 @@ def cams_and_layers(
         torch.autocast("cpu", enabled=False),
         run_on_device(model, device, torch.float32) as (runner, move_inputs),
     ):
-        first = move_inputs(images[:1].detach().clone()).requires_grad_()
+        _prepare_recurrent_layers(model)
+
+        def inputs(rows: slice) -> Tensor:
+            batch = move_inputs(images[rows].detach().clone())
+            # a copy, as the model may write to it, which is an error if it is a leaf of the graph
+            return batch.requires_grad_().clone() if batch.is_floating_point() else batch
+
+        without_gradient = options.method == _WITHOUT_GRADIENT
         layers = find_target_layers(
-            model, runner, first, options.target_layers, options.reshape_transform
+            model,
+            runner,
+            inputs(slice(1)),
+            options.target_layers,
+            options.reshape_transform,
+            without_gradient,
         )
         if options.raw and len(layers) > 1:
             raise ValueError(f"raw maps are of one layer, but target_layers has {len(layers)}.")
         cam_method = _cam_method(options.method)
         for start in range(0, len(images), options.batch_size):
             rows = slice(start, start + options.batch_size)
-            batch = move_inputs(images[rows].detach().clone()).requires_grad_()
             with record_outputs(layers) as outputs:
-                scores = class_scores(runner, batch)
+                scores = class_scores(runner, inputs(rows))
             check_finite(scores, range(len(images))[rows], "image")
             score = _explained_scores(
                 scores, targets and targets[rows], others and others[rows]
             ).sum()
-            layer_maps = _layer_maps(score, layers, outputs, cam_method)
-            maps.append(layer_maps[0] if options.raw else _merged(layer_maps, batch.shape[2:]))
+            layer_maps = _layer_maps(score, layers, outputs, cam_method, without_gradient)
+            maps.append(layer_maps[0] if options.raw else _merged(layer_maps, _size(images)))
     return torch.cat(maps), layers
+
+
+def check_visible(model: nn.Module) -> None:
+    """Raise if the outputs of a model's layers cannot be recorded.
+
+    Raises:
+        ValueError: If the model is a scripted, traced or exported program.
+    """
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    if scripted or (
+        isinstance(model, torch.fx.GraphModule)
+        and {n.target for n in model.graph.nodes if n.op == "call_module"} <= {"_guards_fn"}
+    ):
+        made_by = "torch.jit" if scripted else "torch.export"
+        raise ValueError(
+            f"The model is a program made by {made_by}, which does not call its layers as modules, "
+            "so their outputs cannot be recorded. Pass the module that it was made from."
+        )
+
+
+def _prepare_recurrent_layers(model: nn.Module) -> None:
+    """Put recurrent layers without dropout into training mode: cuDNN differentiates no others."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters()):
+            module.training, module.dropout = True, 0.0
+
+
+def _size(images: Tensor) -> torch.Size:
+    """Return the height and width of images (N, C, H, W), or (N, H, W, C) if C is 1, 3 or 4."""
+    _, first, second, last = images.shape
+    return images.shape[1:3] if last in (1, 3, 4) and min(first, second) > 4 else images.shape[2:]
 
 
 CamMethod = Callable[[Tensor, Tensor], Tensor]
@@ -195,10 +249,11 @@ def _layer_maps(
     layers: Sequence[TargetLayer],
     outputs: dict[str, Tensor],
     cam_method: CamMethod,
+    without_gradient: bool,
 ) -> list[Tensor]:
     """Compute the raw maps (N, height, width) of each layer."""
     tensors = [outputs[layer.name] for layer in layers]
-    grads = torch.autograd.grad(score, tensors, allow_unused=True)
+    grads = tensors if without_gradient else gradients(score, tensors, any)
     maps = []
     for layer, values, grad in zip(layers, tensors, grads, strict=True):
         if grad is None:
@@ -209,7 +264,7 @@ def _layer_maps(
 
 def _merged(layer_maps: Sequence[Tensor], size: torch.Size) -> Tensor:
     """Average the maps of layers at the size of the images, each scaled to its maximum."""
-    total = torch.zeros(len(layer_maps[0]), *size)
+    total = torch.zeros(len(layer_maps[0]), *size, dtype=torch.float32, device="cpu")
     for maps in layer_maps:
         total += _scaled(F.interpolate(maps.relu()[:, None], size, mode="bilinear"))
     return _scaled(total[:, None])
@@ -245,7 +300,7 @@ def _cam_method(name: str) -> CamMethod:
     cam = getattr(pytorch_grad_cam, METHODS[name][0])(_DummyModel(), [])
 
     def compute(activations: Tensor, grads: Tensor) -> Tensor:
-        arrays = (tensor.cpu().numpy() for tensor in (activations, grads))
+        arrays = (tensor.detach().float().cpu().numpy() for tensor in (activations, grads))
         # only methods that run the model again use its input, layer and targets
         return torch.from_numpy(cam.get_cam_image(None, None, None, *arrays, False)).float()
 
@@ -257,7 +312,7 @@ class _DummyModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parameter = nn.Parameter(torch.zeros(()))
+        self.parameter = nn.Parameter(torch.zeros((), device="cpu"))
 
 
 def _as_classes(classes: Any, number: int, name: str) -> Classes:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_resnet.data import cifar10
+from cifar_resnet.model_state import in_this_thread
 from cifar_resnet.network import CustomResNet
 from cifar_resnet.pretrained import name_of_weights
 
@@ -29,7 +30,7 @@ def warn_if_not_normalized(model: nn.Module) -> Iterator[None]:
                     if args and isinstance(args[0], Tensor):
                         _check(args[0], name)
 
-                hooks.callback(module.register_forward_pre_hook(check).remove)
+                hooks.enter_context(module.register_forward_pre_hook(in_this_thread(check)))
         yield
 
 

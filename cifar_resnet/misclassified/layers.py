@@ -11,8 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from cifar_resnet import arguments
+from cifar_resnet.misclassified.execution import (
+    gradients,
+    nodes_between,
+    watch_outputs,
+    with_gradient,
+)
 from cifar_resnet.misclassified.scores import class_scores
 
 Reshape = Callable[[Tensor], Tensor]
@@ -60,22 +67,35 @@ def find_target_layers(
     image: Tensor,
     requested: Sequence[str | nn.Module] | None,
     reshape: Reshape | None,
+    without_gradient: bool = False,
 ) -> list[TargetLayer]:
     """Return the requested layers, or the last one with spatial output that affects the scores.
 
     Args:
         model: The module whose submodules are meant.
         runner: What to call; it calls `model`.
-        image: One input (1, C, H, W) that requires gradients.
+        image: One input (1, C, H, W), which requires gradients if it is floating-point.
         requested: Names or submodules. If None, choose the last suitable layer.
         reshape: Conversion of a layer's output to (N, C, height, width). If None, inferred.
+        without_gradient: If True, and no gradient reaches a layer, assume that the scores depend on
+            all of them.
 
     Raises:
         ValueError: If there is no such layer, or it has no spatial output.
     """
     if requested is None:
-        outputs = _layer_outputs(model, runner, image, reshape, None)
-        suitable = [each for each in outputs if each.layer is not None and each.affects_scores]
+        outputs = _layer_outputs(model, runner, image, reshape, None, without_gradient)
+        spatial = [each for each in outputs if each.layer is not None]
+        suitable = [each for each in spatial if each.affects_scores]
+        if spatial and not suitable:
+            if not without_gradient:
+                raise ValueError(
+                    "The scores have no gradient, or one of 0, in every layer with spatial output, "
+                    f"such as {spatial[-1].name!r}. The model may detach a tensor or have "
+                    "operations without gradients, such as those of int8 weights: use "
+                    'method="eigencam", which needs none.'
+                )
+            suitable = spatial
         without_pools = [each for each in suitable if not isinstance(each.module, _POOLS)]
         for each in reversed(without_pools or suitable):
             assert each.layer is not None
@@ -87,7 +107,7 @@ def find_target_layers(
             "shape, pass target_layers= and reshape_transform=."
         )
     names = [_name(each, model) for each in requested]
-    outputs = _layer_outputs(model, runner, image, reshape, names)
+    outputs = _layer_outputs(model, runner, image, reshape, names, without_gradient)
     by_name = {each.name: each for each in outputs}  # the last output of a layer called twice
     layers = []
     for given, name in zip(requested, names, strict=True):
@@ -158,39 +178,48 @@ def _layer_outputs(
     image: Tensor,
     reshape: Reshape | None,
     requested: Sequence[str | None] | None,
+    without_gradient: bool,
 ) -> list[_LayerOutput]:
     """Run the model and return the outputs of all submodules in the order of their completion.
 
     `reshape` converts the outputs of the requested layers. If none are requested, it converts those
     that it can convert.
     """
-    outputs: list[tuple[str, nn.Module, Tensor]] = []
-    names = {module: name for name, module in model.named_modules() if name}
+    outputs: list[tuple[str, Tensor, Node | None]] = []
+    modules = {name: module for name, module in model.named_modules() if name}
+    starts = [image.grad_fn]
 
-    with contextlib.ExitStack() as hooks:
-        for module, name in names.items():
+    def record(name: str, output: Any) -> Tensor | None:
+        if not isinstance(output, Tensor) or output.dim() < 3:
+            return None
+        hidden = not image.requires_grad or not torch.is_grad_enabled() or output.is_quantized
+        kept, passed_on = with_gradient(output) if hidden else (output, None)
+        node = kept.grad_fn if passed_on is None else passed_on.grad_fn
+        if hidden:
+            starts.append(node)
+        if kept.is_floating_point():
+            outputs.append((name, kept, node))
+        return passed_on
 
-            def record(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor) and output.dim() > 2 and output.is_floating_point():
-                    outputs.append((name, module, output))
-
-            hooks.enter_context(module.register_forward_hook(record))
+    with watch_outputs(modules, record):
         scores = class_scores(runner, image)
-    if not scores.requires_grad:
+    if not scores.requires_grad and not without_gradient:
         raise ValueError(
             "The model's scores carry no gradient, which the maps are computed from: the model "
-            "runs under torch.no_grad() or inference_mode(), or detaches a tensor."
+            "runs under torch.no_grad() or inference_mode(), or detaches a tensor. "
+            'method="eigencam" needs none.'
         )
-    grads: Sequence[Tensor | None] = []
-    if outputs:
-        grads = torch.autograd.grad(
-            scores.logsumexp(1).sum() + scores[0, 0],
-            [output if output.requires_grad else image for _, _, output in outputs],
-            allow_unused=True,
-        )
+    score = scores.logsumexp(1).sum() + scores[0, 0]
+    try:
+        grads = gradients(score, [output for _, output, _ in outputs], all)
+    except ValueError:
+        if not without_gradient:
+            raise
+        grads = [None] * len(outputs)
+    after_image = nodes_between(starts, score)
     results = []
     grid: tuple[int, int] | None = None  # of the last image-like output
-    for (name, module, output), grad in zip(outputs, grads, strict=True):
+    for (name, output, node), grad in zip(outputs, grads, strict=True):
         to_map: Reshape | None = None
         if reshape is not None and (requested is None or name in requested):
             to_map = reshape
@@ -202,13 +231,13 @@ def _layer_outputs(
         if to_map is not None and maps is not None:
             shape = tuple(maps.shape)
             if len(shape) == 4 and shape[2] * shape[3] > 1:
-                layer = TargetLayer(name, module, (shape[2], shape[3]), to_map)
+                layer = TargetLayer(name, modules[name], (shape[2], shape[3]), to_map)
         if output.dim() == 4 and layer is not None:
             grid = layer.grid
         affects_scores = False
-        if layer is not None and grad is not None and output.requires_grad:
+        if layer is not None and grad is not None and node in after_image:
             affects_scores = grad.shape == output.shape and bool(layer.to_map(grad).any())
-        results.append(_LayerOutput(name, module, output, layer, affects_scores))
+        results.append(_LayerOutput(name, modules[name], output, layer, affects_scores))
     return results
 
 
@@ -275,14 +304,10 @@ def record_outputs(layers: Sequence[TargetLayer]) -> Iterator[dict[str, Tensor]]
     The following layers receive a copy, so that an in-place operation does not change the record.
     """
     outputs: dict[str, Tensor] = {}
-    with contextlib.ExitStack() as hooks:
-        for layer in layers:
 
-            def record(
-                module: nn.Module, args: Any, output: Tensor, name: str = layer.name
-            ) -> Tensor:
-                outputs[name] = output
-                return output.clone()
+    def record(name: str, output: Tensor) -> Tensor:
+        outputs[name], passed_on = with_gradient(output)
+        return output.clone() if passed_on is None else passed_on
 
-            hooks.enter_context(layer.module.register_forward_hook(record))
+    with watch_outputs({layer.name: layer.module for layer in layers}, record):
         yield outputs

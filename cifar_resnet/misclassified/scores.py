@@ -36,10 +36,15 @@ def class_scores(model: nn.Module, inputs: Tensor) -> Tensor:
     with _Observer(len(inputs)) as observer:
         try:
             outputs = model(inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except Exception as error:
+            remedy = (
+                ""
+                if inputs.is_floating_point()
+                else " (Unless the model preprocesses integer images itself, pass them normalized.)"
+            )
             raise ValueError(
                 f"The model fails on a batch of shape {tuple(inputs.shape)}, {inputs.dtype}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{remedy}"
             ) from error
     outputs = getattr(outputs, "logits", outputs)
     if len(inputs) == 1 and isinstance(outputs, Tensor) and outputs.dim() == 1:

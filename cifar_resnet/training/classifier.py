@@ -166,6 +166,11 @@ class ImageClassifier(LightningModule):
             ]
 
     def forward(self, images: Tensor) -> Tensor:
+        if not hasattr(images, "dim"):  # tensors and the proxies of torch.fx have it
+            raise TypeError(
+                f"images must be a tensor (N, C, H, W), but got {type(images).__name__}. "
+                f"{arguments.PICTURES}"
+            )
         scores: Tensor = self.network(images)
         return scores
 
