@@ -189,7 +189,8 @@ class _Finder:
 
     def candidates(self) -> str:
         """Name the last layers that are suitable, for an error message."""
-        layers = [(output, self.layer(output)) for output in self.outputs]
+        last = self.outputs[-_PROBED_AT_ONCE:]
+        layers = [(output, self.layer(output)) for output in last]
         grids = {each.name: each.grid for output, each in layers if each and output.affects(each)}
         names = [
             f"{name} ({height} x {width})"
@@ -200,10 +201,16 @@ class _Finder:
 
     def _probe(self, output: _Output) -> None:
         """Find the layouts of an output and of those before it, the next ones to be asked for."""
-        before = self.outputs[: self.outputs.index(output) + 1][-_PROBED_AT_ONCE:]
-        modules = {each.name: each.module for each in before}
-        shapes = {each.name: each.values.shape for each in before}
-        found = probe_layouts(self._runner, self._image, modules, shapes)
+        known: dict[torch.Size, set[Layout]] = {}
+        unknown = []
+        for each in self.outputs[: self.outputs.index(output) + 1]:
+            layout = layout_of_image_operation(each.values)
+            if layout is None:
+                unknown.append(each)
+            else:
+                known.setdefault(each.values.shape, set()).add(layout)
+        modules = {each.name: (each.module, each.values) for each in unknown[-_PROBED_AT_ONCE:]}
+        found = probe_layouts(self._runner, self._image, modules, known)
         self._layouts |= {name: found.get(name) for name in modules if name not in self._layouts}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,51 +98,55 @@ def layout_of_image_operation(output: Tensor) -> Layout | None:
 def probe_layouts(
     runner: nn.Module,
     image: Tensor,
-    modules: Mapping[str, nn.Module],
-    shapes: Mapping[str, torch.Size],
+    outputs: Mapping[str, tuple[nn.Module, Tensor]],
+    known: Mapping[torch.Size, set[Layout]],
 ) -> dict[str, Layout]:
     """Determine the layouts of outputs from the changes that each part of an image causes.
 
     Args:
         runner: The model to call.
         image: One input (1, C, H, W), whose range of values the probe has.
-        modules: The submodules whose outputs are examined, by name.
-        shapes: Shapes of their outputs for the one image.
+        outputs: Submodules and their outputs for the one image, by name.
+        known: Layouts of other outputs of the model, by shape.
 
     Returns:
         The layouts that were found: an output depends on the rows and columns of the image, each
-        along one axis, or along an axis of tokens in the order of the rows.
+        along one axis, or along an axis of tokens in the order of the rows. An output that mixes
+        all places, as that of attention does, has the layout of the others of its shape.
     """
     layouts: dict[str, Layout] = {}
-    changes = {name: _Changes(shape) for name, shape in shapes.items()}
+    changes = {name: _Changes(values.shape) for name, (_, values) in outputs.items()}
+    by_shape = {shape: {*found} for shape, found in known.items()}
     generator = torch.Generator().manual_seed(0)
     for _ in range(_MAX_ROUNDS):
-        unclear = {name: modules[name] for name, each in changes.items() if each.may_be_a_map()}
+        unclear = [name for name, own in changes.items() if own.may_be_a_map()]
         if not unclear:
             break
-        with torch.no_grad(), _watched(unclear, lambda name, output: changes[name].add(output)):
+        with torch.no_grad(), _watched((outputs[name][0], changes[name].add) for name in unclear):
             runner(_probe_images(image, generator))
         for name in unclear:
             layout = changes[name].layout()
             if layout is not None:
                 layouts[name] = layout
-                del changes[name]
-    for name in changes:
-        # A layer that mixes all tokens, such as attention, has the layout of the others like it.
-        alike = {found for other, found in layouts.items() if shapes[other] == shapes[name]}
-        if len(alike) == 1 and changes[name].allow(*alike):
-            layouts[name] = alike.pop()
+                by_shape.setdefault(outputs[name][1].shape, set()).add(layout)
+        for name in changes:
+            alike = by_shape.get(outputs[name][1].shape, set())
+            if name not in layouts and len(alike) == 1 and changes[name].allow(*alike):
+                layouts[name] = next(iter(alike))
+        changes = {name: own for name, own in changes.items() if name not in layouts}
     return layouts
 
 
 @contextlib.contextmanager
-def _watched(modules: Mapping[str, nn.Module], watch: Callable[[str, Any], None]) -> Iterator[None]:
-    """Call a function with the name and the output of each module when it has run."""
+def _watched(watchers: Iterable[tuple[nn.Module, Callable[[Any], None]]]) -> Iterator[None]:
+    """Call the function of each module with its output."""
     with contextlib.ExitStack() as hooks:
-        for name, module in modules.items():
+        for module, watch in watchers:
 
-            def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                watch(name, output)
+            def hook(
+                module: nn.Module, args: Any, output: Any, watch: Callable[[Any], None] = watch
+            ) -> None:
+                watch(output)
 
             hooks.enter_context(module.register_forward_hook(hook))
         yield
