@@ -23,6 +23,8 @@ from .misclassified.records import MisclassifiedSample as MisclassifiedSample
 from .misclassified.records import MisclassifiedSamples as MisclassifiedSamples
 from .misclassified.scan import find_misclassified as find_misclassified
 from .network import CustomResNet as CustomResNet
+from .prediction import Predictions as Predictions
+from .prediction import predict as predict
 from .pretrained import PretrainedWeights as PretrainedWeights
 from .pretrained import pretrained_weights as pretrained_weights
 from .samples.augmentations import show_augmentations as show_augmentations

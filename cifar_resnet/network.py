@@ -255,7 +255,8 @@ class CustomResNet(nn.Module):
         if not isinstance(images, Tensor):
             raise TypeError(
                 f"CustomResNet expects a float tensor of shape (N, {self.in_channels}, 32, 32), "
-                f"but got {type(images).__name__}."
+                f"but got {type(images).__name__}. To classify files, PIL images or arrays, use "
+                "cifar_resnet.predict(model, images)."
             )
         if images.dim() != 4 or tuple(images.shape[1:]) != (self.in_channels, 32, 32):
             raise ValueError(

@@ -15,6 +15,10 @@ from helpers import DATA_MODULES
 from cifar_resnet.data import sources
 from cifar_resnet.data.formats import Arrays
 
+# The networks of the tests are so small that a second thread costs more than it saves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

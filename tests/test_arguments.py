@@ -43,6 +43,7 @@ from cifar_resnet import (
     find_misclassified,
     make_optimizer,
     make_scheduler,
+    predict,
     receptive_field,
     show_augmentations,
     show_calibration,
@@ -468,7 +469,7 @@ table(
     ],
 )
 
-table("EffectiveReceptiveField.plot", lambda: effective().plot, log=flags(), fig=FIG)
+table("EffectiveReceptiveField.plot", lambda: effective().plot, log=flags(), **FIGURE)
 
 table(
     "EffectiveReceptiveField.side",
@@ -577,10 +578,10 @@ table(
         row([], ValueError, "units must be at least one unit, or None, but got []"),
         *(row([value], error, message) for value, error, message, _ in UNIT),
     ],
-    fig=FIG,
+    **FIGURE,
 )
 
-table("ReceptiveFields.plot_growth", lambda: fields().plot_growth, fig=FIG)
+table("ReceptiveFields.plot_growth", lambda: fields().plot_growth, **FIGURE)
 
 table("ReceptiveFields.table", lambda: fields().table, every_layer=flags())
 
@@ -631,6 +632,34 @@ table(
     },
     positions=integers(1, instead=", or None for all", optional=True),
     batch_size=integers(1),
+)
+
+table(
+    "Predictions.top",
+    lambda: predict(network(), images(1)[0]).top,
+    k=integers(1),
+)
+
+table(
+    "predict",
+    lambda: partial(predict, model=network(), images=images(1)[0]),
+    model=MODEL,
+    images=[
+        row(3, TypeError, "images must be an image or a sequence of them: paths, PIL images"),
+        row([None], TypeError, "but image 0 is of the type NoneType"),
+        row([], ValueError, "images is empty; expected an image or a sequence of them"),
+        row("none.png", ValueError, "'none.png' cannot be classified: it is not a file that"),
+        row(torch.rand(2, 4, 4), ValueError, "1, 3 or 4 channels, but has (2, 4, 4)"),
+    ],
+    size=types_and_values(
+        "a height and a width, or one number for both",
+        [4.0, True, "4", (4, "4"), {4}],
+        [0, -1, (4,), (4, 4, 4), (0, 4)],
+    ),
+    **STATISTICS,
+    class_names=ALL_OPTIONS["class_names"],
+    batch_size=integers(1),
+    device=DEVICE,
 )
 
 table(
@@ -764,7 +793,7 @@ table(
     "show_calibration",
     lambda: partial(show_calibration, found=found()),
     found=FOUND,
-    fig=FIG,
+    **FIGURE,
 )
 
 table(
@@ -792,7 +821,7 @@ table(
     "show_confusion_matrix",
     lambda: partial(show_confusion_matrix, found=found()),
     found=FOUND,
-    fig=FIG,
+    **FIGURE,
     normalize=flags(),
     cmap=COLORMAP,
 )
@@ -860,7 +889,7 @@ table(
             for value in values
         ),
     ],
-    fig=FIG,
+    **FIGURE,
 )
 
 
@@ -905,8 +934,8 @@ def test_a_wrong_argument_is_named_and_nothing_changes(
 
 MADE_BY_THE_LIBRARY = {
     "AxisField", "Calibration", "EffectiveReceptiveField", "LabelSuspect", "LayerField",
-    "MisclassifiedSample", "MisclassifiedSamples", "PretrainedWeights", "ProbeReport",
-    "ReceptiveFields",
+    "MisclassifiedSample", "MisclassifiedSamples", "Predictions", "PretrainedWeights",
+    "ProbeReport", "ReceptiveFields",
 }  # fmt: skip
 
 

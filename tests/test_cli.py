@@ -453,8 +453,10 @@ def test_files_that_are_not_images_are_reported(
     assert len(output.out.splitlines()) == 1
     assert output.out.startswith(str(tmp_path / "b.png"))
     first, second = output.err.splitlines()
-    assert first.startswith(f"{tmp_path / 'a.png'}: This file is not an image")
-    assert second == f"{tmp_path / 'none.png'}: There is no file '{tmp_path / 'none.png'}'."
+    start = f"'{tmp_path / 'a.png'}' cannot be classified: This file is not an image"
+    assert first.startswith(start)
+    expected = f"'{tmp_path / 'none.png'}' cannot be classified: it is not a file that exists."
+    assert second == expected
     assert main(["predict", str(tmp_path / "b.png"), "--weights", "huge"]) == 1
     assert "There is no file or folder 'huge'" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Test the figures of errors, for every number of errors, and the callback that logs them."""
+"""Test the figures of errors, for every number of errors."""
 
 import inspect
 import subprocess
@@ -15,17 +15,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from cifar_resnet import (
     CIFAR10DataModule,
     CustomResNet,
-    ImageClassifier,
-    LogMisclassified,
     find_misclassified,
     label_suspects,
     show_calibration,
@@ -322,84 +317,6 @@ def test_the_example(data_dir: Path, tmp_path: Path) -> None:
         "calibration.png", "confusion_matrix.png", "misclassified.png",
     ]  # fmt: skip
     assert len(script.read_text().splitlines()) <= 60
-
-
-# -- the callback -----------------------------------------------------------------------------
-
-
-class OfTwoLoaders(ImageClassifier):
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        pass
-
-
-def run_test(callback: LogMisclassified, folder: Path, data: Any, **options: Any) -> Trainer:
-    trainer = Trainer(
-        default_root_dir=folder, accelerator="cpu", callbacks=[callback], max_epochs=1,
-        enable_progress_bar=False, enable_model_summary=False, **options,
-    )  # fmt: skip
-    kind = OfTwoLoaders if isinstance(data, list) else ImageClassifier
-    model = kind(CustomResNet(width=2))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers")
-        warnings.filterwarnings("ignore", ".*treespec")
-        trainer.test(model, data, verbose=False)
-    return trainer
-
-
-def test_the_callback_logs_and_saves_after_a_test(data_dir: Path, tmp_path: Path) -> None:
-    callback = LogMisclassified(n=3, save_dir=tmp_path / "figures", method="hirescam", cam="true")
-    loggers = [TensorBoardLogger(tmp_path, name=""), CSVLogger(tmp_path)]
-    trainer = run_test(callback, tmp_path, CIFAR10DataModule(data_dir), logger=loggers)
-    assert callback.found is not None
-    assert callback.found.total == 10_000
-    assert callback.found.class_names[3] == "cat"
-    accuracy = float(trainer.callback_metrics["test_acc"])
-    assert callback.found.accuracy == pytest.approx(accuracy, abs=1e-6)
-    loggers[0].finalize("success")
-    events = EventAccumulator(loggers[0].log_dir).Reload()
-    names = ["calibration", "confusion_matrix", "misclassified"]
-    assert sorted(events.Tags()["images"]) == names
-    assert sorted(path.stem for path in (tmp_path / "figures").glob("*.png")) == names
-
-
-def test_the_callback_sees_the_samples_of_a_limited_test(data_dir: Path, tmp_path: Path) -> None:
-    callback = LogMisclassified(n=2)
-    run_test(callback, tmp_path, CIFAR10DataModule(data_dir, batch_size=100), logger=False,
-             limit_test_batches=2)  # fmt: skip
-    assert callback.found is not None
-    assert callback.found.total == 200
-
-
-def test_the_callback_with_a_plain_loader(tmp_path: Path) -> None:
-    samples = TensorDataset(torch.rand(20, 3, 32, 32), torch.arange(20) % 10)
-    callback = LogMisclassified(class_names="abcdefghij", sort_by="index")
-    run_test(callback, tmp_path, DataLoader(samples, batch_size=8), logger=False)
-    assert callback.found is not None
-    assert (callback.found.total, callback.found.sort_by) == (20, "index")
-    loaders = [DataLoader(samples), DataLoader(samples)]
-    with pytest.raises(ValueError, match="errors of one test loader, but there are 2"):
-        run_test(LogMisclassified(), tmp_path, loaders, logger=False)
-
-
-def test_the_callback_uses_the_precision_of_the_trainer() -> None:
-    lower: list[bool] = []
-
-    class Watched(Brightest):
-        def forward(self, images: Tensor) -> Tensor:
-            lower.append(torch.is_autocast_enabled("cpu"))
-            return super().forward(images)
-
-    trainer = Trainer(
-        precision="bf16-mixed", logger=False, accelerator="cpu", enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[LogMisclassified(n=1, cam=None)],
-    )  # fmt: skip
-    data = TensorDataset(torch.rand(4, 3, 4, 4), torch.zeros(4, dtype=torch.long))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers")
-        warnings.filterwarnings("ignore", ".*treespec")
-        trainer.test(ImageClassifier(Watched(), num_classes=3), DataLoader(data), verbose=False)
-    assert len(lower) > len(data)  # the test itself, and the callback
-    assert all(lower)
 
 
 @pytest.mark.parametrize(

@@ -26,25 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classify the images; 1 if one of them could not be read."""
-    import torch
-
-    from cifar_resnet.cli.images import normalized, read_image
-    from cifar_resnet.data.cifar10 import CLASSES
+    from cifar_resnet import predict
 
     network = load_network(args.weights)
     predictions, failed = [], False
     for path in args.images:
         try:
-            image = normalized(read_image(path))
+            (top,) = predict(network, path).top(args.top)
         except (ValueError, OSError) as error:
-            print(f"{path}: {error}", file=sys.stderr)
+            print(error, file=sys.stderr)
             failed = True
             continue
-        with torch.inference_mode():
-            probabilities = network(image)[0].exp()
-        order = probabilities.argsort(descending=True, stable=True)[: args.top].tolist()
-        top = [{"class": CLASSES[i], "probability": float(probabilities[i])} for i in order]
-        predictions.append({"image": path, "top": top})
+        rows = [{"class": name, "probability": probability} for name, probability in top]
+        predictions.append({"image": path, "top": rows})
     if args.json:
         print(json.dumps(predictions, indent=1))
     else:

@@ -18,6 +18,7 @@ from torch import nn
 from cifar_resnet import Recipe, show_training_curves
 from cifar_resnet.cli import hardware, loggers, run_folder
 from cifar_resnet.cli.progress import Progress, duration
+from cifar_resnet.plotting.loggers import log_figures
 from cifar_resnet.plotting.saving import save_figure
 
 # The run's own files, and what they show.
@@ -33,12 +34,12 @@ FILES = {
 
 
 def save_curves(folder: Path, used: list[Logger], network: nn.Module) -> None:
-    """Draw the training curves; with TensorBoard, log them and the network's graph as well."""
+    """Draw the training curves and log them; with TensorBoard, log the network's graph as well."""
     figure = show_training_curves(loggers.curves_folder(used))
     save_figure(figure, folder / "curves.png", dpi=150)
     for logger in used:
+        log_figures(logger, {"training_curves": figure}, files=False)
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure("training_curves", figure)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the graph writer uses a deprecated tracer
                 logger.experiment.add_graph(

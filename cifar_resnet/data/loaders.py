@@ -155,6 +155,11 @@ class ResidentLoader:
             yield samples, self._bank.batch(rows), self._labels[start : start + size].clone()
 
     @property
+    def keeps_order(self) -> bool:
+        """Whether an iteration yields the same batches as `in_order`."""
+        return not self._order.shuffle and self._bank.augmentation is None
+
+    @property
     def dataset(self) -> NDArray[np.intp]:
         """Positions of the images in the whole dataset.
 

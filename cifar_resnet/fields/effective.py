@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from cifar_resnet import arguments
 from cifar_resnet.fields.figures import COLORS, draw_box
 from cifar_resnet.model_state import preserve_state, unwrap_compiled
-from cifar_resnet.plotting.canvas import check_figure
+from cifar_resnet.plotting.canvas import check_figure, draws, new_figure
+from cifar_resnet.plotting.style import IMAGE, LINE, finish, finish_color_bar, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["EffectiveReceptiveField", "effective_receptive_field"]
 
@@ -89,43 +90,53 @@ class EffectiveReceptiveField:
         filled = count > 0
         return torch.arange(len(count), dtype=torch.float64)[filled], (total / count)[filled]
 
-    def plot(self, *, log: bool = False, fig: Figure | None = None) -> Figure:
+    @draws
+    def plot(
+        self,
+        *,
+        log: bool = False,
+        fig: Figure | SubFigure | None = None,
+        figsize: tuple[float, float] | None = None,
+    ) -> Figure:
         """Draw a heat map with the square that holds 95 % of the mass, and the radial profile.
 
         Args:
             log: Whether to use a logarithmic color scale. The square is the same in either case.
-            fig: Figure to draw into. If None, create one without pyplot.
+            fig: Figure or subfigure to draw into. If None, create a figure without pyplot.
+            figsize: Width and height in inches of a new figure. If None, 9.5 x 3.8.
 
         Returns:
             The figure.
 
         Raises:
-            TypeError: If `log` is neither True nor False, or `fig` is not a figure.
-            ValueError: If the input does not have two axes.
+            TypeError: If `log` is neither True nor False, `fig` is not a figure, or `figsize` is
+                not a pair of numbers.
+            ValueError: If the input does not have two axes, or `figsize` is out of its range or
+                given together with `fig`.
         """
-        from matplotlib.figure import Figure
-
         arguments.boolean("log", log)
-        check_figure(fig)
+        check_figure(fig, figsize)
         if self.map.dim() != 2:
             raise ValueError(
                 f"A heat map needs an input with two axes, but this one has {self.map.dim()}. "
                 "Use radial_profile()."
             )
-        fig = Figure(figsize=(9.5, 3.8), layout="constrained") if fig is None else fig
+        fig = fig or new_figure(9.5, 3.8, figsize)
         left, right = fig.subplots(1, 2)
         self._draw_map(left, log)
         self._draw_profile(right)
-        return fig
+        return fig.figure
 
     def _draw_map(self, axes: Axes, log: bool) -> None:
+        from matplotlib import colormaps
         from matplotlib.colors import LogNorm
 
         values = self.map.numpy()
         top = values.max()
         norm = LogNorm(vmin=max(values[values > 0].min(), top * 1e-5), vmax=top) if log else None
-        picture = axes.imshow(values, cmap="viridis", norm=norm, interpolation="nearest")
-        axes.figure.colorbar(picture, ax=axes, label="fraction of the gradient")
+        colors = colormaps["viridis"].with_extremes(bad=colormaps["viridis"](0))  # the log of 0
+        picture = axes.imshow(values, cmap=colors, norm=norm, aspect="equal", **IMAGE)
+        finish_color_bar(axes.figure.colorbar(picture, ax=axes), "fraction of the gradient")
         side = self.side(0.95)
         middle = [round(center) for center in self.centroid]
         box = tuple(
@@ -134,20 +145,20 @@ class EffectiveReceptiveField:
         )
         draw_box(axes, box, edgecolor="white", facecolor="none", linewidth=1.5)
         name = f"{self.layer}, " if self.layer else ""
-        title = f"{name}unit {self.unit}: 95 % of the mass in {side} x {side}"
-        axes.set_title(title, fontsize=10)
+        title(axes, f"{name}unit {self.unit}: 95 % of the mass in {side} x {side}")
         axes.set_xlabel("column (pixels)")
         axes.set_ylabel("row (pixels)")
+        finish(axes)
 
     def _draw_profile(self, axes: Axes) -> None:
         distance, profile = self.radial_profile()
-        axes.plot(distance, profile / profile.max(), color=COLORS[1])
+        axes.plot(distance, profile / profile.max(), color=COLORS[1], **LINE)
         axes.set_xlabel("distance from the centroid (pixels)")
         axes.set_ylabel("gradient per pixel, relative")
         sigma = ", ".join(f"{value:.1f}" for value in self.sigma)
-        axes.set_title(f"sigma {sigma} pixels ({self.images} images)", fontsize=10)
+        title(axes, f"sigma {sigma} pixels ({self.images} images)")
         axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
+        finish(axes, grid=True)
 
     def _marginals(self) -> list[tuple[Tensor, Tensor]]:
         """Return the positions along each axis, and the mass at each of them."""

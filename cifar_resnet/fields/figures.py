@@ -11,11 +11,20 @@ from torch import Tensor
 from cifar_resnet import arguments
 from cifar_resnet.fields.records import LayerField
 from cifar_resnet.plotting import palette
-from cifar_resnet.plotting.canvas import check_figure
+from cifar_resnet.plotting.canvas import check_figure, new_figure
+from cifar_resnet.plotting.style import (
+    IMAGE,
+    LINE,
+    NAME,
+    SMALL_POINTS,
+    finish,
+    ink_of,
+    title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
     from numpy.typing import ArrayLike, NDArray
 
 # The palette of Okabe and Ito, whose colors color-blind readers can distinguish
@@ -24,6 +33,8 @@ COLORS = (
     palette.PURPLE, palette.ORANGE, palette.SKY_BLUE,
 )  # fmt: skip
 
+_POINT = LINE | {"marker": "o", "linestyle": "none"}
+
 Region = tuple[tuple[int, int], ...]  # first and last pixel along each axis, both inclusive
 
 
@@ -31,12 +42,11 @@ def plot_fields(
     record: LayerField,
     image: ArrayLike | Tensor | None,
     units: Sequence[Sequence[int]] | None,
-    fig: Figure | None,
+    fig: Figure | SubFigure | None,
+    figsize: tuple[float, float] | None,
 ) -> Figure:
     """Draw what units of a layer read of an image, and dashed what they would without borders."""
-    from matplotlib.figure import Figure
-
-    check_figure(fig)
+    check_figure(fig, figsize)
     if len(record.input_lengths) != 2:
         raise ValueError(
             f"Fields can be drawn only on images with two axes, but this input has "
@@ -52,22 +62,18 @@ def plot_fields(
     frame = ((0, height - 1), (0, width - 1))
     boxes = [(record.region(unit), record.region(unit, clip=False)) for unit in units]
     picture = None if image is None else _as_picture(image, height, width)
-    fig = Figure(figsize=(5, 5), layout="constrained") if fig is None else fig
+    fig = fig or new_figure(5, 5, figsize)
     axes = fig.subplots()
     if picture is not None:
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1, **IMAGE)
     for number, (unit, (clipped, whole)) in enumerate(zip(units, boxes, strict=True)):
         color = COLORS[number % len(COLORS)]
         draw_box(axes, whole, edgecolor=color, facecolor="none", linestyle="--", linewidth=1)
         draw_box(axes, clipped, edgecolor=color, facecolor=(*_rgb(color), 0.15), linewidth=2)
         row, column = record.center(unit)
-        marker: dict[str, Any] = {
-            "markersize": 7,
-            "markeredgecolor": "white",
-            "label": f"unit {tuple(unit)}",
-        }
-        axes.plot(column, row, "o", color=color, **marker)
-    draw_box(axes, frame, edgecolor="black", facecolor="none", linewidth=1.5)
+        marker: dict[str, Any] = _POINT | {"markersize": 7, "markeredgecolor": "white"}
+        axes.plot(column, row, color=color, label=f"unit {tuple(unit)}", **marker)
+    draw_box(axes, frame, edgecolor=ink_of(fig), facecolor="none", linewidth=1.5)
     limits = _limits([frame, *(whole for _, whole in boxes)])
     axes.set_xlim(limits[1])
     axes.set_ylim(limits[0][::-1])  # rows go down
@@ -75,17 +81,23 @@ def plot_fields(
     axes.set_xlabel("column (pixels)")
     axes.set_ylabel("row (pixels)")
     size = " x ".join(map(str, record.size))
-    axes.set_title(f"{record.name}: field of {size} pixels, input {height} x {width}", fontsize=10)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=3, frameon=False, fontsize=8)
-    return fig
+    title(axes, f"{record.name}: field of {size} pixels, input {height} x {width}")
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(0, -0.12), ncols=3, frameon=False, fontsize=SMALL_POINTS
+    )
+    finish(axes)
+    return fig.figure
 
 
-def plot_growth(layers: Sequence[LayerField], fig: Figure | None) -> Figure:
+def plot_growth(
+    layers: Sequence[LayerField],
+    fig: Figure | SubFigure | None,
+    figsize: tuple[float, float] | None,
+) -> Figure:
     """Draw the size of the field against depth, and mark the first layer that sees all."""
-    from matplotlib.figure import Figure
-
-    check_figure(fig)
-    fig = Figure(figsize=(7.5, 3.8), layout="constrained") if fig is None else fig
+    check_figure(fig, figsize)
+    fig = fig or new_figure(7.5, 3.8, figsize)
+    ink = ink_of(fig)
     axes = fig.subplots()
     depth = range(1, len(layers) + 1)
     lengths = layers[0].input_lengths
@@ -98,36 +110,46 @@ def plot_growth(layers: Sequence[LayerField], fig: Figure | None) -> Figure:
             sizes[:, axis],
             where="post",
             color=COLORS[1 + axis],
+            **LINE,
             label="receptive field" if same else f"receptive field, {names[axis]}",
         )
     for length in sorted(set(lengths)):
-        axes.axhline(length, color="black", linestyle="--", linewidth=1)
+        axes.axhline(length, color=ink, **LINE | {"linestyle": "--", "linewidth": 1})
         axes.annotate(
-            f"input: {length}", (1, length), xytext=(0, 3), textcoords="offset points", fontsize=8
+            f"input: {length}",
+            (1, length),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=SMALL_POINTS,
+            color=ink,
+            fontweight="normal",
+            **NAME,
         )
     first = next((index for index, layer in enumerate(layers) if layer.sees_all), None)
     if first is not None:
         point = (first + 1, max(layers[first].size))
         in_left_half = first < len(layers) / 2
-        axes.plot(*point, "o", color=COLORS[0])
+        axes.plot(*point, color=COLORS[0], **_POINT)
         axes.annotate(
             f"{layers[first].name} is the first to see it all",
             point,
             xytext=(8, -12) if in_left_half else (-8, 8),
             textcoords="offset points",
             ha="left" if in_left_half else "right",
-            color=COLORS[0],
+            color=ink,
             fontsize=9,
+            fontweight="normal",
+            **NAME,
         )
     else:
-        axes.set_title("no unit in the middle sees the whole input", fontsize=9)
+        title(axes, "no unit in the middle sees the whole input", points=9)
     axes.set_xlabel("layer calls, in order")
     axes.set_ylabel("size (pixels)")
     axes.set_xlim(1, max(len(layers), 2))
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", fontsize=8)
-    return fig
+    axes.legend(loc="upper left", fontsize=SMALL_POINTS, frameon=True)
+    finish(axes, grid=True)
+    return fig.figure
 
 
 def draw_box(axes: Axes, region: Region, **style: Any) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from cifar_resnet.arguments import boolean
 from cifar_resnet.fields import figures, tables
 from cifar_resnet.fields.records import LayerField
+from cifar_resnet.plotting.canvas import draws
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
     from numpy.typing import ArrayLike
 
 __all__ = ["ReceptiveFields"]
@@ -103,13 +104,15 @@ class ReceptiveFields(Mapping[str, LayerField]):
         """Return all records as plain numbers, strings and lists, ready for `json.dumps`."""
         return {name: tables.as_dict(layer) for name, layer in self.items()}
 
+    @draws
     def plot(
         self,
         image: ArrayLike | Tensor | None = None,
         layer: str | None = None,
         units: Sequence[Sequence[int]] | None = None,
         *,
-        fig: Figure | None = None,
+        fig: Figure | SubFigure | None = None,
+        figsize: tuple[float, float] | None = None,
     ) -> Figure:
         """Draw the fields of units on an image.
 
@@ -122,34 +125,45 @@ class ReceptiveFields(Mapping[str, LayerField]):
             layer: Name of a layer or a block. If None, the output, or the last layer with several
                 units if the output has only one.
             units: Units of that layer. If None, the middle unit and two at corners.
-            fig: Figure to draw into. If None, create one without pyplot.
+            fig: Figure or subfigure to draw into. If None, create a figure without pyplot.
+            figsize: Width and height in inches of a new figure. If None, 5 x 5.
 
         Returns:
             The figure.
 
         Raises:
-            TypeError: If `units` is not a sequence, or `fig` is not a figure.
+            TypeError: If `units` is not a sequence, `fig` is not a figure, or `figsize` is not a
+                pair of numbers.
             KeyError: If there is no such layer.
             IndexError: If there is no such unit.
             ValueError: If the network's input is not an image with two axes, `image` has another
-                size, or `units` is empty.
+                size, `units` is empty, or `figsize` is out of its range or given together with
+                `fig`.
         """
         record = self[layer] if layer is not None else self._default_layer()
-        return figures.plot_fields(record, image, units, fig)
+        return figures.plot_fields(record, image, units, fig, figsize)
 
-    def plot_growth(self, *, fig: Figure | None = None) -> Figure:
+    @draws
+    def plot_growth(
+        self,
+        *,
+        fig: Figure | SubFigure | None = None,
+        figsize: tuple[float, float] | None = None,
+    ) -> Figure:
         """Draw the size of the field against depth, and mark the first layer that sees all.
 
         Args:
-            fig: Figure to draw into. If None, create one without pyplot.
+            fig: Figure or subfigure to draw into. If None, create a figure without pyplot.
+            figsize: Width and height in inches of a new figure. If None, 7.5 x 3.8.
 
         Returns:
             The figure.
 
         Raises:
-            TypeError: If `fig` is not a figure.
+            TypeError: If `fig` is not a figure, or `figsize` is not a pair of numbers.
+            ValueError: If `figsize` is out of its range, or given together with `fig`.
         """
-        return figures.plot_growth(list(self.values()), fig)
+        return figures.plot_growth(list(self.values()), fig, figsize)
 
     def _default_layer(self) -> LayerField:
         """Return the output, or else the last layer that has a map of several units."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import fields, replace
+import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
 from cifar_resnet import arguments
-from cifar_resnet.data.reading import Source, as_source, with_metadata_of
 from cifar_resnet.misclassified.cams import CamOptions
-from cifar_resnet.misclassified.figures import FigureOptions, draw_all
+from cifar_resnet.misclassified.figures import FigureOptions, check_drawable, draw_all
 from cifar_resnet.misclassified.records import MisclassifiedSamples
 from cifar_resnet.misclassified.scan import ScanOptions, scan
+from cifar_resnet.misclassified.tested import TestedSamples, flattened
+from cifar_resnet.plotting.loggers import log_figures
 from cifar_resnet.plotting.saving import save_figures
 
 __all__ = ["LogMisclassified"]
@@ -28,10 +29,22 @@ _FIGURE = ("cam", "alpha", "cmap", "top_k", "columns", "figsize")
 class LogMisclassified(Callback):
     """Log the misclassified images, the confusion matrix and the calibration after a test.
 
-    At the end of `trainer.test`, the test images pass through the model once more, in the trainer's
-    precision. Each logger that accepts figures, such as TensorBoard's, receives "misclassified",
-    "confusion_matrix" and "calibration". With several processes, only the first one does this, for
-    the complete test set.
+    At the end of `trainer.test`, the tested images pass through the model once more, in the
+    trainer's precision: those that `limit_test_batches` or `fast_dev_run` leaves. A loader in
+    the order of its dataset, or one that shuffles all of it, is read a second time. With any other
+    order, and if the model or the data module changes batches on the way to the device, the tested
+    batches are kept in main memory until the end of the test. The indices of such samples are
+    known only if the order is that of the dataset. With several processes, only the first one does
+    this, for the complete test set if it is read a second time, and for its own batches otherwise.
+
+    Each logger receives "misclassified", "confusion_matrix" and "calibration": TensorBoard, W&B,
+    MLflow, Comet and Neptune as images; others, such as the CSV logger, as PNG files in the folder
+    of their log, unless `save_dir` names another folder. With several test loaders, there are
+    figures for each of them, and their names end in "/dataloader_idx_0" and so on.
+
+    Options, loader, first batch and class activation maps are checked before the test begins, or
+    at its first batch if the loader is not read twice. A later failure is reported as a warning, so
+    that `trainer.test` returns its results in any case.
 
     Args:
         n: Maximum number of errors to draw.
@@ -40,12 +53,15 @@ class LogMisclassified(Callback):
         options: Other arguments of `show_misclassified`, such as `method="layercam"`.
 
     Attributes:
-        found: Result of `find_misclassified` for the last test. None before the first test.
+        found: Result of `find_misclassified` for the last test, and its first loader. None before
+            the first test.
+        all_found: Results for all loaders of the last test.
 
     Raises:
         TypeError: If an option is not an argument of `show_misclassified`, is determined by the
             trainer (`data`, `device`, `fig`), or has the wrong type.
-        ValueError: If an option is out of its range.
+        ValueError: If an option is out of its range. At the start of a test: if the samples cannot
+            be analyzed or displayed, or the loaders are combined in another mode than "sequential".
         NotADirectoryError: If `save_dir` is a file.
 
     Examples:
@@ -73,38 +89,77 @@ class LogMisclassified(Callback):
         self.save_dir = arguments.path("save_dir", save_dir) if save_dir is not None else None
         if self.save_dir is not None and self.save_dir.exists() and not self.save_dir.is_dir():
             raise NotADirectoryError(f"save_dir {str(save_dir)!r} is a file; give a folder.")
-        self.found: MisclassifiedSamples | None = None
+        self.all_found: tuple[MisclassifiedSamples, ...] = ()
+        self._tested: list[TestedSamples] = []
+
+    @property
+    def found(self) -> MisclassifiedSamples | None:
+        return self.all_found[0] if self.all_found else None
+
+    @rank_zero_only
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        mode = trainer.test_loop._combined_loader._mode  # type: ignore[union-attr]
+        if mode != "sequential":
+            raise ValueError(
+                "LogMisclassified analyzes test loaders one after the other, but they are combined "
+                f"with the mode {mode!r}. Pass them to trainer.test as a list."
+            )
+        self.all_found = ()
+        loaders = flattened(trainer.test_dataloaders)
+        self._tested = [
+            TestedSamples(loader, batches, trainer)
+            for loader, batches in zip(loaders, trainer.num_test_batches, strict=True)
+        ]
+        for samples in self._tested:
+            if samples.recorded is None:
+                self._check(samples, trainer, pl_module)
+
+    @rank_zero_only
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        samples = self._tested[dataloader_idx]
+        samples.record(batch)
+        if batch_idx == 0 and samples.recorded is not None:
+            self._check(samples, trainer, pl_module)
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        source = _test_source(trainer)
-        with trainer.precision_plugin.forward_context():
-            self.found = scan(pl_module, source, self.options.n, self.options.scan)
-        figures = draw_all(pl_module, self.found, self.options)
+        tested, self._tested = self._tested, []
+        try:
+            with trainer.precision_plugin.forward_context():
+                self.all_found = tuple(
+                    scan(pl_module, samples.source, self.options.n, self.options.scan)
+                    for samples in tested
+                )
+            for number, found in enumerate(self.all_found):
+                suffix = f"/dataloader_idx_{number}" if len(tested) > 1 else ""
+                self._log(trainer, pl_module, found, suffix)
+        except Exception as error:  # loggers raise errors of their own packages
+            warnings.warn(
+                "LogMisclassified could not analyze the errors of this test: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+
+    def _check(self, samples: TestedSamples, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise if the first batch cannot be analyzed or displayed."""
+        with warnings.catch_warnings(), trainer.precision_plugin.forward_context():
+            warnings.simplefilter("ignore")  # they are issued once, after the test
+            scan(pl_module, samples.first_batch(), 1, self.options.scan)
+            check_drawable(pl_module, samples.first_batch(), self.options)
+
+    def _log(
+        self, trainer: Trainer, pl_module: LightningModule, found: MisclassifiedSamples, suffix: str
+    ) -> None:
+        drawn = draw_all(pl_module, found, self.options)
+        figures = {f"{name}{suffix}": figure for name, figure in drawn.items()}
         if self.save_dir is not None:
             save_figures(figures, self.save_dir)
         for logger in trainer.loggers:
-            add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
-            if add_figure is not None:
-                for name, figure in figures.items():
-                    add_figure(name, figure, global_step=trainer.global_step)
-
-
-def _test_source(trainer: Trainer) -> Source:
-    """Return the samples of the test: all of them, unless the trainer limits the batches."""
-    loaders = trainer.test_dataloaders
-    if isinstance(loaders, list | tuple):
-        if len(loaders) != 1:
-            raise ValueError(
-                f"LogMisclassified draws the errors of one test loader, but there are "
-                f"{len(loaders)}. Call show_misclassified for each of them instead."
-            )
-        loaders = loaders[0]
-    source = as_source(loaders, batch_size=500)
-    module = getattr(trainer, "datamodule", None)
-    if module is not None:
-        source = with_metadata_of(module, source)
-    limit = trainer.num_test_batches[0] if trainer.limit_test_batches != 1.0 else None
-    if limit is None:
-        return source
-    return replace(source, batches=lambda: itertools.islice(source.batches(), int(limit)))
+            log_figures(logger, figures, trainer.global_step, files=self.save_dir is None)

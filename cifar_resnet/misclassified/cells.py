@@ -16,6 +16,7 @@ from cifar_resnet.misclassified.records import MisclassifiedSample, Misclassifie
 from cifar_resnet.plotting.canvas import shorten
 from cifar_resnet.plotting.palette import BLUE, GRAY, VERMILION
 from cifar_resnet.plotting.pictures import as_rgb
+from cifar_resnet.plotting.style import IMAGE, NAME, ink_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _PANEL, _GAP, _LINE, _MIN_WIDTH = 1.15, 0.06, 0.13, 1.8
 _LETTERS = 20  # of the small text in an inch
 _NAME_LETTERS = 17  # of the names in an inch
-_INDEX_COLOR = "#555555"
 
 Rgb = NDArray[np.float32]
 
@@ -46,9 +46,9 @@ class CellLayout:
     def of(
         cls, found: MisclassifiedSamples, maps: int, top_k: int, colors: Colormap, alpha: float
     ) -> CellLayout:
-        height, width = found[0].image.shape[1:]
+        aspect = max(height / width for _, height, width in (each.image.shape for each in found))
         bars = max(len(classes_with_bar(sample, top_k)) for sample in found)
-        return cls(found.class_names, maps, top_k, bars, _PANEL * height / width, colors, alpha)
+        return cls(found.class_names, maps, top_k, bars, _PANEL * aspect, colors, alpha)
 
     @property
     def width(self) -> float:
@@ -82,7 +82,11 @@ def draw_cell(
 ) -> None:
     """Draw a sample and its maps (H, W) by kind; `scale` is that of the text."""
     axes.set_axis_off()
-    small: dict[str, Any] = {"fontsize": 6 * scale, "va": "center"}
+    assert axes.figure is not None
+    small: dict[str, Any] = {
+        "fontsize": 6 * scale, "va": "center", "color": ink_of(axes.figure), "weight": "normal",
+        **NAME,
+    }  # fmt: skip
     _draw_header(axes, sample, layout, small, name_size=7 * scale)
     _draw_images(axes, sample, maps, layout, small)
     _draw_bars(axes, sample, layout, small)
@@ -104,14 +108,16 @@ def _draw_header(
         (("true", sample.true_name), ("pred", sample.predicted_name))
     ):
         text = f"{key}: {shorten(name, length)}"
-        axes.text(0, top - (line + 0.5) * _LINE, text, fontsize=name_size, va="center")
-    index, suspect = f"#{sample.index}", "label suspect" if sample.suspect else ""
+        axes.text(0, top - (line + 0.5) * _LINE, text, **small | {"fontsize": name_size})
+    index = f"#{sample.index}" if sample.index is not None and sample.index >= 0 else ""
+    suspect = "label suspect" if sample.suspect else ""
+    faint = small | {"alpha": 0.7}
     bold = small | {"ha": "right", "weight": "bold"}
     if layout.maps:
-        axes.text(right, top - 0.5 * _LINE, index, ha="right", color=_INDEX_COLOR, **small)
+        axes.text(right, top - 0.5 * _LINE, index, ha="right", **faint)
         axes.text(right, top - 1.5 * _LINE, suspect, **bold)
     else:
-        axes.text(0, top - 2.5 * _LINE, index, color=_INDEX_COLOR, **small)
+        axes.text(0, top - 2.5 * _LINE, index, **faint)
         axes.text(right, top - 2.5 * _LINE, suspect, **bold)
 
 
@@ -134,13 +140,14 @@ def _draw_images(
             panels.append((image, f"no evidence {captions[kind]}"))
         else:
             panels.append((_overlay(image, values, layout), captions[kind]))
-    bottom, top = layout.image_bottom, layout.image_bottom + layout.image_height
+    aspect = image.shape[0] / image.shape[1]
+    width = min(_PANEL, layout.image_height / aspect)  # other images of the figure may be higher
+    bottom = layout.image_bottom
     for column, (pixels, caption) in enumerate(panels):
-        left = column * (_PANEL + _GAP) if maps else (layout.width - _PANEL) / 2
-        extent = (left, left + _PANEL, bottom, top)
-        axes.imshow(pixels, extent=extent, interpolation="nearest", aspect="auto")
+        middle = column * (_PANEL + _GAP) + _PANEL / 2 if maps else layout.width / 2
+        extent = (middle - width / 2, middle + width / 2, bottom, bottom + width * aspect)
+        axes.imshow(pixels, extent=extent, aspect="auto", **IMAGE)
         if maps:
-            middle = left + _PANEL / 2
             axes.text(middle, bottom - 0.55 * _LINE, shorten(caption, 24), ha="center", **small)
 
 
@@ -157,7 +164,7 @@ def _draw_bars(
         length = int(start * _LETTERS) - len(prefix)
         label = prefix + shorten(layout.class_names[number], length)
         axes.text(start - 0.04, y, label, ha="right", **small)
-        axes.barh(y, full * probability, 0.65 * _LINE, left=start, color=color)
+        axes.barh(y, full * probability, 0.65 * _LINE, left=start, color=color, linewidth=0)
         axes.text(start + full * probability + 0.04, y, _percent(probability), **small)
 
 

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cifar_resnet import arguments
 from cifar_resnet.misclassified.records import MisclassifiedSamples
-from cifar_resnet.plotting.canvas import check_figure, new_figure
+from cifar_resnet.plotting.canvas import check_figure, draws, new_figure
 from cifar_resnet.plotting.palette import BLUE, GRAY, VERMILION
+from cifar_resnet.plotting.style import (
+    BARS,
+    IMAGE,
+    LABEL_POINTS,
+    LINE,
+    NAME,
+    SMALL_POINTS,
+    finish,
+    finish_color_bar,
+    ink_on,
+    title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.image import AxesImage
     from numpy.typing import NDArray
 
 __all__ = ["show_calibration", "show_confusion_matrix"]
@@ -24,12 +37,14 @@ _MAX_CLASSES = 25  # for which each cell shows its number
 _MAX_NAMES = 200  # that fit at the smallest size of the font
 
 
+@draws
 def show_confusion_matrix(
     found: MisclassifiedSamples,
     *,
     normalize: bool = False,
     cmap: str | Colormap = "cividis",
     fig: Figure | SubFigure | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw how many images of each class are predicted as which class.
 
@@ -40,6 +55,7 @@ def show_confusion_matrix(
         normalize: If True, show percentages of the label's images in place of counts.
         cmap: Matplotlib color map of the errors.
         fig: Figure or subfigure to draw into. If None, create a figure without pyplot.
+        figsize: Width and height in inches of a new figure. If None, chosen automatically.
 
     Returns:
         The figure; save it with `fig.savefig(path)`.
@@ -47,7 +63,7 @@ def show_confusion_matrix(
     Raises:
         TypeError: If `found` is not a `MisclassifiedSamples`, or another argument has the wrong
             type.
-        ValueError: If there is no such color map.
+        ValueError: If there is no such color map, or `figsize` is out of its range.
 
     Examples:
         >>> import torch
@@ -63,7 +79,7 @@ def show_confusion_matrix(
     _check(found, "show_confusion_matrix")
     arguments.boolean("normalize", normalize)
     colors = colormaps.get_cmap(cmap).with_extremes(bad="#DDDDDD")
-    check_figure(fig)
+    check_figure(fig, figsize)
     classes = len(found.class_names)
     counts = found.confusion.double().numpy()
     totals = counts.sum(1, keepdims=True)
@@ -73,26 +89,33 @@ def show_confusion_matrix(
     np.fill_diagonal(errors, np.nan)
     largest = float(np.nanmax(errors)) if classes > 1 else 0.0
     side = max(4.0, 1.8 + 0.5 * min(classes, _MAX_CLASSES))
-    fig = fig or new_figure(side + 1.8, side)
+    fig = fig or new_figure(side + 1.8, side, figsize)
     axes = fig.subplots()
-    image = axes.imshow(errors, cmap=colors, vmin=0, vmax=max(largest, 1e-9))
+    image = axes.imshow(
+        errors, cmap=colors, vmin=0, vmax=max(largest, 1e-9), aspect="equal", **IMAGE
+    )
     if classes <= _MAX_CLASSES:
-        _write_numbers(axes, values, largest, ".1f" if normalize else ".0f")
-    _write_names(axes, found)
+        _write_numbers(axes, image, values, ".1f" if normalize else ".0f")
     axes.set_xlabel("prediction")
     axes.set_ylabel("label (accuracy)")
-    axes.set_title(
+    title(
+        axes,
         f"{found.errors:,} errors in {found.total:,} images "
         f"(accuracy {100 * found.accuracy:.2f} %)",
-        fontsize=10,
     )
+    points = _write_names(axes, found)
+    finish(axes, tick_points=points)
     unit = "% of the label's images" if normalize else "images"
-    fig.colorbar(image, ax=axes, label=f"errors ({unit})", shrink=0.8)
+    finish_color_bar(fig.colorbar(image, ax=axes, shrink=0.8), f"errors ({unit})")
     return fig.figure
 
 
-def _write_names(axes: Axes, found: MisclassifiedSamples) -> None:
-    """Write the names of the classes; of more than `_MAX_NAMES`, only every second, third, ..."""
+def _write_names(axes: Axes, found: MisclassifiedSamples) -> float:
+    """Write the names of the classes; of more than `_MAX_NAMES`, only every second, third, ...
+
+    Returns:
+        Size of the font that fits, in points.
+    """
     step = math.ceil(len(found.class_names) / _MAX_NAMES)
     shown = range(0, len(found.class_names), step)
     labels = [
@@ -100,20 +123,18 @@ def _write_names(axes: Axes, found: MisclassifiedSamples) -> None:
         for name, accuracy in found.class_accuracy.items()
     ]
     line = 72 * 0.5 * _MAX_CLASSES / len(shown)  # points that a name has
-    # a dollar sign is part of the name
-    style: dict[str, Any] = {"fontsize": min(10.0, 0.7 * line), "parse_math": False}
     angle = 45 if len(labels) <= _MAX_CLASSES else 90
     align = "right" if angle == 45 else "center"
-    axes.set_xticks(shown, found.class_names[::step], rotation=angle, ha=align, **style)
-    axes.set_yticks(shown, labels[::step], **style)
+    axes.set_xticks(shown, found.class_names[::step], rotation=angle, ha=align, **NAME)
+    axes.set_yticks(shown, labels[::step], **NAME)
+    return min(LABEL_POINTS, 0.7 * line)
 
 
 def _write_numbers(
-    axes: Axes, values: NDArray[np.float64], largest_error: float, number_format: str
+    axes: Axes, image: AxesImage, values: NDArray[np.float64], number_format: str
 ) -> None:
+    colors = image.to_rgba(np.ma.asarray(image.get_array()))
     for (row, column), value in np.ndenumerate(values):
-        correct = row == column
-        dark = not correct and value < 0.55 * largest_error
         axes.text(
             column,
             row,
@@ -121,27 +142,33 @@ def _write_numbers(
             ha="center",
             va="center",
             fontsize=8,
-            color="white" if dark else "black",
-            weight="bold" if correct else "normal",
+            color=ink_on(colors[row, column]),
+            weight="bold" if row == column else "normal",
+            usetex=False,
         )
 
 
+@draws
 def show_calibration(
     found: MisclassifiedSamples,
     *,
     fig: Figure | SubFigure | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw accuracy against confidence (a reliability diagram), with the number of images below.
 
     Args:
         found: Result of `find_misclassified`. All samples count, not only those that were kept.
         fig: Figure or subfigure to draw into. If None, create a figure without pyplot.
+        figsize: Width and height in inches of a new figure. If None, chosen automatically.
 
     Returns:
         The figure; save it with `fig.savefig(path)`.
 
     Raises:
-        TypeError: If `found` is not a `MisclassifiedSamples`, or `fig` is not a figure.
+        TypeError: If `found` is not a `MisclassifiedSamples`, `fig` is not a figure, or `figsize`
+            is not a pair of numbers.
+        ValueError: If `figsize` is out of its range, or given together with `fig`.
 
     Examples:
         >>> import torch
@@ -153,30 +180,33 @@ def show_calibration(
         ['accuracy', 'images']
     """
     _check(found, "show_calibration")
-    check_figure(fig)
+    check_figure(fig, figsize)
     calibration = found.calibration
     bins = len(calibration.counts)
     width = 1 / bins
     centers = (np.arange(bins) + 0.5) * width
     accuracy = calibration.accuracy.nan_to_num(0.0).numpy()
-    fig = fig or new_figure(4.5, 4.8)
+    fig = fig or new_figure(4.5, 4.8, figsize)
     upper, lower = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.bar(centers, accuracy, 0.92 * width, color=BLUE, label="accuracy")
-    upper.plot([0, 1], [0, 1], "--", color=VERMILION, linewidth=1.5, label="perfect calibration")
+    upper.bar(centers, accuracy, 0.92 * width, color=BLUE, label="accuracy", **BARS)
+    dashed = LINE | {"linestyle": "--"}
+    upper.plot([0, 1], [0, 1], color=VERMILION, label="perfect calibration", **dashed)
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1)
     upper.set_ylabel("accuracy")
-    upper.legend(loc="upper left", fontsize=8)
-    upper.set_title(
+    upper.legend(loc="upper left", fontsize=SMALL_POINTS, frameon=True)
+    title(
+        upper,
         f"expected calibration error {100 * calibration.expected_error:.2f} %\n"
         f"{found.total:,} images, {bins} bins",
-        fontsize=10,
     )
-    lower.bar(centers, calibration.counts.numpy(), 0.92 * width, color=GRAY)
+    lower.bar(centers, calibration.counts.numpy(), 0.92 * width, color=GRAY, **BARS)
     lower.set_yscale("symlog", linthresh=1)
     lower.set_ylim(bottom=0)
     lower.set_ylabel("images")
     lower.set_xlabel("confidence (probability of the predicted class)")
+    for axes in (upper, lower):
+        finish(axes)
     return fig.figure
 
 

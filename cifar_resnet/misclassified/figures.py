@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cifar_resnet import arguments
-from cifar_resnet.misclassified.cams import METHODS, CamOptions, cams_and_layers
+from cifar_resnet.data.reading import Source
+from cifar_resnet.misclassified.cams import METHODS, CamOptions
 from cifar_resnet.misclassified.cells import CellLayout, draw_cell
 from cifar_resnet.misclassified.diagrams import show_calibration, show_confusion_matrix
 from cifar_resnet.misclassified.layers import Reshape
+from cifar_resnet.misclassified.maps import Maps, maps_of_batch, maps_of_errors
 from cifar_resnet.misclassified.records import MisclassifiedSamples
 from cifar_resnet.misclassified.scan import ScanOptions, scan
-from cifar_resnet.model_state import unwrap_compiled
-from cifar_resnet.plotting.canvas import Canvas, check_figure
+from cifar_resnet.plotting.canvas import Canvas, check_figure, draws
+from cifar_resnet.plotting.pictures import as_rgb
+from cifar_resnet.plotting.style import IMAGE, finish
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -41,6 +44,7 @@ _ORDERS = {
 _SPACE, _BETWEEN, _TOP, _BOTTOM = 0.22, 0.1, 0.48, 0.45
 
 
+@draws
 def show_misclassified(
     model: nn.Module,
     data: Any = None,
@@ -208,25 +212,12 @@ def draw_misclassified(
     model: nn.Module, found: MisclassifiedSamples, options: FigureOptions
 ) -> Figure:
     """Compute the maps of errors and draw them."""
-    maps: dict[str, Tensor] = {}
+    maps: list[Maps] = [{} for _ in found]
     notes = []
     if found and options.cam is not None:
-        model = unwrap_compiled(model)
-        inputs = torch.stack([sample.inputs for sample in found]).float()
-        true = [sample.true for sample in found]
-        predicted = [sample.predicted for sample in found]
-        for kind in ("predicted", "true") if options.cam == "both" else (options.cam,):
-            maps[kind], layers = cams_and_layers(
-                model,
-                inputs,
-                true if kind == "true" else predicted,
-                true if kind == "contrast" else None,
-                options.cams,
-                options.scan.device,
-            )
-        names = ", ".join(f"{layer.name} ({layer.grid[0]} x {layer.grid[1]})" for layer in layers)
+        maps, layers = maps_of_errors(model, found, options.cam, options.cams, options.scan.device)
         method = METHODS[options.cams.method][1]
-        notes.append(f"{method} of {names}, each map scaled to its own maximum")
+        notes.append(f"{method} of {layers}, each map scaled to its own maximum")
     suspects = sum(sample.suspect for sample in found)
     if suspects:
         plural = "s" if suspects > 1 else ""
@@ -234,14 +225,24 @@ def draw_misclassified(
     return _draw(found, maps, "; ".join(notes), options)
 
 
+def check_drawable(model: nn.Module, source: Source, options: FigureOptions) -> None:
+    """Raise if the images in the first batch cannot be displayed, or have no maps."""
+    indices, inputs, _ = next(source.batches())
+    given = options.scan.statistics
+    for index, image in zip(indices.tolist(), inputs, strict=True):
+        as_rgb(image, given or source.statistics, name=f"Image {index}", clip=given is not None)
+    if options.cam is not None:
+        maps_of_batch(model, inputs[:1], [0], [0], options.cam, options.cams, options.scan.device)
+
+
 def _draw(
-    found: MisclassifiedSamples, maps: Mapping[str, Tensor], note: str, options: FigureOptions
+    found: MisclassifiedSamples, maps: Sequence[Maps], note: str, options: FigureOptions
 ) -> Figure:
     if not found:
         canvas = Canvas(6, 2, options.fig, options.figsize)
         canvas.text(3, 1, _no_errors(found), points=11, ha="center", va="center")
         return canvas.figure
-    cell = CellLayout.of(found, len(maps), options.top_k, options.cmap, options.alpha)
+    cell = CellLayout.of(found, len(maps[0]), options.top_k, options.cmap, options.alpha)
     across, down = cell.width + _SPACE, cell.height + _BETWEEN  # from one cell to the next
     columns = min(options.columns or _columns(len(found), down / across), len(found))
     rows = math.ceil(len(found) / columns)
@@ -251,22 +252,22 @@ def _draw(
     for number, sample in enumerate(found):
         row, column = divmod(number, columns)
         axes = canvas.axes(left + column * across, _TOP + row * down, cell.width, cell.height)
-        own_maps = {kind: values[number] for kind, values in maps.items()}
-        draw_cell(axes, sample, own_maps, cell, canvas.scale)
+        draw_cell(axes, sample, maps[number], cell, canvas.scale)
     title = _wrapped(_title(found), width * 13)
     canvas.text(width / 2, 0.1, title, points=9.5, ha="center", va="top")
-    note = _wrapped(note, (width - (1.6 if maps else 0.5)) * 20)
+    note = _wrapped(note, (width - (1.6 if maps[0] else 0.5)) * 20)
     canvas.text(0.25, canvas.height - 0.16, note, points=6.5, va="bottom", linespacing=1.1)
-    if maps:
+    if maps[0]:
         _draw_color_scale(canvas, options.cmap)
     return canvas.figure
 
 
 def _draw_color_scale(canvas: Canvas, colors: Colormap) -> None:
     axes = canvas.axes(canvas.width - 1.15, canvas.height - 0.29, 0.9, 0.09)
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=colors, aspect="auto")
-    axes.set_xticks([0, 255], ["0", "max."], fontsize=6 * canvas.scale)
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=colors, aspect="auto", **IMAGE)
+    axes.set_xticks([0, 255], ["0", "max."])
     axes.set_yticks([])
+    finish(axes, tick_points=6 * canvas.scale)
     axes.tick_params(length=0, pad=1)
 
 

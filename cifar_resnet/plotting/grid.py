@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_resnet.plotting.canvas import Canvas
 from cifar_resnet.plotting.pictures import Pixels
+from cifar_resnet.plotting.style import IMAGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,4 +96,4 @@ def _draw(axes: Axes, pixels: Pixels) -> None:
     axes.set_axis_off()
     axes.set_anchor("N")
     gray: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255} if pixels.ndim == 2 else {}
-    axes.imshow(pixels, interpolation="nearest", **gray)
+    axes.imshow(pixels, aspect="equal", **IMAGE, **gray)

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> None:
-    """Save each figure as NAME.png in a folder, which is created if needed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Save each figure as NAME.png in a folder; it and folders in a name are created if needed."""
     for name, figure in figures.items():
-        save_figure(figure, folder / f"{name}.png")
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(figure, path)
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: float = 150) -> None:

@@ -15,7 +15,7 @@ from cifar_resnet.data.loaders import PerSampleImages, ResidentLoader
 from cifar_resnet.data.order import BatchOrder
 from cifar_resnet.data.reading import as_source
 from cifar_resnet.normalization import Statistics
-from cifar_resnet.plotting.canvas import check_figure
+from cifar_resnet.plotting.canvas import check_figure, draws
 from cifar_resnet.plotting.grid import Panel, draw_grid
 from cifar_resnet.plotting.pictures import Pixels, as_pixels
 from cifar_resnet.samples.collection import Sample, as_collection
@@ -31,6 +31,7 @@ _PADDING = {"reflect": "reflected", "constant": "black"}
 _SIDE = 32 * 4 / 150  # inches: 4 dots for a pixel of CIFAR-10 at 150 dots per inch
 
 
+@draws
 def show_augmentations(
     data: CIFAR10DataModule | None = None,
     *,

@@ -11,7 +11,7 @@ import numpy as np
 from cifar_resnet import arguments
 from cifar_resnet.data.class_names import as_class_names, check_class, class_index
 from cifar_resnet.normalization import as_statistics
-from cifar_resnet.plotting.canvas import check_figure, shorten
+from cifar_resnet.plotting.canvas import check_figure, draws, shorten
 from cifar_resnet.plotting.grid import LETTER, Panel, draw_grid
 from cifar_resnet.plotting.pictures import as_pixels, as_tensor
 from cifar_resnet.samples.collection import SPLITS, as_collection
@@ -29,6 +29,7 @@ _SIDE, _SMALL_SIDE, _LARGE_SIDE = (32 * dots / 150 for dots in (5, 3, 6))
 _CHANNELS = ("red", "green", "blue")
 
 
+@draws
 def show_samples(
     data: Any = None,
     *,
@@ -103,6 +104,7 @@ def show_samples(
     )
 
 
+@draws
 def show_class_samples(
     data: Any = None,
     *,
@@ -172,6 +174,7 @@ def show_class_samples(
     )
 
 
+@draws
 def show_rgb_channels(
     image: int | Tensor | NDArray[Any] | Image = 0,
     data: Any = None,

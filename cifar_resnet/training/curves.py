@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_resnet import arguments
-from cifar_resnet.plotting.canvas import check_figure, new_figure
+from cifar_resnet.plotting.canvas import check_figure, draws, new_figure
 from cifar_resnet.plotting.palette import BLUE, CYCLE, VERMILION
+from cifar_resnet.plotting.style import LABEL_POINTS, LINE, finish, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +26,12 @@ Scalars = dict[str, tuple[list[float], list[float]]]  # name -> steps, values
 Floats = NDArray[np.float64]
 
 
+@draws
 def show_training_curves(
-    log: str | Path | Mapping[str, Curve], *, fig: Figure | SubFigure | None = None
+    log: str | Path | Mapping[str, Curve],
+    *,
+    fig: Figure | SubFigure | None = None,
+    figsize: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw loss, accuracy and learning rate against epochs.
 
@@ -35,15 +40,17 @@ def show_training_curves(
             themselves: a mapping from names to (epochs, values), with the names that
             `ImageClassifier` logs (`train_loss_step`, `val_acc`, ...). Missing curves are left out.
         fig: Figure or subfigure to draw into. If None, create a figure without pyplot.
+        figsize: Width and height in inches of a new figure. If None, chosen automatically.
 
     Returns:
         The figure; save it with `fig.savefig(path)`.
 
     Raises:
-        TypeError: If `log` is neither a path nor a mapping to curves, or `fig` is not a figure.
+        TypeError: If `log` is neither a path nor a mapping to curves, `fig` is not a figure, or
+            `figsize` is not a pair of numbers.
         FileNotFoundError: If the folder does not contain a log.
-        ValueError: If the log contains none of the curves, or a curve has different numbers of
-            epochs and values.
+        ValueError: If the log contains none of the curves, a curve has different numbers of
+            epochs and values, or `figsize` is out of its range or given together with `fig`.
 
     Examples:
         >>> from cifar_resnet import show_training_curves
@@ -51,7 +58,7 @@ def show_training_curves(
         >>> [axes.get_title() for axes in show_training_curves(curves).axes]
         ['Loss', 'Accuracy']
     """
-    check_figure(fig)
+    check_figure(fig, figsize)
     if isinstance(log, Mapping):
         curves = {_name(name): _checked(name, curve) for name, curve in log.items()}
     else:
@@ -73,19 +80,19 @@ def show_training_curves(
             "ImageClassifier logs, such as train_loss_epoch."
         )
     if fig is None:
-        fig = new_figure(4.5 * len(panels), 3.5)
+        fig = new_figure(4.5 * len(panels), 3.5, figsize)
     all_axes = fig.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, names) in zip(all_axes, panels, strict=True):
-        axes.set_title(title)
+    for axes, (name_of_panel, names) in zip(all_axes, panels, strict=True):
+        title(axes, name_of_panel, points=12)
         axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
         for name in names:
             if name in curves:
                 _draw(axes, name, curves[name])
-        if title != "Learning rate" or len(rates) > 1:
-            axes.legend()
-        if title == "Accuracy":
+        if name_of_panel != "Learning rate" or len(rates) > 1:
+            axes.legend(loc="best", fontsize=LABEL_POINTS, frameon=True)
+        if name_of_panel == "Accuracy":
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        finish(axes, grid=True)
     return fig.figure
 
 
@@ -111,17 +118,20 @@ def _checked(name: str, curve: Any) -> Curve:
 
 def _draw(axes: Axes, name: str, curve: Curve) -> None:
     epochs, values = curve
+    mean = LINE | {"markersize": 3}
     if name.endswith("_step"):
-        axes.plot(epochs, values, color=BLUE, alpha=0.3, linewidth=0.8, label="train, one batch")
+        thin = LINE | {"alpha": 0.3, "linewidth": 0.8}
+        axes.plot(epochs, values, color=BLUE, label="train, one batch", **thin)
     elif name.startswith("val"):
-        axes.plot(epochs, values, color=VERMILION, marker="s", markersize=3, label="validation")
+        style = mean | {"marker": "s"}
+        axes.plot(epochs, values, color=VERMILION, label="validation", **style)
     elif name.startswith("train"):
-        axes.plot(
-            epochs, values, color=BLUE, marker="o", markersize=3, label="train, mean of epoch"
-        )
+        style = mean | {"marker": "o"}
+        axes.plot(epochs, values, color=BLUE, label="train, mean of epoch", **style)
     else:
         group = name.rpartition("/")[2].replace("_", " ")
-        axes.plot(epochs, values, color=CYCLE[len(axes.lines) % len(CYCLE)], label=group)
+        color = CYCLE[len(axes.lines) % len(CYCLE)]
+        axes.plot(epochs, values, color=color, label=group, **LINE)
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
