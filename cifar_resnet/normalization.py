@@ -81,6 +81,13 @@ def in_unit_range(
         raise ValueError(
             f"{name} has values from {low:.2f} to {high:.2f}, but to be displayed they must be in "
             "[0, 1] or uint8. Pass the mean and std that the images were normalized with, such as "
-            "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)."
+            f"{_example(low, high)}."
         )
     return values.clamp(0, 1)
+
+
+def _example(low: float, high: float) -> str:
+    """Return arguments that fit the values of an image."""
+    if low >= 0 and 10 < high <= 255:
+        return "mean=0, std=1 / 255"
+    return "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)"

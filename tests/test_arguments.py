@@ -151,7 +151,14 @@ MODEL = [
 ] + [row(nn.LazyLinear(2), ValueError, "Parameter 'weight' has no shape yet (a lazy module)")]
 DATA = [
     row(3, TypeError, "data must be a Dataset, a DataLoader, a LightningDataModule"),
-    row((images(), torch.arange(4)), TypeError, "but got a pair of tensors: wrap it in"),
+    row(
+        "data", TypeError, "data must be a Dataset, a DataLoader or a LightningDataModule, but got"
+    ),
+    row(
+        {"train": [], "test": []}, TypeError, "but got a dictionary with the keys ['train', 'test']"
+    ),
+    row((images(), torch.arange(3)), ValueError, "Labels must be class numbers (N,) for 4 images"),
+    row((images()[:, 0], torch.arange(4)), ValueError, "images (N, C, H, W), but they have shape"),
     row(TensorDataset(images()), ValueError, "without labels"),
     row(TensorDataset(images().flatten(1), torch.arange(4)), ValueError, "(N, C, H, W)"),
 ]
@@ -226,7 +233,8 @@ OPTIONS = {
     "top_k": integers(0),
     "columns": integers(1, optional=True),
     "figsize": FIGSIZE,
-    "batch_size": integers(1),
+    "batch_size": integers(1, optional=True),
+    "max_samples": integers(1, optional=True),
     "class_names": types_and_values(
         "a sequence of names, or a dictionary of them",
         [3, {"cat"}, b"a", iter(["cat", "dog"])],
@@ -534,6 +542,12 @@ table(
 )
 
 table("MisclassifiedSamples.most_confused", lambda: found().most_confused, n=integers(1))
+
+table(
+    "MisclassifiedSamples.where",
+    lambda: found().where,
+    **{name: ALL_OPTIONS[name] for name in ("true_class", "pred_class")},
+)
 
 table(
     "Muon",

@@ -299,7 +299,7 @@ def test_the_normalization_is_read_from_the_transform() -> None:
 
 def test_images_of_unknown_normalization_are_explained() -> None:
     data = TensorDataset(torch.tensor([-2.0, 2.0]).view(2, 1, 1, 1), torch.tensor([1, 0]))
-    with pytest.raises(ValueError, match=r"values from 2\.00 to 2\.00.*Pass the mean and std"):
+    with pytest.raises(ValueError, match=r"values from -2\.00 to -2\.00.*Pass the mean and std"):
         find_misclassified(Bright(), data, n=1, sort_by="random", seed=3)
     found = find_misclassified(Bright(), data, mean=0.5, std=1.0, sort_by="index")
     assert [float(sample.image) for sample in found] == [0, 1]

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         data = CIFAR10DataModule(args.data_dir, batch_size=500)
         # All errors are found, so that all of them can be listed; the figure draws the first n.
-        found = scan(network, data, None, options.scan)
+        found = scan(network, data, None, options.scan, show_progress=True)
         figures = draw_all(network, found, options)
         save_figures(figures, folder)
         run_folder.write_json(folder / "errors.json", found.to_records())

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from cifar_resnet import arguments
 
 
@@ -41,6 +43,15 @@ def check_class(argument: str, requested: Any) -> None:
         raise ValueError(message)
 
 
+def check_different(true_class: int | None, pred_class: int | None, names: Sequence[str]) -> None:
+    """Raise an error if an error's label and prediction are requested to be the same class."""
+    if true_class is not None and true_class == pred_class:
+        raise ValueError(
+            f"true_class and pred_class are both {names[true_class]!r}; an error has two "
+            "different classes."
+        )
+
+
 def as_class_names(class_names: Any) -> tuple[str, ...] | None:
     """Return the names as a tuple of strings, or None if there are none.
 
@@ -58,7 +69,9 @@ def as_class_names(class_names: Any) -> tuple[str, ...] | None:
     if _is_class_label(class_names):
         class_names = class_names.names
     names = arguments.sequence(
-        "class_names", class_names, "a sequence of names, or a dictionary of them"
+        "class_names",
+        class_names.tolist() if isinstance(class_names, Tensor) else class_names,
+        "a sequence of names, or a dictionary of them",
     )
     return tuple(map(_text, names))
 

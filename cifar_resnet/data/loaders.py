@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cifar_resnet.data.augment import ImageBank
+from cifar_resnet.data.metadata import Metadata, normalization
 from cifar_resnet.data.order import BatchOrder
 
 __all__ = ["EpochCounter", "EpochPosition", "PerSampleImages", "PerSampleLoader", "ResidentLoader"]
@@ -95,6 +96,7 @@ class ResidentLoader:
         seed: Random seed for augmentation.
         counter: Counter of the epochs of all loaders of these images. If None, the loader counts
             only its own.
+        metadata: Class names, normalization and label suspects, for the analysis of errors.
     """
 
     def __init__(
@@ -107,7 +109,9 @@ class ResidentLoader:
         *,
         seed: int,
         counter: EpochCounter | None = None,
+        metadata: Metadata | None = None,
     ) -> None:
+        self.metadata = metadata or Metadata()
         self._bank = bank
         self._labels = torch.from_numpy(labels).to(bank.device)
         self._samples = samples
@@ -189,7 +193,7 @@ class PerSampleImages(Dataset[Any]):
 
     `dataset[3]` is the fourth image, with whatever randomness the transform draws. A list of
     (epoch, position) keys returns a stacked batch; the global random generators are seeded for each
-    sample and restored afterwards.
+    sample and restored afterwards. `samples` are the positions in the whole dataset.
     """
 
     def __init__(
@@ -200,10 +204,12 @@ class PerSampleImages(Dataset[Any]):
         transform: Callable[[Any], Any],
         *,
         seed: int,
+        metadata: Metadata | None = None,
     ) -> None:
+        self.metadata = metadata or Metadata(statistics=normalization(transform))
+        self.samples = samples
         self._images = images
         self._labels = labels
-        self._samples = samples
         self.transform = transform
         self._seed = seed
 
@@ -223,7 +229,7 @@ class PerSampleImages(Dataset[Any]):
 
     def _batch(self, keys: list[SampleKey]) -> Any:
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        with _on_cpu():
+        with on_cpu():
             try:
                 items = [self._seeded_item(epoch, position) for epoch, position in keys]
             finally:
@@ -233,7 +239,7 @@ class PerSampleImages(Dataset[Any]):
             return torch.utils.data.default_collate(items)
 
     def _seeded_item(self, epoch: int, position: int) -> tuple[Any, int]:
-        key = [self._seed, _TRANSFORM_STREAM, epoch, int(self._samples[position])]
+        key = [self._seed, _TRANSFORM_STREAM, epoch, int(self.samples[position])]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         # not torch.manual_seed: before CUDA is initialized it queues a call for every GPU
         torch.default_generator.manual_seed(seed)
@@ -289,7 +295,7 @@ class PerSampleLoader(DataLoader[Any]):
         super().__init__(dataset, **options)
 
     def __iter__(self) -> Any:
-        with _on_cpu():
+        with on_cpu():
             batches = super().__iter__()
         for batch in batches:
             self._position.advance()
@@ -306,7 +312,7 @@ class PerSampleLoader(DataLoader[Any]):
         self._position.load_state_dict(state)
 
 
-def _on_cpu() -> AbstractContextManager[Any]:
+def on_cpu() -> AbstractContextManager[Any]:
     """Create tensors and random numbers on the CPU, even if the user set another default device."""
     # Only if needed, because it slows down every call of torch.
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")

@@ -18,12 +18,14 @@ from cifar_resnet import arguments
 from cifar_resnet.data import cifar10, sources
 from cifar_resnet.data.augment import Augmentation, ImageBank
 from cifar_resnet.data.formats import Arrays
+from cifar_resnet.data.label_suspects import label_suspects
 from cifar_resnet.data.loaders import (
     EpochCounter,
     PerSampleImages,
     PerSampleLoader,
     ResidentLoader,
 )
+from cifar_resnet.data.metadata import Metadata, normalization
 from cifar_resnet.data.order import BatchOrder, stratified_split
 
 __all__ = ["CIFAR10DataModule"]
@@ -268,6 +270,11 @@ class CIFAR10DataModule(LightningDataModule):
             world_size=trainer.world_size if trainer is not None else 1,
         )
         counter = self._epochs if training else None
+        metadata = Metadata(
+            tuple(self.classes),
+            (self.mean, self.std) if transform is None else normalization(transform),
+            frozenset(label_suspects()) if subset == "test" else frozenset(),
+        )
         if transform is None:
             return ResidentLoader(
                 self._bank(subset),
@@ -277,8 +284,11 @@ class CIFAR10DataModule(LightningDataModule):
                 order,
                 seed=self.seed,
                 counter=counter,
+                metadata=metadata,
             )
-        dataset = PerSampleImages(self._images(subset), labels, samples, transform, seed=self.seed)
+        dataset = PerSampleImages(
+            self._images(subset), labels, samples, transform, seed=self.seed, metadata=metadata
+        )
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         options: dict[str, Any] = {
             "num_workers": self.num_workers,

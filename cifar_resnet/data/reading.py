@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     Dataset,
-    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    Subset,
     default_collate,
+    default_convert,
 )
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from cifar_resnet.data.label_suspects import label_suspects
-from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader
+from cifar_resnet.data.batches import (
+    UNKNOWN,
+    CollateNumbered,
+    ConvertNumbered,
+    image_and_label,
+    images_and_labels,
+    is_batch,
+    refuse_picture,
+)
+from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader, on_cpu
+from cifar_resnet.data.metadata import LABELS, Metadata, metadata_of, names_of
+from cifar_resnet.data.plan import plan
 from cifar_resnet.normalization import Statistics
 
 Batch = tuple[Tensor, Tensor, Tensor]  # int64 indices (B,), inputs (B, C, H, W), int64 labels (B,)
 
-_IMAGES = ("image", "images", "pixel_values", "img", "x")
-_LABELS = ("label", "labels", "target", "y")
+_LARGEST_BATCH = 500
+_PIXELS = _LARGEST_BATCH * 32 * 32  # of a batch
 
 
 @dataclass(frozen=True)
@@ -36,52 +47,122 @@ class Source:
     """Samples with their metadata.
 
     Attributes:
-        batches: Function that returns an iterator over all samples, in ascending order of their
-            indices if the data can be indexed.
+        batches: Function that returns an iterator over all samples. Indices are those of the
+            dataset, in ascending order if the data determine no batches; positions in the order of
+            reading for data that cannot be indexed; and -1 where they are unknown.
         class_names: Names of the classes, if known.
         statistics: Mean and standard deviation of each channel that were used to normalize the
             inputs, if known.
         suspects: Indices of samples whose label is doubtful.
+        size: Number of samples, if known.
+        endless: Whether the data may never end, as an iterable without a length.
     """
 
     batches: Callable[[], Iterator[Batch]]
     class_names: tuple[str, ...] | None = None
     statistics: Statistics | None = None
-    suspects: frozenset[int] = field(default_factory=frozenset)
+    suspects: frozenset[int] = frozenset()
+    size: int | None = None
+    endless: bool = False
 
 
-def as_source(data: Any, batch_size: int) -> Source:
-    """Return a dataset, a loader or a data module as a `Source`. If None, the CIFAR-10 test set."""
+def as_source(data: Any, batch_size: int | None = None, max_samples: int | None = None) -> Source:
+    """Return a dataset, a loader or a data module as a `Source`. If None, the CIFAR-10 test set.
+
+    Args:
+        data: The data.
+        batch_size: Number of samples in a batch, unless the data determine it. If None, at most
+            500, with at most as many pixels as 500 images of 32 x 32.
+        max_samples: Number of samples after which the caller stops, so that no more are read than
+            the batches of the data require. If None, all.
+    """
     if isinstance(data, Source):
         return data
     if data is None:
         from cifar_resnet.data.module import CIFAR10DataModule
 
-        data = CIFAR10DataModule(batch_size=batch_size)
+        data = CIFAR10DataModule(batch_size=batch_size or _LARGEST_BATCH)
     if all(hasattr(data, name) for name in ("prepare_data", "setup", "test_dataloader")):
-        return _of_module(data, batch_size)  # of `lightning` or `pytorch_lightning`
-    if isinstance(data, DataLoader):
-        return _of_loader(data, batch_size)
-    if isinstance(data, IterableDataset):
-        return _of_loader(DataLoader(data, batch_size=batch_size), batch_size)
-    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        if isinstance(data, Sequence) and len(data) == 2 and isinstance(data[0], Tensor):
-            raise TypeError(
-                "data must be a dataset of (image, label) samples, but got a pair of tensors: wrap "
-                "it in torch.utils.data.TensorDataset(images, labels)."
-            )
-        return _of_loader(DataLoader(data, batch_size=batch_size), batch_size)
+        return _of_module(data, batch_size, max_samples)  # of `lightning` or `pytorch_lightning`
     if isinstance(data, ResidentLoader):
-        return Source(data.in_order)
+        return _source(data.in_order, data.metadata, len(data.dataset))
+    if isinstance(data, DataLoader):
+        return _of_loader(data, batch_size, max_samples)
+    data = as_dataset(data)
+    metadata = metadata_of(data)
+    if is_indexed(data):
+        return _source(
+            lambda: _from_items(_all_items(data), batch_size, max_samples), metadata, len(data)
+        )
     if isinstance(data, Iterable):
-        return Source(lambda: _counted(data))
+        wrapped = getattr(data, "dataset", None)
+        if wrapped is not None or isinstance(data, _BaseDataLoaderIter):
+            # of a loader that is not a DataLoader, in any order
+            return _source(partial(_unnumbered, data), metadata_of(wrapped))
+        size = None if isinstance(data, Iterator) else _length(data)
+        return _source(
+            lambda: _from_items(data, batch_size, max_samples), metadata, size, endless=size is None
+        )
     raise TypeError(
         "data must be a Dataset, a DataLoader, a LightningDataModule, or None for CIFAR-10, "
         f"but got {type(data).__name__}."
     )
 
 
-def _of_module(module: Any, batch_size: int) -> Source:
+def _source(
+    batches: Callable[[], Iterator[Batch]],
+    metadata: Metadata,
+    size: int | None = None,
+    endless: bool = False,
+) -> Source:
+    known = metadata.class_names, metadata.statistics, metadata.suspects
+    return Source(batches, *known, size, endless)
+
+
+def as_dataset(data: Any) -> Any:
+    """Return images and labels in two arrays or tensors as a dataset, any other data as they are.
+
+    They may be a pair or a dictionary, as a batch is.
+    """
+    if isinstance(data, str | bytes):
+        raise TypeError(
+            f"data must be a Dataset, a DataLoader or a LightningDataModule, but got {data!r}. "
+            "Read the images first, for example with torchvision.datasets.ImageFolder."
+        )
+    if isinstance(data, Mapping):
+        if not any(name in data for name in LABELS):
+            raise TypeError(
+                f"data must be one dataset, but got a dictionary with the keys {list(data)}. Pass "
+                "one of its values."
+            )
+        return _Arrays(*images_and_labels(data))
+    if isinstance(data, list | tuple) and len(data) == 2:
+        images, labels = data
+        if isinstance(images, Tensor | np.ndarray) and np.ndim(labels) in (1, 2):
+            return _Arrays(*images_and_labels(data))
+    return data
+
+
+def is_indexed(data: Any) -> bool:
+    """Return whether a dataset returns samples by index."""
+    has_both = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return has_both and not isinstance(data, IterableDataset)
+
+
+class _Arrays(Dataset[Any]):
+    """Images (N, C, H, W) and labels (N,)."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+
+def _of_module(module: Any, batch_size: int | None, max_samples: int | None) -> Source:
     module.prepare_data()
     module.setup("test")
     loader = module.test_dataloader()
@@ -91,166 +172,151 @@ def _of_module(module: Any, batch_size: int) -> Source:
                 f"The data module has {len(loader)} test loaders: pass one of them instead."
             )
         loader = loader[0]
-    return with_metadata_of(module, as_source(loader, batch_size))
+    return with_metadata_of(module, as_source(loader, batch_size, max_samples))
 
 
 def with_metadata_of(module: Any, source: Source) -> Source:
-    """Add the metadata of a data module to a source of its test samples."""
-    from cifar_resnet.data.module import CIFAR10DataModule
-
-    names = source.class_names or _names(getattr(module, "classes", None))
-    statistics, suspects = source.statistics, source.suspects
-    if isinstance(module, CIFAR10DataModule):
-        suspects = frozenset(label_suspects())
-        transform = module.test_transforms
-        statistics = (module.mean, module.std) if transform is None else _normalization(transform)
-    return Source(source.batches, names, statistics, suspects)
+    """Add the class names of a data module to a source of its samples that has none."""
+    return replace(source, class_names=source.class_names or names_of(module))
 
 
-def _of_loader(loader: DataLoader[Any], batch_size: int) -> Source:
+def _of_loader(loader: DataLoader[Any], batch_size: int | None, max_samples: int | None) -> Source:
     dataset = loader.dataset
-    base: Any = dataset
-    while isinstance(base, Subset):
-        base = base.dataset
-    transform = getattr(base, "transform", None) or getattr(base, "transforms", None)
-    makes_batches = loader.batch_sampler is None and not isinstance(loader, PerSampleLoader)
-    if isinstance(dataset, IterableDataset) or makes_batches:
-        batches = partial(_counted, loader)
+    metadata = metadata_of(dataset)
+    if type(loader).__iter__ not in (DataLoader.__iter__, PerSampleLoader.__iter__):
+        return _source(partial(_unnumbered, loader), metadata)  # it may do anything
+    if isinstance(dataset, IterableDataset):
+        read = partial(_streamed, loader, batch_size, max_samples)
+        return _source(read, metadata, _length(dataset), endless=_length(dataset) is None)
+    whole = type(loader.sampler) in (SequentialSampler, RandomSampler)
+    size = len(dataset) if whole else None  # type: ignore[arg-type]
+    return _source(partial(_indexed, loader, max_samples), metadata, size)
+
+
+def _indexed(loader: DataLoader[Any], max_samples: int | None) -> Iterator[Batch]:
+    """Yield every sample of a loader once."""
+    chunks = plan(loader, max_samples)
+    keys = [chunk.keys for chunk in chunks]
+    if isinstance(loader, PerSampleLoader):
+        again = _again(loader, batch_sampler=keys, collate_fn=CollateNumbered(default_collate))
+    elif loader.batch_sampler is None:
+        again = _again(
+            loader, batch_size=None, sampler=keys, collate_fn=ConvertNumbered(loader.collate_fn)
+        )
     else:
-        batches = partial(_indexed, loader, loader.batch_size or batch_size)
-    return Source(
-        batches,
-        _names(getattr(base, "classes", None)),
-        _normalization(transform),
-        frozenset(_suspects(dataset)),
-    )
+        again = _again(loader, batch_sampler=keys, collate_fn=CollateNumbered(loader.collate_fn))
+    start = 0
+    complete = keys == list(range(len(loader.dataset)))  # type: ignore[arg-type]
+    for chunk, (count, groups) in zip(chunks, again, strict=True):
+        if len(chunk.indices) == count:
+            indices = torch.tensor(chunk.indices, device="cpu")
+        elif complete:  # items of the dataset are batches
+            indices = torch.arange(start, start + count, device="cpu")
+        else:
+            indices = torch.full((count,), UNKNOWN, device="cpu")
+        start += count
+        for positions, batch in groups:
+            known = indices[positions] if len(indices) else positions
+            yield (known.where(positions >= 0, UNKNOWN), *images_and_labels(batch))
 
 
-def _indexed(loader: DataLoader[Any], batch_size: int) -> Iterator[Batch]:
-    """Yield every sample of a loader once, in ascending order of the indices."""
-    chosen = _indices(loader)
-    one_by_one = isinstance(loader, PerSampleLoader)  # its sampler yields whole batches
-    collate = _CollateIndexed(default_collate if one_by_one else loader.collate_fn)
+def _streamed(
+    loader: DataLoader[Any], batch_size: int | None, max_samples: int | None
+) -> Iterator[Batch]:
+    """Yield the samples of an iterable dataset, numbered in its order."""
+    if loader.batch_size is None:
+        batches = _from_items(
+            _again(loader, batch_size=None, collate_fn=loader.collate_fn), batch_size, max_samples
+        )
+        in_order = loader.collate_fn is default_convert
+    else:
+        collate = CollateNumbered(loader.collate_fn)
+        batches = _numbered(_again(loader, batch_size=loader.batch_size, collate_fn=collate))
+        in_order = True
+    for indices, images, labels in batches:
+        if loader.num_workers > 1 or not in_order:
+            indices = torch.full_like(indices, UNKNOWN)
+        yield indices, images, labels
+
+
+def _again(loader: DataLoader[Any], **options: Any) -> Iterator[Any]:
+    """Iterate over the dataset of a loader as the loader does, except for these options.
+
+    No random number is drawn from a generator that is used elsewhere.
+    """
     again: DataLoader[Any] = DataLoader(
-        _Indexed(loader.dataset),
-        batch_size=batch_size,
-        sampler=chosen,
-        collate_fn=collate,
+        loader.dataset,
         num_workers=loader.num_workers,
         multiprocessing_context=loader.multiprocessing_context,
         worker_init_fn=loader.worker_init_fn,
+        timeout=loader.timeout,
+        generator=torch.Generator(device="cpu"),
+        **options,
     )
+    with on_cpu():
+        return iter(again)
+
+
+def _all_items(dataset: Any) -> Iterator[Any]:
+    # `map` would end silently at a StopIteration of the dataset.
+    for index in range(len(dataset)):
+        yield dataset[index]
+
+
+def _from_items(
+    items: Iterable[Any], batch_size: int | None, max_samples: int | None
+) -> Iterator[Batch]:
+    """Yield samples or batches, numbered in the order of iteration."""
+    items = iter(items)
     try:
-        for indices, batch in again:
-            yield (indices, *_inputs_and_labels(batch))
-    except TypeError as error:
-        if "PIL" in str(error):
-            raise TypeError(
-                "The dataset gives PIL images, which a network cannot take: give it a transform, "
-                "such as CIFAR10DataModule.default_transforms()."
-            ) from error
-        raise
+        first = next(items)
+    except StopIteration:
+        return
+    items = itertools.chain([first], items)
+    if is_batch(first):
+        yield from _counted(items)
+    else:
+        size = batch_size or _default_batch_size(image_and_label(first)[0])
+        chunks = _in_chunks(itertools.islice(items, max_samples), size)
+        yield from _numbered(map(CollateNumbered(default_collate), chunks))
 
 
-def _indices(loader: DataLoader[Any]) -> list[int]:
-    sampler: Any = loader.batch_sampler
-    if type(sampler) is BatchSampler or sampler is None:
-        sampler = loader.sampler
-    size = len(loader.dataset)  # type: ignore[arg-type]
-    whole = isinstance(sampler, SequentialSampler | DistributedSampler) or (
-        isinstance(sampler, RandomSampler)
-        and not sampler.replacement
-        and sampler.num_samples == size
-    )
-    if whole:
-        return list(range(size))
-    chosen: set[int] = set()
-    for index in sampler:
-        chosen.update(index if isinstance(index, list | tuple) else [index])
-    return sorted(int(index) for index in chosen)
+def _in_chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
 
 
-class _Indexed(Dataset[Any]):
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.dataset[index]
+def _default_batch_size(image: Any) -> int:
+    refuse_picture(image)
+    height, width = np.shape(image)[-2:] if np.ndim(image) >= 2 else (1, 1)
+    return min(max(_PIXELS // max(height * width, 1), 1), _LARGEST_BATCH)
 
 
-class _CollateIndexed:
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, samples: list[tuple[int, Any]]) -> tuple[Tensor, Any]:
-        indices, items = zip(*samples, strict=True)
-        return torch.tensor(indices), self.collate(list(items))
+def _numbered(collated: Iterable[tuple[int, list[tuple[Tensor, Any]]]]) -> Iterator[Batch]:
+    start = 0
+    for count, groups in collated:
+        for positions, batch in groups:
+            indices = (positions + start).where(positions >= 0, UNKNOWN)
+            yield (indices, *images_and_labels(batch))
+        start += count
 
 
 def _counted(batches: Iterable[Any]) -> Iterator[Batch]:
-    """Yield samples that have no indices, numbered in the order of iteration."""
     start = 0
     for batch in batches:
-        inputs, labels = _inputs_and_labels(batch)
-        yield torch.arange(start, start + len(labels)), inputs, labels
+        images, labels = images_and_labels(batch)
+        yield torch.arange(start, start + len(labels), device="cpu"), images, labels
         start += len(labels)
 
 
-def _inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    found: tuple[Any, Any] | None = None
-    if isinstance(batch, Mapping):
-        image = next((name for name in _IMAGES if name in batch), None)
-        label = next((name for name in _LABELS if name in batch), None)
-        if image is None or label is None:
-            raise ValueError(
-                "A batch must hold images and labels, as (images, labels) or under keys such as "
-                f"{_IMAGES[0]!r} and {_LABELS[0]!r}, but has the keys {list(batch)}."
-            )
-        found = batch[image], batch[label]
-    elif isinstance(batch, list | tuple) and len(batch) >= 2:
-        found = batch[0], batch[1]
-    if found is None or not all(isinstance(part, Tensor) for part in found):
-        what = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else batch
-        raise ValueError(
-            f"A batch must be (images, labels), both tensors, but is a {what}. Errors cannot be "
-            "found in data without labels."
-        )
-    images, labels = found
-    if images.dim() != 4:
-        raise ValueError(
-            f"A batch must hold images (N, C, H, W), but they have shape {tuple(images.shape)}."
-        )
-    if labels.dim() == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.dim() != 1 or len(labels) != len(images) or labels.is_floating_point():
-        raise ValueError(
-            f"Labels must be class numbers (N,) for {len(images)} images, but are {labels.dtype} "
-            f"of shape {tuple(labels.shape)}."
-        )
-    return images, labels.long()
+def _unnumbered(batches: Iterable[Any]) -> Iterator[Batch]:
+    for batch in batches:
+        images, labels = images_and_labels(batch)
+        yield torch.full((len(labels),), UNKNOWN, device="cpu"), images, labels
 
 
-def _names(classes: Any) -> tuple[str, ...] | None:
-    return tuple(map(str, classes)) if isinstance(classes, list | tuple) and classes else None
-
-
-def _normalization(transform: Any) -> Statistics | None:
-    """Return the mean and standard deviation of a torchvision transform, if it normalizes."""
-    parts = getattr(transform, "transforms", None)
-    if isinstance(parts, list | tuple):
-        return next(filter(None, map(_normalization, reversed(parts))), None)
-    if type(transform).__name__ == "StandardTransform":  # torchvision's, of images and labels
-        return _normalization(transform.transform)
-    if type(transform).__name__ == "Normalize":
-        mean, std = torch.as_tensor(transform.mean), torch.as_tensor(transform.std)
-        return tuple(mean.tolist()), tuple(std.tolist())
-    return None
-
-
-def _suspects(dataset: Any) -> set[int]:
-    if isinstance(dataset, Subset):
-        inner = _suspects(dataset.dataset)
-        return {position for position, index in enumerate(dataset.indices) if int(index) in inner}
-    kind = type(dataset)
-    is_cifar10 = (kind.__module__, kind.__name__) == ("torchvision.datasets.cifar", "CIFAR10")
-    return set(label_suspects()) if is_cifar10 and not dataset.train else set()
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None

@@ -63,7 +63,8 @@ def show_misclassified(
     columns: int | None = None,
     fig: Figure | SubFigure | None = None,
     figsize: tuple[float, float] | None = None,
-    batch_size: int = 500,
+    batch_size: int | None = None,
+    max_samples: int | None = None,
     device: torch.device | str | None = None,
     class_names: Sequence[str] | None = None,
     mean: Sequence[float] | float | None = None,
@@ -99,6 +100,7 @@ def show_misclassified(
         fig: Figure or subfigure to draw into. If None, create a figure.
         figsize: Width and height in inches of a new figure. If None, the size that the cells need.
         batch_size: As for `find_misclassified`.
+        max_samples: As for `find_misclassified`.
         device: As for `find_misclassified`.
         class_names: As for `find_misclassified`.
         mean: As for `find_misclassified`.
@@ -131,6 +133,7 @@ def show_misclassified(
             true_class=true_class,
             pred_class=pred_class,
             batch_size=batch_size,
+            max_samples=max_samples,
             device=device,
             class_names=class_names,
             mean=mean,
@@ -150,7 +153,7 @@ def show_misclassified(
         _check_unused(options.scan)
         found = data[: options.n]
     else:
-        found = scan(model, data, options.n, options.scan)
+        found = scan(model, data, options.n, options.scan, show_progress=True)
     return draw_misclassified(model, found, options)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, overload
 from torch import Tensor
 
 from cifar_resnet import arguments
+from cifar_resnet.data.class_names import check_different, class_index
 
 __all__ = ["Calibration", "MisclassifiedSample", "MisclassifiedSamples"]
 
@@ -18,7 +19,9 @@ class MisclassifiedSample:
     """One misclassified image.
 
     Attributes:
-        index: Index in the dataset.
+        index: Index in the dataset; position in the order of reading for data that cannot be
+            indexed, such as an `IterableDataset`. None if unknown, for example if a `collate_fn`
+            drops one of several equal samples.
         image: The image for display: float32 (C, H, W) in [0, 1], without the normalization.
         inputs: The same image as the model receives it.
         true: Class number of the label.
@@ -31,7 +34,7 @@ class MisclassifiedSample:
         suspect: Whether the label is listed in `label_suspects`.
     """
 
-    index: int
+    index: int | None
     image: Tensor = field(repr=False)
     inputs: Tensor = field(repr=False)
     true: int
@@ -104,7 +107,8 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
         class_names: Names of the classes.
         calibration: Confidence and accuracy.
         sort_by: Quantity that the samples are sorted by.
-        matching: Number of errors that match `true_class` and `pred_class`, kept or not.
+        matching: Number of errors that match `true_class` and `pred_class` among all samples,
+            according to `confusion`, whether they were kept (`n`) or not.
         true_class: Name of the requested class of the label. If None, any class.
         pred_class: Name of the requested predicted class. If None, any class.
     """
@@ -178,9 +182,68 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
             if errors[true, predicted]
         ]
 
+    def where(
+        self, *, true_class: int | str | None = None, pred_class: int | str | None = None
+    ) -> MisclassifiedSamples:
+        """Return the errors that were kept of these classes, with the counts over all samples.
+
+        Args:
+            true_class: Number or name of the label's class. If None, any class.
+            pred_class: Number or name of the predicted class. If None, any class.
+
+        Returns:
+            The errors in the same order. `matching` counts all errors of these classes, so it is
+            greater than the length of the result if not all errors were kept.
+
+        Raises:
+            TypeError: If a class is neither a number nor a name.
+            ValueError: If there is no such class, or the errors are already restricted to another
+                one.
+
+        Examples:
+            >>> import torch
+            >>> from cifar_resnet import CustomResNet, find_misclassified
+            >>> data = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
+            >>> found = find_misclassified(CustomResNet(width=4), data)
+            >>> {sample.true for sample in found.where(true_class=3)} <= {3}
+            True
+        """
+        true = self._restricted("true_class", true_class)
+        predicted = self._restricted("pred_class", pred_class)
+        check_different(true, predicted, self.class_names)
+        errors = self.confusion.clone().fill_diagonal_(0)
+        rows = slice(None) if true is None else true
+        columns = slice(None) if predicted is None else predicted
+        samples = [
+            sample
+            for sample in self
+            if true in (None, sample.true) and predicted in (None, sample.predicted)
+        ]
+        return self._with(
+            samples,
+            matching=int(errors[rows, columns].sum()),
+            true_class=None if true is None else self.class_names[true],
+            pred_class=None if predicted is None else self.class_names[predicted],
+        )
+
+    def _restricted(self, argument: str, requested: int | str | None) -> int | None:
+        """Return the number of the requested class, or of the class that all errors have."""
+        number = class_index(requested, self.class_names, argument)
+        own = class_index(getattr(self, argument), self.class_names, argument)
+        if own is not None and number not in (None, own):
+            raise ValueError(
+                f"{argument} is {requested!r}, but only errors of {self.class_names[own]!r} were "
+                "kept. Filter a result that has errors of all classes."
+            )
+        return own if number is None else number
+
+    def _with(self, samples: Sequence[MisclassifiedSample], **changes: Any) -> MisclassifiedSamples:
+        unchanged = {name: value for name, value in vars(self).items() if name != "_samples"}
+        return MisclassifiedSamples(samples, **unchanged | changes)
+
     def to_records(self) -> list[dict[str, Any]]:
         """Return the samples without their pixels as plain numbers and strings, for `json.dumps`
-        or a data frame."""
+        or a data frame. An unknown index is None."""
         return [
             {
                 "index": sample.index,
@@ -203,16 +266,7 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
     def __getitem__(self, index: slice) -> MisclassifiedSamples: ...
     def __getitem__(self, index: int | slice) -> MisclassifiedSample | MisclassifiedSamples:
         if isinstance(index, slice):
-            return MisclassifiedSamples(
-                self._samples[index],
-                confusion=self.confusion,
-                class_names=self.class_names,
-                calibration=self.calibration,
-                sort_by=self.sort_by,
-                matching=self.matching,
-                true_class=self.true_class,
-                pred_class=self.pred_class,
-            )
+            return self._with(self._samples[index])
         return self._samples[index]
 
     def __len__(self) -> int:

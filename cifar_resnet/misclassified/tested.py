@@ -22,10 +22,9 @@ from torch.utils.data import (
     default_collate,
 )
 
+from cifar_resnet.data.batches import UNKNOWN
 from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader
 from cifar_resnet.data.reading import Batch, Source, as_source, with_metadata_of
-
-UNKNOWN = -1  # index of a sample in an order that only the trainer has seen
 
 _TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 

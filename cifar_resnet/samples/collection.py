@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    IterableDataset,
     RandomSampler,
     SequentialSampler,
     default_collate,
@@ -23,7 +22,8 @@ from torch.utils.data import (
 from cifar_resnet import arguments
 from cifar_resnet.data.augment import Augmentation
 from cifar_resnet.data.class_names import as_class_names
-from cifar_resnet.data.reading import Source, as_source
+from cifar_resnet.data.metadata import names_of
+from cifar_resnet.data.reading import Source, as_dataset, as_source, is_indexed
 from cifar_resnet.normalization import Statistics
 from cifar_resnet.plotting.pictures import Pixels, as_pixels, pil_to_tensors
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _BATCH = 500
 
-RawSample = tuple[int, Tensor, int]  # index, image (C, H, W), label
+RawSample = tuple[int, Tensor, int]  # index or -1 if unknown, image (C, H, W), label
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Sample:
     label: int
     name: str  # of the label's class
     pixels: Pixels  # uint8 (H, W, 3)
+
+    @property
+    def number(self) -> str:
+        """The index for a caption; empty if it is unknown."""
+        return f"#{self.index}" if self.index >= 0 else ""
 
 
 @dataclass(frozen=True)
@@ -220,9 +225,8 @@ def _of_module(module: Any, split: str) -> Collection:
             )
         loader = loader[0]
     collection = _of_data(loader)
-    names = getattr(module, "classes", None)
-    class_names = tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
-    return replace(collection, what=what, class_names=collection.class_names or class_names)
+    class_names = collection.class_names or names_of(module)
+    return replace(collection, what=what, class_names=class_names)
 
 
 def _unaugmented(module: CIFAR10DataModule) -> CIFAR10DataModule:
@@ -240,6 +244,7 @@ def _unaugmented(module: CIFAR10DataModule) -> CIFAR10DataModule:
 
 
 def _of_data(data: Any) -> Collection:
+    data = as_dataset(data)
     source = as_source(data, _BATCH)
     dataset, collate = None, default_collate
     if isinstance(data, DataLoader):
@@ -248,8 +253,8 @@ def _of_data(data: Any) -> Collection:
         if plain and type(data.batch_sampler) is BatchSampler:
             whole = len(data.sampler) == len(data.dataset)  # type: ignore[arg-type]
             dataset, collate = (data.dataset if whole else None), data.collate_fn
-    elif not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
-        dataset = data if hasattr(data, "__getitem__") else None
+    elif is_indexed(data):
+        dataset = data
     return Collection(
         source,
         dataset=dataset,

@@ -92,7 +92,7 @@ def show_samples(
     columns = min(columns or math.ceil(math.sqrt(len(samples))), len(samples))
     letters = int(_SIDE / LETTER)
     panels = [
-        Panel(sample.pixels, f"{shorten(sample.name, letters)}\n#{sample.index}")
+        Panel(sample.pixels, f"{shorten(sample.name, letters)}\n{sample.number}")
         for sample in samples
     ]
     return draw_grid(
