@@ -18,7 +18,7 @@ def test_the_default_map_is_that_of_the_usual_layer(family: Any) -> None:
     row = cam_layers.compare(family)
     assert row.correlation > 0.99
     page = (ROOT / "docs" / "misclassified.md").read_text()
-    assert cam_layers.line(family, row) in page.splitlines()
+    assert f"    {cam_layers.line(family, row)}" in page.splitlines()
 
 
 def test_there_are_enough_families() -> None:
