@@ -139,12 +139,12 @@ def predict(
         preserve_state(model),
         torch.inference_mode(False),
         torch.no_grad(),
-        run_on_device(model, place) as (runner, move_inputs),
+        run_on_device(model, place) as move_inputs,
     ):
         for start in range(0, len(items), batch_size):
             numbers = range(start, min(start + batch_size, len(items)))
             batch = torch.stack([prepare(items[number], number) for number in numbers])
-            scores = class_scores(runner, move_inputs(batch)).float()
+            scores = class_scores(model, move_inputs(batch)).float()
             check_finite(scores, numbers, "image")
             rows.append(scores.softmax(1).cpu())
     probabilities = torch.cat(rows)

@@ -328,7 +328,7 @@ def test_bad_images_and_models() -> None:
     for layer, message in (
         ("residual4", r"called 'residual4'.*Close matches: residual3.*\(4 x 4\)"),
         ("head", r"'head' .* has no map.*Suitable ones: prep \(32 x 32\)"),
-        ("pool", r"'pool' returns an output of shape \(1, 32, 1, 1\), which is not spatial"),
+        ("pool", r"'pool' returns an output of shape \(1, 32, 1, 1\), of which no two axes"),
     ):
         with pytest.raises(ValueError, match=message):
             compute_cams(model, torch.randn(2, 3, 32, 32), target_layers=layer)

@@ -157,6 +157,7 @@ def cams_and_layers(
     others: Classes,
     options: CamOptions,
     device: torch.device | None,
+    layers: list[TargetLayer] | None = None,
 ) -> tuple[Tensor, list[TargetLayer]]:
     """Compute the maps of at least one image, and return them with their layers.
 
@@ -167,6 +168,8 @@ def cams_and_layers(
         others: Class whose score is subtracted for each image. If None, nothing is subtracted.
         options: Method and layers.
         device: As for `compute_cams`.
+        layers: Layers of an earlier call with the same options and images of the same size. If
+            None, find them.
     """
     check_visible(model)
     maps = []
@@ -176,7 +179,7 @@ def cams_and_layers(
         torch.enable_grad(),
         torch.autocast("cuda", enabled=False),
         torch.autocast("cpu", enabled=False),
-        run_on_device(model, device, torch.float32) as (runner, move_inputs),
+        run_on_device(model, device, torch.float32) as move_inputs,
     ):
         _prepare_recurrent_layers(model)
 
@@ -186,9 +189,8 @@ def cams_and_layers(
             return batch.requires_grad_().clone() if batch.is_floating_point() else batch
 
         without_gradient = options.method == _WITHOUT_GRADIENT
-        layers = find_target_layers(
+        layers = layers or find_target_layers(
             model,
-            runner,
             inputs(slice(1)),
             options.target_layers,
             options.reshape_transform,
@@ -200,7 +202,7 @@ def cams_and_layers(
         for start in range(0, len(images), options.batch_size):
             rows = slice(start, start + options.batch_size)
             with record_outputs(layers) as outputs:
-                scores = class_scores(runner, inputs(rows))
+                scores = class_scores(model, inputs(rows))
             check_finite(scores, range(len(images))[rows], "image")
             score = _explained_scores(
                 scores, targets and targets[rows], others and others[rows]

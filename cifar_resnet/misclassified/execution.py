@@ -21,8 +21,8 @@ MoveInputs = Callable[[Tensor], Tensor]
 @contextlib.contextmanager
 def run_on_device(
     model: nn.Module, device: torch.device | None, dtype: torch.dtype | None = None
-) -> Iterator[tuple[nn.Module, MoveInputs]]:
-    """Yield the module to call, and a function that moves inputs to its device.
+) -> Iterator[MoveInputs]:
+    """Prepare a model to run, and yield a function that moves inputs to its device.
 
     Weights that are elsewhere or in another precision are replaced by converted copies until the
     end. Other threads that call the model meanwhile get them, too: this works for inputs on the
@@ -54,12 +54,12 @@ def run_on_device(
         return inputs if target is None else inputs.to(target)
 
     with _converted(stored, device, dtype), _uncompiled(model):
-        yield model, move_inputs
+        yield move_inputs
 
 
 @contextlib.contextmanager
 def watch_outputs(
-    modules: Mapping[str, nn.Module], function: Callable[[str, Any], Tensor | None]
+    modules: Mapping[str, nn.Module], function: Callable[[str, Any], Any]
 ) -> Iterator[None]:
     """Pass the name and output of each module's calls to a function, which may replace the output.
 
@@ -71,12 +71,29 @@ def watch_outputs(
             if isinstance(module, torch.jit.ScriptModule):
                 continue
 
-            def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> Tensor | None:
-                transformed = isinstance(output, Tensor) and is_functorch_wrapped_tensor(output)
+            def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> Any:
+                values = tensor_of(output)
+                transformed = values is not None and is_functorch_wrapped_tensor(values)
                 return None if transformed else function(name, output)
 
             hooks.enter_context(module.register_forward_hook(in_this_thread(hook)))
         yield
+
+
+def tensor_of(output: Any) -> Tensor | None:
+    """Return the output of a module, or the first one of several, if it is a tensor."""
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
+
+
+def with_tensor(output: Any, values: Tensor) -> Any:
+    """Return the output of a module with other values for what `tensor_of` returns."""
+    if isinstance(output, Tensor):
+        return values
+    if hasattr(output, "_make"):  # a named tuple
+        return output._make([values, *output[1:]])
+    return type(output)([values, *output[1:]])
 
 
 def with_gradient(output: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,13 +16,20 @@ from cifar_resnet import arguments
 from cifar_resnet.misclassified.execution import (
     gradients,
     nodes_between,
+    tensor_of,
     watch_outputs,
     with_gradient,
+    with_tensor,
+)
+from cifar_resnet.misclassified.layouts import (
+    Layout,
+    layout_of_image_operation,
+    probe_layouts,
 )
 from cifar_resnet.misclassified.scores import class_scores
 
 Reshape = Callable[[Tensor], Tensor]
-_MAX_PREFIX_TOKENS = 8  # class, distillation and register tokens
+_PROBED_AT_ONCE = 40  # of a few hundred layers
 
 _POOLS = (
     nn.modules.pooling._MaxPoolNd,
@@ -41,7 +47,7 @@ class TargetLayer:
         name: Name of the submodule.
         module: The submodule.
         grid: Height and width of its output.
-        to_map: The conversion: none for an image-like output, from tokens to a grid otherwise.
+        to_map: The conversion.
     """
 
     name: str
@@ -51,19 +57,32 @@ class TargetLayer:
 
 
 @dataclass(frozen=True, eq=False)
-class _LayerOutput:
-    """The output of one layer in the run that looks for candidates."""
+class _Output:
+    """The output of a layer for one image, and the gradient of the scores with respect to it."""
 
     name: str
     module: nn.Module
-    output: Tensor
-    layer: TargetLayer | None  # None without spatial output
-    affects_scores: bool  # whether the scores depend on the spatial output
+    values: Tensor
+    grad: Tensor | None  # None if the scores do not depend on it
+
+    def as_layer(self, to_map: Reshape, maps: Tensor) -> TargetLayer | None:
+        """Return the layer, given its maps; None if they have no more than one position."""
+        shape = tuple(maps.shape)
+        if len(shape) != 4 or shape[2] * shape[3] < 2:
+            return None
+        return TargetLayer(self.name, self.module, (shape[2], shape[3]), to_map)
+
+    @property
+    def has_gradient(self) -> bool:
+        return self.grad is not None and bool(self.grad.any())
+
+    def affects(self, layer: TargetLayer) -> bool:
+        """Return whether the scores depend on the maps, and not only on special tokens."""
+        return self.grad is not None and bool(layer.to_map(self.grad).any())
 
 
 def find_target_layers(
     model: nn.Module,
-    runner: nn.Module,
     image: Tensor,
     requested: Sequence[str | nn.Module] | None,
     reshape: Reshape | None,
@@ -72,8 +91,7 @@ def find_target_layers(
     """Return the requested layers, or the last one with spatial output that affects the scores.
 
     Args:
-        model: The module whose submodules are meant.
-        runner: What to call; it calls `model`.
+        model: The model.
         image: One input (1, C, H, W), which requires gradients if it is floating-point.
         requested: Names or submodules. If None, choose the last suitable layer.
         reshape: Conversion of a layer's output to (N, C, height, width). If None, inferred.
@@ -83,52 +101,132 @@ def find_target_layers(
     Raises:
         ValueError: If there is no such layer, or it has no spatial output.
     """
-    if requested is None:
-        outputs = _layer_outputs(model, runner, image, reshape, None, without_gradient)
-        spatial = [each for each in outputs if each.layer is not None]
-        suitable = [each for each in spatial if each.affects_scores]
-        if spatial and not suitable:
-            if not without_gradient:
-                raise ValueError(
-                    "The scores have no gradient, or one of 0, in every layer with spatial output, "
-                    f"such as {spatial[-1].name!r}. The model may detach a tensor or have "
-                    "operations without gradients, such as those of int8 weights: use "
-                    'method="eigencam", which needs none.'
-                )
-            suitable = spatial
-        without_pools = [each for each in suitable if not isinstance(each.module, _POOLS)]
-        for each in reversed(without_pools or suitable):
-            assert each.layer is not None
-            return [each.layer]
+    outputs = _layer_outputs(model, image, without_gradient)
+    if requested is not None:
+        return _requested_layers(model, requested, _Finder(model, image, outputs), reshape)
+    if outputs and not without_gradient and not any(each.has_gradient for each in outputs):
         raise ValueError(
-            f"No layer of {type(model).__name__} has an image-like output (N, C, height, width) "
-            "that its scores depend on. If it calls functions without a module, put an "
-            "nn.Identity() behind the last one, which gives it a name; if its maps have another "
-            "shape, pass target_layers= and reshape_transform=."
+            "The scores have no gradient, or one of 0, in every layer, such as "
+            f"{outputs[-1].name!r}. If the last layer has weights of 0, load trained weights. If "
+            "the model detaches a tensor or has operations without gradients, such as those of "
+            'int8 weights, use method="eigencam", which needs none.'
         )
-    names = [_name(each, model) for each in requested]
-    outputs = _layer_outputs(model, runner, image, reshape, names, without_gradient)
-    by_name = {each.name: each for each in outputs}  # the last output of a layer called twice
+    find = _Finder(model, image, outputs).layer if reshape is None else _by_reshaping(reshape)
+    second_choice = None
+    for output in reversed(outputs):
+        layer = find(output) if output.has_gradient else None
+        if layer is not None and output.affects(layer):
+            if not isinstance(output.module, _POOLS) and not _is_part_of_attention(output):
+                return [layer]
+            second_choice = second_choice or layer
+    if second_choice is not None:
+        return [second_choice]
+    raise ValueError(
+        f"No layer of {type(model).__name__} has an output with rows and columns of the image "
+        "that its scores depend on. If it calls functions without a module, put an nn.Identity() "
+        "behind the last one, which gives it a name; if its maps have another shape, pass "
+        "target_layers= and reshape_transform=."
+    )
+
+
+def _is_part_of_attention(output: _Output) -> bool:
+    """Return whether an output is that of the queries, keys or values of tokens."""
+    parents = output.name.split(".")[:-1]
+    is_tokens = output.values.dim() == 3 or layout_of_image_operation(output.values) is None
+    return is_tokens and any("attn" in part or "attention" in part for part in parents)
+
+
+def _requested_layers(
+    model: nn.Module,
+    requested: Sequence[str | nn.Module],
+    finder: _Finder,
+    reshape: Reshape | None,
+) -> list[TargetLayer]:
+    by_name = {each.name: each for each in finder.outputs}  # the last of a layer called twice
     layers = []
-    for given, name in zip(requested, names, strict=True):
+    for given in requested:
+        name = _name(given, model)
         if name is None:
             close = difflib.get_close_matches(str(given), dict(model.named_modules()), 5, 0.4)
             hint = f" Close matches: {', '.join(close)}." if close else ""
-            raise ValueError(f"No layer is called {given!r}.{hint} {_candidates(outputs)}")
+            raise ValueError(f"No layer is called {given!r}.{hint} {finder.candidates()}")
         output = by_name.get(name)
-        if output is None or output.layer is None:
-            reason = (
-                "is not called, or does not return a tensor"
-                if output is None
-                else f"returns an output of shape {tuple(output.output.shape)}, which is not "
-                "spatial"
-            )
+        if output is None:
             raise ValueError(
-                f"Layer {name!r} {reason}, so it has no map. Choose another layer, or pass "
-                f"reshape_transform= for its output. {_candidates(outputs)}"
+                f"Layer {name!r} is not called, or does not return a float tensor, so it has no "
+                f"map. Choose another layer. {finder.candidates()}"
             )
-        layers.append(output.layer)
+        if reshape is not None:
+            layer = output.as_layer(reshape, _reshaped(reshape, output))
+        else:
+            layer = finder.layer(output)
+        if layer is None:
+            raise ValueError(
+                f"Layer {name!r} returns an output of shape {tuple(output.values.shape)}, of which "
+                "no two axes, and no axis of tokens, belong to the rows and columns of the image. "
+                "Choose another layer, or pass reshape_transform=, a function from this output to "
+                f"(N, C, height, width). {finder.candidates()}"
+            )
+        layers.append(layer)
     return layers
+
+
+def _by_reshaping(reshape: Reshape) -> Callable[[_Output], TargetLayer | None]:
+    """Return a function that finds the layers whose outputs `reshape` can convert."""
+
+    def layer(output: _Output) -> TargetLayer | None:
+        try:
+            maps = reshape(output.values.detach())
+        except Exception:  # of a layer that was not requested
+            return None
+        return output.as_layer(reshape, maps) if isinstance(maps, Tensor) else None
+
+    return layer
+
+
+class _Finder:
+    """Find the rows and columns in the outputs of layers, running the model only if necessary."""
+
+    def __init__(self, model: nn.Module, image: Tensor, outputs: Sequence[_Output]) -> None:
+        self.outputs = outputs
+        self._model, self._image = model, image
+        self._layouts: dict[str, Layout | None] = {}
+
+    def layer(self, output: _Output) -> TargetLayer | None:
+        """Return the layer of an output; None if it has no rows and columns of the image."""
+        layout = layout_of_image_operation(output.values)
+        if layout is None and output.name not in self._layouts:
+            self._probe(output)
+        layout = layout or self._layouts[output.name]
+        if layout is None:
+            return None
+        return output.as_layer(layout.to_map, layout.to_map(output.values))
+
+    def candidates(self) -> str:
+        """Name the last layers that are suitable, for an error message."""
+        last = self.outputs[-_PROBED_AT_ONCE:]
+        layers = [(output, self.layer(output)) for output in last]
+        grids = {each.name: each.grid for output, each in layers if each and output.affects(each)}
+        names = [
+            f"{name} ({height} x {width})"
+            for name, (height, width) in grids.items()
+            if grids.get(name.rpartition(".")[0]) != (height, width)  # not the parts of one listed
+        ][-12:]
+        return f"Suitable ones: {', '.join(names)}." if names else "No layer here is suitable."
+
+    def _probe(self, output: _Output) -> None:
+        """Find the layouts of an output and of those before it, the next ones to be asked for."""
+        known: dict[torch.Size, set[Layout]] = {}
+        unknown = []
+        for each in self.outputs[: self.outputs.index(output) + 1]:
+            layout = layout_of_image_operation(each.values)
+            if layout is None:
+                unknown.append(each)
+            else:
+                known.setdefault(each.values.shape, set()).add(layout)
+        modules = {each.name: (each.module, each.values) for each in unknown[-_PROBED_AT_ONCE:]}
+        found = probe_layouts(self._model, self._image, modules, known)
+        self._layouts |= {name: found.get(name) for name in modules if name not in self._layouts}
 
 
 def as_target_layers(layers: Any) -> tuple[str | nn.Module, ...] | None:
@@ -162,47 +260,27 @@ def _name(requested: str | nn.Module, model: nn.Module) -> str | None:
     return requested if requested in modules and requested else None
 
 
-def _candidates(outputs: Sequence[_LayerOutput]) -> str:
-    grids = {each.name: each.layer.grid for each in outputs if each.layer and each.affects_scores}
-    names = [
-        f"{name} ({height} x {width})"
-        for name, (height, width) in grids.items()
-        if grids.get(name.rpartition(".")[0]) != (height, width)  # not the parts of one listed
-    ][-12:]
-    return f"Suitable ones: {', '.join(names)}." if names else "No layer here is suitable."
-
-
-def _layer_outputs(
-    model: nn.Module,
-    runner: nn.Module,
-    image: Tensor,
-    reshape: Reshape | None,
-    requested: Sequence[str | None] | None,
-    without_gradient: bool,
-) -> list[_LayerOutput]:
-    """Run the model and return the outputs of all submodules in the order of their completion.
-
-    `reshape` converts the outputs of the requested layers. If none are requested, it converts those
-    that it can convert.
-    """
+def _layer_outputs(model: nn.Module, image: Tensor, without_gradient: bool) -> list[_Output]:
+    """Run the model and return the outputs of all submodules in the order of their completion."""
     outputs: list[tuple[str, Tensor, Node | None]] = []
     modules = {name: module for name, module in model.named_modules() if name}
     starts = [image.grad_fn]
 
-    def record(name: str, output: Any) -> Tensor | None:
-        if not isinstance(output, Tensor) or output.dim() < 3:
+    def record(name: str, output: Any) -> Any:
+        values = tensor_of(output)
+        if values is None or values.dim() < 3:
             return None
-        hidden = not image.requires_grad or not torch.is_grad_enabled() or output.is_quantized
-        kept, passed_on = with_gradient(output) if hidden else (output, None)
+        hidden = not image.requires_grad or not torch.is_grad_enabled() or values.is_quantized
+        kept, passed_on = with_gradient(values) if hidden else (values, None)
         node = kept.grad_fn if passed_on is None else passed_on.grad_fn
         if hidden:
             starts.append(node)
         if kept.is_floating_point():
             outputs.append((name, kept, node))
-        return passed_on
+        return None if passed_on is None else with_tensor(output, passed_on)
 
     with watch_outputs(modules, record):
-        scores = class_scores(runner, image)
+        scores = class_scores(model, image)
     if not scores.requires_grad and not without_gradient:
         raise ValueError(
             "The model's scores carry no gradient, which the maps are computed from: the model "
@@ -217,84 +295,37 @@ def _layer_outputs(
             raise
         grads = [None] * len(outputs)
     after_image = nodes_between(starts, score)
-    results = []
-    grid: tuple[int, int] | None = None  # of the last image-like output
-    for (name, output, node), grad in zip(outputs, grads, strict=True):
-        to_map: Reshape | None = None
-        if reshape is not None and (requested is None or name in requested):
-            to_map = reshape
-            maps = _reshaped(reshape, output.detach(), name, must_fit=requested is not None)
-        else:
-            to_map = _to_map(output, grid) if output.dim() in (3, 4) else None
-            maps = None if to_map is None else to_map(output.detach())
-        layer = None
-        if to_map is not None and maps is not None:
-            shape = tuple(maps.shape)
-            if len(shape) == 4 and shape[2] * shape[3] > 1:
-                layer = TargetLayer(name, modules[name], (shape[2], shape[3]), to_map)
-        if output.dim() == 4 and layer is not None:
-            grid = layer.grid
-        affects_scores = False
-        if layer is not None and grad is not None and node in after_image:
-            affects_scores = grad.shape == output.shape and bool(layer.to_map(grad).any())
-        results.append(_LayerOutput(name, modules[name], output, layer, affects_scores))
-    return results
+    found = [
+        _Output(name, modules[name], output, grad if node in after_image else None)
+        for (name, output, node), grad in zip(outputs, grads, strict=True)
+    ]
+    if without_gradient and not any(output.has_gradient for output in found):
+        return [replace(output, grad=torch.ones_like(output.values)) for output in found]
+    return found
 
 
-def _reshaped(reshape: Reshape, output: Tensor, name: str, must_fit: bool) -> Tensor | None:
-    """Return the result of `reshape_transform` for the output of a layer.
-
-    If it raises an exception, the result is None, unless the layer was requested.
-    """
+def _reshaped(reshape: Reshape, output: _Output) -> Tensor:
+    """Return the result of `reshape_transform` for the output of a requested layer."""
+    shape = tuple(output.values.shape)
+    expected = "must return a tensor (N, C, height, width)"
     try:
-        maps = reshape(output)
+        maps = reshape(output.values.detach())
     except Exception as error:
-        if not must_fit:
-            return None
         raise ValueError(
-            f"reshape_transform fails on the output of layer {name!r}, whose shape is "
-            f"{tuple(output.shape)}: {type(error).__name__}: {error}. It must return a tensor (N, "
-            "C, height, width)."
+            f"reshape_transform fails on the output of layer {output.name!r}, whose shape is "
+            f"{shape}: {type(error).__name__}: {error}. It {expected}."
         ) from error
     if not isinstance(maps, Tensor):
         raise ValueError(
-            "reshape_transform must return a tensor (N, C, height, width), but returns "
-            f"{type(maps).__name__} for the output of layer {name!r}."
+            f"reshape_transform {expected}, but returns {type(maps).__name__} for the output of "
+            f"layer {output.name!r}."
         )
-    if must_fit and (maps.dim() != 4 or len(maps) != len(output) or maps[0, 0].numel() < 2):
+    if maps.dim() != 4 or len(maps) != 1 or maps[0, 0].numel() < 2:
         raise ValueError(
-            "reshape_transform must return a tensor (N, C, height, width) with more than one "
-            f"position, but returns {tuple(maps.shape)} for the output {tuple(output.shape)} of "
-            f"layer {name!r}."
+            f"reshape_transform {expected} with more than one position, but returns "
+            f"{tuple(maps.shape)} for the output {shape} of layer {output.name!r}."
         )
     return maps
-
-
-def _to_map(output: Tensor, grid: tuple[int, int] | None) -> Reshape | None:
-    """Infer the conversion of an output to (N, C, height, width); None if there is none.
-
-    Tokens (N, tokens, C) lie on the grid of the last image-like output if their number fits, for
-    example 65 tokens on a patch embedding of 8 x 8 with a class token; otherwise on a square.
-    """
-    if output.dim() == 4:
-        return _unchanged
-    tokens = output.shape[1]
-    if grid is None or not 0 <= tokens - grid[0] * grid[1] <= _MAX_PREFIX_TOKENS:
-        side = math.isqrt(tokens)
-        grid = (side, side)  # of tokens without or with a class token
-        if tokens - side * side > 1 or side < 2:
-            return None
-    height, width = grid
-
-    def tokens_to_grid(values: Tensor) -> Tensor:
-        patches = values[:, values.shape[1] - height * width :]  # special tokens come first
-        return patches.transpose(1, 2).reshape(len(values), -1, height, width)
-
-    return tokens_to_grid
-
-
-def _unchanged(values: Tensor) -> Tensor:
-    return values
 
 
 @contextlib.contextmanager
@@ -305,9 +336,12 @@ def record_outputs(layers: Sequence[TargetLayer]) -> Iterator[dict[str, Tensor]]
     """
     outputs: dict[str, Tensor] = {}
 
-    def record(name: str, output: Tensor) -> Tensor:
-        outputs[name], passed_on = with_gradient(output)
-        return output.clone() if passed_on is None else passed_on
+    def record(name: str, output: Any) -> Any:
+        values = tensor_of(output)
+        if values is None:
+            return None
+        outputs[name], passed_on = with_gradient(values)
+        return with_tensor(output, values.clone() if passed_on is None else passed_on)
 
     with watch_outputs({layer.name: layer.module for layer in layers}, record):
         yield outputs

@@ -65,13 +65,15 @@ def maps_of_batch(
     """Return the maps of images of the same size by kind, and their layers."""
     model = unwrap_compiled(model)
     maps: Maps = {}
+    layers: list[TargetLayer] | None = None
     for kind in ("predicted", "true") if cam == "both" else (cam,):
         maps[kind], layers = cams_and_layers(
             model,
-            inputs.float(),
+            inputs,
             true if kind == "true" else predicted,
             true if kind == "contrast" else None,
             options,
             device,
+            layers,
         )
-    return maps, layers
+    return maps, layers or []

@@ -129,7 +129,7 @@ def scan(
         preserve_state(model),
         torch.inference_mode(False),  # the errors should hold ordinary tensors
         torch.no_grad(),
-        run_on_device(model, options.device) as (runner, move_inputs),
+        run_on_device(model, options.device) as move_inputs,
         progress_bar(source.size, options.max_samples, show=show_progress) as advance,
         contextlib.closing(_limited(source.batches(), options.max_samples)) as batches,
     ):
@@ -141,7 +141,7 @@ def scan(
             if moved.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr():
                 moved = moved.clone()  # the model may modify its input in place
             with warn_if_not_normalized(model) if first else contextlib.nullcontext():
-                scores = class_scores(runner, moved).float()
+                scores = class_scores(model, moved).float()
             collector.add(indices, inputs, labels.to(scores.device), scores)
             advance(len(labels))
             if source.endless and options.sort_by == "index" and len(collector.errors) == n:
