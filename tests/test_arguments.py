@@ -260,7 +260,7 @@ OPTIONS_FOR_THESE = {
     ],
     "reshape_transform": [
         row(lambda output: [output], ValueError, "must return a tensor (N, C, height, width), but"),
-        row(lambda output: output[0], ValueError, "No layer of Small has an image-like output"),
+        row(lambda output: output[0], ValueError, "No layer of Small has an output with rows"),
     ],
     "class_names": [
         row(["cat"], ValueError, "class names: cat. Pass class_names with one name for each class")

@@ -322,7 +322,9 @@ def test_with_the_inline_backend_a_figure_is_displayed_once() -> None:
     formatters = pytest.importorskip("IPython.core.formatters")
     shell = SimpleNamespace(display_formatter=formatters.DisplayFormatter())
     tools.select_figure_formats(shell, {"png"})  # as %matplotlib inline does
-    for fig in (show_samples(_data(), n=1), Figure(figsize=(1, 1))):
+    plain = Figure(figsize=(1, 1))
+    plain.add_subplot()
+    for fig in (show_samples(_data(), n=1), plain):
         data, _ = shell.display_formatter.format(fig)
         assert set(data) == {"image/png", "text/plain"}
 

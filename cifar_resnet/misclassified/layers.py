@@ -179,7 +179,9 @@ def _by_reshaping(reshape: Reshape) -> Callable[[_Output], TargetLayer | None]:
             maps = reshape(output.values.detach())
         except Exception:  # of a layer that was not requested
             return None
-        return output.as_layer(reshape, maps) if isinstance(maps, Tensor) else None
+        if not isinstance(maps, Tensor):
+            maps = _reshaped(reshape, output)  # raises
+        return output.as_layer(reshape, maps)
 
     return layer
 
