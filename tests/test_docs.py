@@ -251,6 +251,12 @@ def _maps(model: nn.Module, **options: Any) -> Any:
     return compute_cams(model, torch.rand(2, 3, 32, 32), 0, **options)
 
 
+def _untrained() -> nn.Module:
+    network = _network()
+    nn.init.zeros_(network.head.weight)
+    return network
+
+
 def _fields(size: Any, model: nn.Module | None = None, **options: Any) -> Any:
     from cifar_resnet import receptive_field
 
@@ -303,6 +309,8 @@ PROVOKED: list[Callable[[Path, Path], Any]] = [
     lambda empty, data: _fit(empty, recipe="sgd", max_epochs=-1),
     lambda empty, data: _maps(_network(), target_layers=["residual2"]),
     lambda empty, data: _maps(FLAT),
+    lambda empty, data: _maps(_network(), target_layers=["pool"]),
+    lambda empty, data: _maps(_untrained()),
     lambda empty, data: _errors(_samples(2.0)),
     lambda empty, data: _errors(_pictures()),
     lambda empty, data: _errors(_samples(0.5), class_names=["cat", "dog"]),
