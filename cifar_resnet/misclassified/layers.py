@@ -153,8 +153,8 @@ def _requested_layers(
         output = by_name.get(name)
         if output is None:
             raise ValueError(
-                f"Layer {name!r} is not called, or does not return a float tensor, so it has no "
-                f"map. Choose another layer. {finder.candidates()}"
+                f"Layer {name!r} is not called, or does not return a float tensor with three axes "
+                f"or more, so it has no map. Choose another layer. {finder.candidates()}"
             )
         if reshape is not None:
             layer = output.as_layer(reshape, _reshaped(reshape, output))
