@@ -4,6 +4,7 @@ grad-cam library, for networks of torchvision, and with a model that is left unc
 
 import random
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -175,27 +176,24 @@ class Functional(nn.Module):
         return self.head(F.max_pool2d(x, 2).mean((2, 3)))
 
 
-torch.manual_seed(0)  # for the networks that are created here, before any test runs
-
-
 @pytest.mark.parametrize(
-    ("model", "size", "grid"),
+    ("make", "size", "grid"),
     [
-        (tv.resnet18(weights=None, num_classes=10), 64, (2, 2)),
-        (tv.mobilenet_v3_small(weights=None, num_classes=10), 64, (2, 2)),
-        (tv.convnext_tiny(weights=None, num_classes=10), 64, (2, 2)),
-        (tv.vgg11(weights=None, num_classes=10), 64, (2, 2)),  # not the 7 x 7 pooling layer
-        (tv.densenet121(weights=None, num_classes=10), 64, (2, 2)),  # followed by an in-place ReLU
-        (small_vit(), 32, (4, 4)),  # tokens without the class token
-        (Functional(named=True), 16, (14, 14)),
-        (ImageClassifier(CustomResNet(width=2)), 32, (4, 4)),
+        (tv.resnet18, 64, (2, 2)),
+        (tv.mobilenet_v3_small, 64, (2, 2)),
+        (tv.convnext_tiny, 64, (2, 2)),
+        (lambda: tv.vgg11(init_weights=False), 64, (2, 2)),  # not the 7 x 7 pooling layer
+        (tv.densenet121, 64, (2, 2)),  # followed by an in-place ReLU
+        (small_vit, 32, (4, 4)),  # tokens without the class token
+        (lambda: Functional(named=True), 16, (14, 14)),
+        (lambda: ImageClassifier(CustomResNet(width=2)), 32, (4, 4)),
     ],
     ids=["resnet18", "mobilenet_v3", "convnext", "vgg", "densenet", "vit", "functional", "ours"],
 )
 def test_the_last_layer_with_spatial_output_is_chosen(
-    model: nn.Module, size: int, grid: tuple[int, int]
+    make: Callable[[], nn.Module], size: int, grid: tuple[int, int]
 ) -> None:
-    images = torch.randn(2, 3, size, size)
+    model, images = make(), torch.randn(2, 3, size, size)
     maps = compute_cams(model, images, 3, method="layercam")
     assert maps.shape == (2, size, size)
     assert maps.max() == 1

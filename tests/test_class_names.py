@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -155,6 +156,7 @@ def test_the_confusion_matrix_has_the_names(classes: int, tmp_path: Path) -> Non
     assert axes.get_yticklabels()[0].get_text() == "$x_$0  (0.0 %)"
     if classes == 3:
         fig.savefig(tmp_path / "matrix.png")  # not as a formula, which would fail
-    heights = sorted(label.get_window_extent().height for label in axes.get_yticklabels())
+    renderer = FigureCanvasAgg(fig).get_renderer()  # without it, each label makes one of its own
+    heights = sorted(label.get_window_extent(renderer).height for label in axes.get_yticklabels())
     rows = axes.transData.transform([(0, 0), (0, step)])[:, 1]
     assert heights[-1] < abs(rows[1] - rows[0])

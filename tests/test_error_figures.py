@@ -79,9 +79,10 @@ def test_there_is_a_cell_for_each_error(errors: int) -> None:
     assert f"{errors} of {errors} errors in {errors + 3} images" in " ".join(said[0].split())
     assert {f"#{i}" for i in range(errors)} <= set(said)
     assert any("Grad-CAM of maps (8 x 8)" in " ".join(text.split()) for text in said)
+    renderer = FigureCanvasAgg(fig).get_renderer()  # without it, each text makes one of its own
     for axes in cells(fig):  # everything is inside the figure
         for text in axes.texts:
-            box = text.get_window_extent()
+            box = text.get_window_extent(renderer)
             assert box.x0 >= -1
             assert box.x1 <= fig.bbox.x1 + 1
     boxes = [axes.get_position() for axes in cells(fig)]
@@ -184,9 +185,10 @@ def test_long_names_are_shortened() -> None:
     names = [f"{word} with a rather long and winding name" for word in ("red", "green", "blue")]
     fig = show_misclassified(Brightest(), data(2), class_names=names, cam="predicted")
     assert any(text.startswith("true: green") and text.endswith("...") for text in texts(fig))
+    renderer = FigureCanvasAgg(fig).get_renderer()
     for axes in cells(fig):
-        width = axes.get_window_extent().width
-        assert all(text.get_window_extent().width < 1.1 * width for text in axes.texts)
+        width = axes.get_window_extent(renderer).width
+        assert all(text.get_window_extent(renderer).width < 1.1 * width for text in axes.texts)
 
 
 def test_it_draws_into_a_given_figure() -> None:

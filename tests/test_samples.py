@@ -516,9 +516,10 @@ def test_a_long_title_fits_into_a_narrow_figure() -> None:
 
 
 def check_inside(fig: Any) -> None:
-    FigureCanvasAgg(fig).draw()
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
     for text in fig.texts:
-        box = text.get_window_extent()
+        box = text.get_window_extent(canvas.get_renderer())
         assert box.x0 >= -1
         assert box.y0 >= -1
         assert box.x1 <= fig.bbox.x1 + 1
