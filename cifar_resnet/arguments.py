@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, KeysView, Mapping, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "function",
     "integer",
     "is_integer",
+    "is_remote",
     "number",
     "path",
     "sequence",
@@ -98,7 +100,20 @@ def path(name: str, value: Any, expected: str = "a path") -> Path:
         raise TypeError(message)
     if not text or "\0" in text:
         raise ValueError(message)
+    if is_remote(text):
+        raise ValueError(
+            f"{name} must be a path on a local file system, but got {text!r}. Use a local path, "
+            "and copy the files to or from the remote storage."
+        )
     return Path(text).expanduser()
+
+
+def is_remote(path: str | Path) -> bool:
+    """Return whether a path is an address such as `s3://bucket/file`.
+
+    `pathlib.Path` removes one of the slashes. A single letter is a drive of Windows.
+    """
+    return re.match(r"[A-Za-z][A-Za-z0-9+.:-]+:/", str(path)) is not None
 
 
 def sequence(name: str, value: Any, expected: str) -> list[Any]:

@@ -340,7 +340,9 @@ UNIT = [
     for value in (3, "ab", (0.5, 0), (True, 0), (4, 0), (-1, 0), (0,), (0, 0, 0))
 ]  # fmt: skip
 RECIPE = [
-    *types_and_values("a Recipe or one of ('adam', 'sgd', 'muon', 'best')", [3, None], []),
+    *types_and_values(
+        "a Recipe or one of ('adam', 'sgd', 'muon', 'best', 'onecycle')", [3, None], []
+    ),
     row("bets", ValueError, "There is no recipe 'bets'; choose one of ('adam', "),
     row({"warmup": 2}, ValueError, "warmup must be a number in [0, 1], but got 2"),
 ]
@@ -495,6 +497,21 @@ table(
         row(None, ValueError, "must be an integer of at least 2, but got None"),
         row(3, ValueError, "but CustomResNet has 10 classes. Build", network=network()),
     ],
+    class_weights=types_and_values(
+        "a sequence of 2 numbers of at least 0, one for each class",
+        [3, "12", ["1", 2], [True, 1.0], {1.0, 2.0}],
+        [[1.0], [1.0, -1.0], [0, 0], [1.0, math.nan], [1, math.inf]],
+    ),
+    loss=[
+        *types_and_values(
+            "a function of scores (N, classes) and labels that returns the mean loss",
+            [3, "focal", nn.CrossEntropyLoss],
+            [],
+        ),
+        row(nn.Linear(2, 1), ValueError, "loss has trainable parameters, which the optimizer"),
+        row(nn.NLLLoss(), ValueError, "label_smoothing=0.1, which a custom loss", recipe="sgd"),
+        row(nn.NLLLoss(), ValueError, "pass either loss or class_weights", class_weights=[1, 2]),
+    ],
 )
 
 table(
@@ -610,8 +627,18 @@ table(
     conv_learning_rate=numbers("a finite number greater than 0", 0, -0.1),
     momentum=numbers("a number in [0, 1)", -0.01, 1),
     weight_decay=numbers("a finite number of at least 0", -1e-9),
-    schedule=choices("constant", "linear"),
+    schedule=choices("constant", "linear", "onecycle"),
     warmup=numbers("a number in [0, 1]", -0.01, 1.01),
+    div_factor=numbers("a finite number greater than 0", 0, -1),
+    final_div_factor=numbers("a finite number greater than 0", 0, -1),
+    anneal_strategy=choices("cos", "linear"),
+    three_phase=[
+        *flags(),
+        row(True, ValueError, "warmup must be at most 0.5 with three_phase=True", warmup=0.6),
+    ],
+    cycle_momentum=flags(),
+    base_momentum=numbers("a number in [0, 1)", -0.01, 1),
+    max_momentum=numbers("a number in [0, 1)", -0.01, 1),
     norm_bias_lr_scale=numbers("a finite number greater than 0", 0, -1),
     label_smoothing=numbers("a number in [0, 1)", -0.01, 1),
     tta=choices("none", "mirror", "six"),
@@ -629,7 +656,9 @@ table(
     "Recipe.preset",
     lambda: Recipe.preset,
     name=[
-        *types_and_values("one of ('adam', 'sgd', 'muon', 'best')", [3, None, ["adam"]], []),
+        *types_and_values(
+            "one of ('adam', 'sgd', 'muon', 'best', 'onecycle')", [3, None, ["adam"]], []
+        ),
         row("adma", ValueError, "There is no recipe 'adma'; choose one of ('adam', 'sgd', "),
     ],
 )

@@ -21,6 +21,7 @@ import torch
 from helpers import Send, Training, same, small, trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins.io import AsyncCheckpointIO
 from torch import nn
 from torchvision.transforms import v2
 
@@ -30,6 +31,7 @@ from cifar_resnet import (
     CustomResNet,
     ImageClassifier,
     LastCheckpoint,
+    LogMisclassified,
     Recipe,
 )
 
@@ -580,3 +582,113 @@ def test_a_run_resumes_only_with_its_own_recipe(
         # only the weights are loaded, so that the recipe may differ
         loaded = ImageClassifier.load_from_checkpoint(path, network=model.network, recipe=recipe)
         assert loaded.recipe == recipe
+
+
+# --- other writers and file systems ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", [None, AtomicCheckpointIO])
+def test_checkpoints_with_an_asynchronous_writer(
+    data_dir: Path, tmp_path: Path, inner: Callable[[], AtomicCheckpointIO] | None
+) -> None:
+    writer = AsyncCheckpointIO(inner() if inner else None)
+    last = LastCheckpoint(tmp_path / "last", every_seconds=0)
+    seen: list[int] = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            if newest := last.newest():
+                seen.append(torch.load(newest, weights_only=True)["global_step"])
+
+    t = trainer(
+        tmp_path, plugins=[writer], callbacks=[last, ModelCheckpoint(tmp_path / "best"), Look()],
+        enable_checkpointing=True, limit_val_batches=0, limit_train_batches=4,
+    )  # fmt: skip
+    t.fit(ImageClassifier(CustomResNet(1), "sgd"), small(data_dir))
+    assert seen == [1, 2, 3]
+    assert t.strategy.checkpoint_io is writer
+    for path in (tmp_path / "last" / "last.ckpt", next((tmp_path / "best").glob("*.ckpt"))):
+        assert torch.load(path, weights_only=True)["global_step"] == 4
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket", "memory://run"])
+def test_last_checkpoint_refuses_remote_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for dirpath in (address, Path(address)):
+        with pytest.raises(ValueError, match="dirpath must be a path on a local file system, but"):
+            LastCheckpoint(dirpath)
+    with pytest.raises(ValueError, match=r"save_dir must be a path on a local .*Use a local path"):
+        LogMisclassified(save_dir=address)
+    with pytest.raises(ValueError, match=r"is not a valid address.*Pass remote paths as strings"):
+        AtomicCheckpointIO().save_checkpoint({}, Path(address))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_atomic_writer_takes_remote_paths(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    best, model = ModelCheckpoint("memory://test_checkpoints"), ImageClassifier(CustomResNet(1))
+    t = trainer(
+        tmp_path / "root", plugins=[AtomicCheckpointIO()], callbacks=[best],
+        enable_checkpointing=True, limit_val_batches=0, limit_train_batches=2,
+    )  # fmt: skip
+    t.fit(model, small(data_dir))
+    assert best.best_model_path.startswith("memory://test_checkpoints/")
+    loaded = ImageClassifier.load_from_checkpoint(best.best_model_path, weights_only=True)
+    assert same(loaded.state_dict(), model.state_dict())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_trainer_of_another_lightning_is_refused(tmp_path: Path) -> None:
+    other = type("Trainer", (), {"__module__": "lightning.pytorch.trainer.trainer"})()
+    with pytest.raises(TypeError, match="the trainer is a lightning.Trainer. Import everything fr"):
+        LastCheckpoint(tmp_path).setup(other, pl.LightningModule(), "fit")
+
+
+class AsksForItsLength(pl.LightningModule):
+    """A module of somebody else, which reads the number of steps in `configure_optimizers`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3072, 10)
+        self.labels: list[list[int]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.labels.append(batch[1].tolist())
+        return nn.functional.cross_entropy(self.linear(batch[0].flatten(1)), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer = torch.optim.Adam(self.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_a_module_of_somebody_else_resumes_exactly(
+    data_dir: Path, tmp_path: Path, precision: Any
+) -> None:
+    """Lightning creates its loaders before it knows the position, and rounds double precision."""
+
+    def run(last: LastCheckpoint, *callbacks: pl.Callback) -> AsksForItsLength:
+        torch.manual_seed(2)
+        model = AsksForItsLength()
+        t = trainer(
+            tmp_path, callbacks=[last, *callbacks], enable_checkpointing=True, max_epochs=2,
+            precision=precision,
+        )  # fmt: skip
+        data = small(data_dir)
+        data.setup()
+        t.fit(model, data.train_dataloader(), ckpt_path=last.newest(), weights_only=True)
+        return model
+
+    alone = run(LastCheckpoint(tmp_path / "alone"))
+    last = LastCheckpoint(tmp_path / "stopped")
+    with pytest.raises(SystemExit):
+        run(last, Send(signal.SIGTERM, 12))
+    resumed = run(last)
+    assert resumed.labels == alone.labels[13:]
+    assert same(resumed.state_dict(), alone.state_dict())

@@ -49,9 +49,14 @@ def test_losses_equal_those_of_a_handwritten_loop(
     kernels = [p for p in by_hand.parameters() if p.dim() == 4]
     rest = [p for p in by_hand.parameters() if p.dim() != 4]
     momentum: dict[str, Any] = {"momentum": 0.9, "weight_decay": recipe.weight_decay}
-    if name == "adam":
+    cycle = None
+    if name == "onecycle":
+        adam = torch.optim.Adam(by_hand.parameters())
+        cycle = torch.optim.lr_scheduler.OneCycleLR(adam, 1e-3, total_steps=10, pct_start=5 / 24)
+        optimizers: list[Any] = [(adam, 1e-3)]
+    elif name == "adam":
         factors = [1.0] * 10
-        optimizers: list[Any] = [(torch.optim.Adam(by_hand.parameters()), 1e-3)]
+        optimizers = [(torch.optim.Adam(by_hand.parameters()), 1e-3)]
     elif name == "sgd":
         sgd = torch.optim.SGD(by_hand.parameters(), nesterov=True, **momentum)
         optimizers = [(sgd, 1e-3)]
@@ -59,8 +64,8 @@ def test_losses_equal_those_of_a_handwritten_loop(
         muon = Muon([{"params": kernels, "orthogonal": True}], lr=0.05, momentum=0.9)
         sgd = torch.optim.SGD(rest, nesterov=True, **momentum)
         optimizers = [(muon, recipe.conv_learning_rate), (sgd, 1e-3)]
-    smoothing = 0.0 if name == "adam" else recipe.label_smoothing
-    losses = []
+    smoothing = 0.0 if "adam" in recipe.optimizer else recipe.label_smoothing
+    losses, rates = [], []
     for (images, labels), factor in zip(data.train_dataloader(), factors, strict=True):
         logits = by_hand.logits(images.double())
         targets = F.one_hot(labels, 10).double() * (1 - smoothing) + smoothing / 10
@@ -68,10 +73,14 @@ def test_losses_equal_those_of_a_handwritten_loop(
         by_hand.zero_grad()
         loss.backward()
         for optimizer, rate in optimizers:
-            optimizer.param_groups[0]["lr"] = rate * factor
+            if cycle is None:
+                optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
         losses.append(loss.item())
-    assert collect.rates == pytest.approx([1e-3 * factor for factor in factors])
+        rates.append(optimizers[-1][0].param_groups[0]["lr"])
+        if cycle is not None:
+            cycle.step()
+    assert collect.rates == pytest.approx(rates)
     np.testing.assert_allclose(collect.losses, losses, rtol=1e-7)
 
 

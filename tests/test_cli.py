@@ -17,7 +17,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_resnet import CustomResNet, Recipe
+from cifar_resnet.cli import hardware
 from cifar_resnet.cli.main import build_parser, main
+from cifar_resnet.cli.run_folder import new_folder
 from cifar_resnet.cli.train import _devices
 from cifar_resnet.data import cifar10
 
@@ -487,3 +489,58 @@ def test_the_console_script_is_installed() -> None:
     assert script is not None
     result = subprocess.run([script, "--version"], capture_output=True, text=True)
     assert result.stdout.startswith("cifar-resnet ")
+
+
+# --- processes and folders ------------------------------------------------------------------------
+
+
+def test_runs_that_start_in_the_same_second_get_different_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "cifar_resnet.cli.run_folder.time.strftime", lambda name: f"now-{name[14:]}"
+    )
+    parent = tmp_path / "runs"
+    folders = [new_folder(parent, "sgd", create=True) for _ in range(3)]
+    assert [folder.name for folder in folders] == ["now-sgd", "now-sgd-1", "now-sgd-2"]
+    assert all(folder.is_dir() for folder in folders)
+    assert not new_folder(tmp_path / "other", "sgd", create=False).parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "started", "expected"),
+    [
+        ("/bin/cifar-resnet", ["python", "/bin/cifar-resnet", "train"], True),
+        ("/lib/cifar_resnet/__main__.py", ["python", "-u", "-m", "cifar_resnet", "train"], True),
+        # a notebook's kernel with %run, a script that calls main(), and another module
+        ("/bin/cifar-resnet", ["python", "-m", "ipykernel_launcher", "-f", "a.json"], False),
+        ("/lib/cifar_resnet/__main__.py", ["python", "-m", "ipykernel_launcher"], False),
+        ("examples/train_24.py", ["python", "examples/train_24.py"], False),
+        ("/lib/pytest/__main__.py", ["python", "-m", "pytest"], False),
+    ],
+)
+def test_only_the_command_itself_is_restarted_with_large_pages(
+    monkeypatch: pytest.MonkeyPatch, program: str, started: list[str], expected: bool
+) -> None:
+    restarts = []
+    monkeypatch.setattr("cifar_resnet.cli.hardware.os.execv", lambda *_: restarts.append(1))
+    monkeypatch.setattr("cifar_resnet.cli.hardware.platform.libc_ver", lambda: ("glibc", "2"))
+    monkeypatch.setattr("cifar_resnet.cli.hardware.Path.exists", lambda path: False)
+    monkeypatch.setattr("cifar_resnet.cli.hardware.os.environ", {})
+    monkeypatch.setattr(sys, "argv", [program, "train"])
+    monkeypatch.setattr(sys, "orig_argv", started)
+    hardware.use_large_pages()
+    assert bool(restarts) == expected
+
+
+@pytest.mark.parametrize("option", ["--output-dir", "--resume"])
+def test_remote_folders_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", option, "s3://bucket/runs"])
+    assert "must be a path on a local file system, but got 's3://bucket/runs'" in (
+        capsys.readouterr().err
+    )
+    assert list(tmp_path.iterdir()) == []

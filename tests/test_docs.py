@@ -161,6 +161,22 @@ def _fit(folder: Path, value: float = 0.5, recipe: str = "adam", **options: Any)
     return trainer
 
 
+def _test(folder: Path, network: nn.Module, *labels: torch.Tensor) -> None:
+    from torch.utils.data import DataLoader
+
+    from cifar_resnet import ImageClassifier
+
+    dataset = TensorDataset(torch.zeros(8, 3, 32, 32), *(labels or [torch.arange(8)]))
+    model = ImageClassifier(network, num_classes=10)
+    _trainer(folder).test(model, DataLoader(dataset, batch_size=8), verbose=False)
+
+
+def _last_checkpoint(folder: str) -> Any:
+    from cifar_resnet import LastCheckpoint
+
+    return LastCheckpoint(folder)
+
+
 def _other_width(folder: Path) -> None:
     from cifar_resnet import CustomResNet, ImageClassifier
 
@@ -307,6 +323,10 @@ PROVOKED: list[Callable[[Path, Path], Any]] = [
     lambda empty, data: _classifier(FLAT),
     lambda empty, data: _recipe("adamw"),
     lambda empty, data: _fit(empty, recipe="sgd", max_epochs=-1),
+    lambda empty, data: _test(empty, nn.Sequential(*FLAT, nn.Softmax(1))),
+    lambda empty, data: _test(empty, FLAT, torch.full((8,), 10)),
+    lambda empty, data: _test(empty, FLAT, torch.arange(8), torch.arange(8)),
+    lambda empty, data: _last_checkpoint("s3://bucket/run"),
     lambda empty, data: _maps(_network(), target_layers=["residual2"]),
     lambda empty, data: _maps(FLAT),
     lambda empty, data: _maps(_network(), target_layers=["pool"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import platform
 import sys
@@ -26,13 +27,22 @@ def use_large_pages() -> None:
 
     Without these settings, glibc returns activations of tens of megabytes to the kernel after every
     layer, and the kernel clears their pages again for the next one. glibc reads the settings only
-    when a process starts.
+    when a process starts. Only a process that was started as this command is restarted: any other
+    one, such as a notebook's kernel or a script that calls `main`, would lose what it has done.
     """
     suitable = platform.libc_ver()[0] == "glibc" and not Path("/dev/nvidiactl").exists()
-    if suitable and not any(name in os.environ for name in LARGE_PAGES):
+    if suitable and _is_command() and not any(name in os.environ for name in LARGE_PAGES):
         os.environ.update(LARGE_PAGES)
         sys.stdout.flush()
         os.execv(sys.executable, sys.orig_argv)
+
+
+def _is_command() -> bool:
+    """Return whether this process was started as `cifar-resnet` or `python -m cifar_resnet`."""
+    program, started = Path(sys.argv[0]), sys.orig_argv
+    if program.name == "__main__.py":
+        return ("-m", "cifar_resnet") in itertools.pairwise(started)
+    return program.name == "cifar-resnet" and sys.argv[0] in started
 
 
 def pick_device() -> torch.device:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cifar_resnet.cli import run_folder
 from cifar_resnet.cli.networks import WEIGHTS_HELP, load_network
-from cifar_resnet.cli.options import CommandError, add_data_dir, positive
+from cifar_resnet.cli.options import CommandError, add_data_dir, local_path, positive
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="layer of the maps; may be repeated (default: chosen automatically)",
     )  # fmt: skip
     add(
-        "--output-dir", type=Path,
+        "--output-dir", type=local_path,
         help="folder to write to (default: the folder of the run or file; for pretrained weights, "
         "the current folder)",
     )  # fmt: skip

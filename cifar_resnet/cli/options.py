@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from cifar_resnet import arguments
 
 
 class CommandError(Exception):
@@ -26,6 +29,14 @@ def positive(text: str) -> int:
 def non_negative(text: str) -> int:
     """Parse an integer of at least 0."""
     return _integer(text, minimum=0)
+
+
+def local_path(text: str) -> Path:
+    """Parse a path on a local file system."""
+    try:
+        return arguments.path("the path", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _integer(text: str, minimum: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pickle
 import time
@@ -24,12 +25,31 @@ SAVED = (
 LAUNCH = ("devices", "num_nodes", "strategy")
 
 
-def new_folder(parent: Path, name: str) -> Path:
-    """Return a folder that does not exist yet: date, time and `name`, with a number if needed."""
+def new_folder(parent: Path, name: str, *, create: bool) -> Path:
+    """Return a new folder, called after date, time and `name`, with a number if needed.
+
+    Two runs that start in the same second get different folders, since creating one is atomic.
+
+    Args:
+        parent: Folder of all runs.
+        name: End of the folder's name.
+        create: Whether to create the folder; only one process of a run does.
+
+    Raises:
+        CommandError: If it cannot be created.
+    """
     stamp = time.strftime(f"%Y%m%d-%H%M%S-{name}")
-    folder, count = parent / stamp, 1
-    while folder.exists():
-        folder, count = parent / f"{stamp}-{count}", count + 1
+    for count in itertools.count():
+        folder = parent / (f"{stamp}-{count}" if count else stamp)
+        if not create:
+            break
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise CommandError(f"{error}. Choose another --output-dir.") from error
     return folder
 
 

@@ -11,7 +11,7 @@ checkpoint and stops.
 from __future__ import annotations
 
 import argparse
-import ast
+import contextlib
 import logging
 import shutil
 import signal
@@ -22,13 +22,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_resnet.cli import hardware, run_folder
-from cifar_resnet.cli.options import CommandError, add_data_dir, non_negative, positive
+from cifar_resnet.cli.options import (
+    CommandError,
+    add_data_dir,
+    local_path,
+    non_negative,
+    positive,
+)
 from cifar_resnet.cli.processes import Processes, find_processes
+from cifar_resnet.cli.recipes import build_recipe
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-    from cifar_resnet import CIFAR10DataModule, Recipe
+    from cifar_resnet import CIFAR10DataModule
 
 _LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 
@@ -38,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--epochs", type=positive, default=24, help="number of epochs (default: 24)")
     add("--seed", type=non_negative, default=0, help="random seed (default: 0)")
-    add("--recipe", default="muon", help="hyperparameters: muon, best, sgd or adam (default: muon)")
+    add(
+        "--recipe", default="muon",
+        help="hyperparameters: muon, best, sgd, adam or onecycle (default: muon)",
+    )  # fmt: skip
     add(
         "--set", action="append", default=[], metavar="FIELD=VALUE",
         help="change a field of the recipe, such as learning_rate=0.2; may be repeated",
@@ -60,8 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training images to hold out for validation (default: 0)",
     )  # fmt: skip
     add_data_dir(parser)
-    add("--output-dir", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
-    add("--resume", type=Path, metavar="RUN", help="folder of an interrupted run to continue")
+    add(
+        "--output-dir", type=local_path, default=Path("runs"),
+        help="folder of all runs (default: runs)",
+    )  # fmt: skip
+    add("--resume", type=local_path, metavar="RUN", help="folder of an interrupted run to continue")
     add(
         "--save-every", type=non_negative, default=30, metavar="SECONDS",
         help="time between two checkpoints; 0 saves after every step (default: 30)",
@@ -112,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         run_folder.take_saved_options(args)
     elif args.smoke:
         args.epochs = min(args.epochs, 2)
-    recipe = _recipe(args)
+    recipe = build_recipe(args)
     processes = find_processes(args)
     data_options = recipe.data_options()
     data_options["batch_size"] = _share(recipe.batch_size, processes)
@@ -122,9 +135,6 @@ def run(args: argparse.Namespace) -> int:
         args.width = 64 if device.type == "cuda" else 16
     if args.precision is None:
         args.precision = hardware.pick_precision(device, processes.count)
-    folder = args.resume or run_folder.new_folder(
-        args.output_dir, f"{recipe.name}-width{args.width}-seed{args.seed}"
-    )
 
     # The pieces.
     pl.seed_everything(args.seed, workers=True, verbose=False)
@@ -137,6 +147,11 @@ def run(args: argparse.Namespace) -> int:
     args.data_dir = str(data.data_dir.absolute())
     network = CustomResNet(width=args.width, **recipe.network_options())
     model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)
+    folder = args.resume or run_folder.new_folder(
+        args.output_dir,
+        f"{recipe.name}-width{args.width}-seed{args.seed}",
+        create=processes.is_main,
+    )
     last = LastCheckpoint(folder, every_seconds=args.save_every)
     checkpoint, step = run_folder.newest_checkpoint(last) if args.resume else (None, 0)
 
@@ -145,9 +160,15 @@ def run(args: argparse.Namespace) -> int:
     loggers = make_loggers(args.logger, folder, resume_step)
     timer = Progress(stages, show=not args.quiet and processes.is_main)
     monitor, mode = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
-    trainer = _trainer(args, processes, device, folder, [timer, last], loggers, (monitor, mode))
+    try:
+        trainer = _trainer(args, processes, device, folder, [timer, last], loggers, (monitor, mode))
+    except CommandError:
+        if not args.resume:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
-    # Nothing has been written so far.
+    # Nothing has been written so far, except for the empty folder.
     if processes.is_main:
         _prepare(folder, data, loggers, args, resume_step)
     else:
@@ -260,14 +281,10 @@ def _prepare(
     args: argparse.Namespace,
     resume_step: int | None,
 ) -> None:
-    """Create the run's folder, get the data and start the loggers; a failure leaves no folder."""
+    """Get the data and start the loggers; a failure leaves no folder of a new run."""
     from cifar_resnet import DatasetError
     from cifar_resnet.cli.loggers import start
 
-    try:
-        folder.mkdir(parents=True, exist_ok=bool(args.resume))
-    except OSError as error:
-        raise CommandError(f"{error}. Choose another --output-dir.") from error
     try:
         data.prepare_data()
         if not args.resume:
@@ -277,37 +294,6 @@ def _prepare(
         if not args.resume:
             shutil.rmtree(folder)
         raise CommandError(str(error)) from error
-
-
-def _recipe(args: argparse.Namespace) -> Recipe:
-    """Build the recipe from `--recipe`, `--set` and `--batch-size`."""
-    from dataclasses import replace
-
-    from cifar_resnet import Recipe
-
-    try:
-        recipe = Recipe.preset(args.recipe)
-        recipe = replace(recipe, **_changes(args.set, tuple(recipe.to_dict())))
-        return replace(recipe, batch_size=args.batch_size) if args.batch_size else recipe
-    except (TypeError, ValueError) as error:
-        raise CommandError(str(error), code=2) from error
-
-
-def _changes(assignments: list[str], fields: tuple[str, ...]) -> dict[str, Any]:
-    """Parse `FIELD=VALUE` strings; values are Python literals, or strings without quotes."""
-    changes: dict[str, Any] = {}
-    for assignment in assignments:
-        field, equals, text = assignment.partition("=")
-        if field not in fields or not equals:
-            raise ValueError(
-                f"--set must be FIELD=VALUE with a field of the recipe, but got {assignment!r}. "
-                f"The fields are {', '.join(fields)}."
-            )
-        try:
-            changes[field] = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            changes[field] = text
-    return changes
 
 
 def _share(batch_size: int, processes: Processes) -> int:

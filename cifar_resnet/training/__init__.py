@@ -9,6 +9,10 @@ run resume exactly, and `show_training_curves` plots what it logged.
 | --------------- | ------------------------------------------------------------------- |
 | `recipe`        | hyperparameters, presets, shape of the learning rate schedule       |
 | `optimizers`    | optimizer and schedule of a recipe                                  |
+| `optimization`  | their use under Lightning                                           |
+| `batches`       | images and labels of a batch, checked                               |
+| `losses`        | cross-entropy with class weights, or another loss                   |
+| `run_state`     | what a resumed run needs; number of steps                           |
 | `muon`          | the Muon optimizer                                                  |
 | `classifier`    | the `LightningModule`: steps, logging, checks                       |
 | `epoch_sums`    | loss and accuracy of an epoch without synchronizing a GPU           |

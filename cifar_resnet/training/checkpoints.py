@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import pickle
-import random
 import signal
 import threading
 import time
@@ -15,15 +14,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from cifar_resnet import arguments
 from cifar_resnet.files import atomic_write, sync
+from cifar_resnet.training.run_state import (
+    generator_states,
+    match_precision,
+    restore_generators,
+    restore_loops,
+)
 
 __all__ = ["AtomicCheckpointIO", "LastCheckpoint"]
 
@@ -48,10 +52,11 @@ class LastCheckpoint(Checkpoint):
     loader that can resume within an epoch, such as those of `CIFAR10DataModule`. With one process,
     the states of the random number generators of Python, NumPy and PyTorch are saved as well, for
     example for dropout. Several processes agree every `log_every_n_steps` of the Trainer on whether
-    to save or to stop.
+    to save or to stop. Under Lightning's `AsyncCheckpointIO`, these checkpoints are still written
+    before the training continues.
 
     Args:
-        dirpath: Folder of the checkpoints; created if it does not exist.
+        dirpath: Folder of the checkpoints on a local file system; created if it does not exist.
         every_seconds: Seconds between two checkpoints, at least 0. If 0, a checkpoint is written
             after every step; if infinite, only at the end.
 
@@ -123,6 +128,13 @@ class LastCheckpoint(Checkpoint):
     # --- when to save -----------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(trainer, Trainer):
+            raise TypeError(
+                "LastCheckpoint is a callback of pytorch_lightning, but the trainer is a "
+                f"{type(trainer).__module__.partition('.')[0]}.Trainer. Import everything from "
+                "pytorch_lightning: `import pytorch_lightning as pl`, then pl.Trainer(...)."
+            )
+        match_precision(trainer, pl_module)
         # Last in order, so that what the other callbacks do in a hook is saved in the same hook.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
@@ -147,6 +159,7 @@ class LastCheckpoint(Checkpoint):
                     "dirpath.",
                     self._last,
                 )
+        restore_loops(trainer)
         self._install_handlers()
 
     def on_train_batch_start(
@@ -154,7 +167,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         self._commit(trainer)
         if self._generators is not None:
-            _restore(self._generators)
+            restore_generators(self._generators)
             self._generators = None
 
     def on_train_batch_end(
@@ -202,7 +215,11 @@ class LastCheckpoint(Checkpoint):
     def _write(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        writer = trainer.strategy.checkpoint_io
         try:
+            if isinstance(writer, AsyncCheckpointIO) and writer.checkpoint_io is not None:
+                # The file must be complete when it is renamed.
+                trainer.strategy.checkpoint_io = writer.checkpoint_io
             trainer.save_checkpoint(self._temporary, weights_only=False)
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
             if not self._is_alone:
@@ -210,6 +227,8 @@ class LastCheckpoint(Checkpoint):
             self._warn_unsaved(trainer, error)
         else:
             self._is_written = True
+        finally:
+            trainer.strategy.checkpoint_io = writer
         self._saved_at = time.monotonic()
 
     def _commit(self, trainer: Trainer) -> None:
@@ -247,7 +266,7 @@ class LastCheckpoint(Checkpoint):
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generators": _generator_states()} if self._is_alone else {}
+        return {"generators": generator_states()} if self._is_alone else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._generators = state_dict.get("generators")
@@ -296,8 +315,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             OSError: If it cannot be written; a file that existed at `path` is unchanged.
+            ValueError: If `path` is a `pathlib.Path` of a remote address.
         """
-        if "://" in str(path):
+        if arguments.is_remote(path):
+            if isinstance(path, Path):
+                raise ValueError(
+                    f"{str(path)!r} is not a valid address, because pathlib.Path removes a slash "
+                    "of `://`. Pass remote paths as strings."
+                )
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
@@ -323,25 +348,3 @@ def _damage(path: Path) -> str | None:
     except Exception as error:  # a damaged file may fail anywhere
         return str(error).partition(". ")[0] or type(error).__name__
     return None
-
-
-# --- generators -----------------------------------------------------------------------------------
-
-
-def _generator_states() -> dict[str, Any]:
-    """Return the states as plain values, which torch loads with `weights_only=True`."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (name, np.asarray(keys).tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-    }
-
-
-def _restore(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"].cpu())
-    if states["cuda"] and torch.cuda.device_count() == len(states["cuda"]):
-        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -18,15 +16,26 @@ from torchmetrics.classification import MulticlassAccuracy
 from cifar_resnet import arguments
 from cifar_resnet.network import CustomResNet
 from cifar_resnet.pretrained import CHECKPOINT_KEY
-from cifar_resnet.training.compatibility import check_network, check_recipe, network_config
+from cifar_resnet.training.batches import ProbabilityWarning, loss_targets, split_batch
+from cifar_resnet.training.compatibility import (
+    check_network,
+    check_recipe,
+    network_config,
+    plain_values,
+    rename_compiled,
+)
 from cifar_resnet.training.epoch_sums import Batch, EpochSums
-from cifar_resnet.training.optimizers import make_optimizer, schedule_factor
+from cifar_resnet.training.losses import Loss, TrainingLoss
+from cifar_resnet.training.optimization import RecipeModule
 from cifar_resnet.training.recipe import Recipe, as_recipe
 from cifar_resnet.training.tta import mirror_scores, six_view_scores
 
 __all__ = ["ImageClassifier"]
 
-_EPOCH_SUMS = "cifar_resnet.epoch_sums"  # key in a checkpoint
+# Keys in a checkpoint
+_EPOCH_SUMS = "cifar_resnet.epoch_sums"
+_EPOCH_START = "cifar_resnet.epoch_start"
+_RECIPE = "cifar_resnet.recipe"
 # Checkpoints store None for a network that they cannot rebuild.
 _NOT_IN_CHECKPOINT = (
     " Only a CustomResNet is rebuilt from a checkpoint; for any other network, use "
@@ -34,17 +43,25 @@ _NOT_IN_CHECKPOINT = (
 )
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(RecipeModule):
     """Train a network that maps images to class scores, and evaluate it.
 
-    The network may return logits or log-probabilities: cross-entropy is the same for both.
+    The network may return logits or log-probabilities: cross-entropy is the same for both. Labels
+    are class indices (N,), or class probabilities or one-hot labels (N, classes), whose largest
+    value counts as correct. A batch is (images, labels), or a mapping with one tensor of images
+    (N, C, H, W) and one tensor called label, labels, target, targets or y.
+
+    A network in evaluation mode, such as one from `CustomResNet.from_pretrained`, is put into
+    training mode when `Trainer.fit` starts, except for submodules whose parameters are all frozen
+    (`requires_grad_(False)`). To keep other parts in evaluation mode, call `network.train()` and
+    then `eval()` of these parts: a network in training mode is left as it is.
 
     Logged values: `train_loss_step`, `train_loss_epoch`, `train_acc_step`, `train_acc_epoch`,
     `val_loss`, `val_acc`, `test_loss`, `test_acc`, and, if the recipe has test-time augmentation,
     `test_acc_mirror` and `test_acc_six`. Losses are mean cross-entropies (with the label smoothing
-    of the recipe in training only); accuracies are fractions in [0, 1]. The values of single steps
-    are logged every `log_every_n_steps` of the Trainer; between these steps the GPU is not
-    synchronized.
+    of the recipe and `class_weights` in training only), or means of `loss`; accuracies are
+    fractions in [0, 1]. The values of single steps are logged every `log_every_n_steps` of the
+    Trainer; between these steps the GPU is not synchronized.
 
     Checkpoints store the arguments of a `CustomResNet`, so that
     `ImageClassifier.load_from_checkpoint(path)` rebuilds it. For any other network, subclasses
@@ -56,12 +73,22 @@ class ImageClassifier(LightningModule):
         recipe: A `Recipe`, or the name of a preset. Defaults to `Recipe()`: Adam at a learning
             rate of 0.001.
         num_classes: Number of classes. If None, `network.num_classes` is used.
+        class_weights: Weight of each class in the training loss, as in
+            `torch.nn.CrossEntropyLoss(weight=...)`: with class indices, the loss of a batch is
+            divided by the sum of the weights of its labels. With label smoothing, the weights also
+            apply to the classes that smoothing adds. Stored in checkpoints.
+        loss: Function of scores (N, classes) and labels that returns the mean loss of the batch, in
+            place of cross-entropy in training, validation and test. The recipe must not have label
+            smoothing. Checkpoints store its name; pass it to `load_from_checkpoint(path, loss=...)`
+            again.
 
     Raises:
-        TypeError: If `network` is not a module, `recipe` is neither a recipe nor a name, or
-            `num_classes` is not an integer.
-        ValueError: If there is no such preset, or the number of classes is unknown, less than 2
-            or different from that of the network.
+        TypeError: If an argument has the wrong type, or a batch or the scores do.
+        ValueError: If there is no such preset, the number of classes is unknown, less than 2
+            or different from that of the network, the weights are not one finite number of at least
+            0 for each class, or a loss is combined with class weights or label smoothing. In
+            training, if labels or scores do not have the expected shape, or a label is not in
+            [0, num_classes) (on a CPU).
         FloatingPointError: In training, if the loss is not finite; the message names the step
             and the learning rate.
 
@@ -78,10 +105,12 @@ class ImageClassifier(LightningModule):
 
     def __init__(
         self,
-        network: nn.Module | Mapping[str, Any],
+        network: nn.Module | Mapping[str, Any] | None = None,
         recipe: Recipe | str | Mapping[str, Any] = "adam",
         *,
         num_classes: int | None = None,
+        class_weights: Sequence[float] | Tensor | None = None,
+        loss: Loss | None = None,
     ) -> None:
         super().__init__()
         if isinstance(network, Mapping):
@@ -107,26 +136,25 @@ class ImageClassifier(LightningModule):
                 f"The number of classes must be an integer of at least 2, but got {classes!r}. "
                 f"Pass num_classes, or set this attribute of the {type(network).__name__}."
             )
-        # Plain values only, so that checkpoints load with torch's weights_only=True.
-        classes = int(classes)
-        is_ours = type(getattr(network, "_orig_mod", network)) is CustomResNet
-        self.save_hyperparameters(
-            {
-                "network": network_config(network) if is_ours else None,
-                "recipe": self.recipe.to_dict(),
-                "num_classes": classes,
-            }
-        )
         self.network = network
+        self._num_classes = classes = int(classes)
+        self._loss = TrainingLoss(classes, class_weights, loss, self.recipe.label_smoothing)
+        self.save_hyperparameters(self._arguments())
         self._accuracies = nn.ModuleDict(
             {
                 name: MulticlassAccuracy(classes, average="micro", validate_args=False)
                 for name in ("val_acc", "test_acc", "test_acc_mirror", "test_acc_six")
             }
         )
-        self._total_steps: float = 0
         self._epoch_sums = EpochSums()
         self._last_batch: Batch | None = None
+        self._loads_checkpoint_of: Mapping[str, Any] | None = None
+        self._probabilities = ProbabilityWarning(enabled=loss is None)
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the arguments as plain values, which torch loads with `weights_only=True`."""
+        own = {"network": self.network, "recipe": self.recipe, "num_classes": self._num_classes}
+        return plain_values(own) | self._loss.hyperparameters()
 
     def _check_options(self, network: nn.Module) -> None:
         """Warn if the recipe was made for options that the network does not have."""
@@ -144,27 +172,6 @@ class ImageClassifier(LightningModule):
                 stacklevel=3,
             )
 
-    @property
-    def learning_rate(self) -> float:
-        """Peak learning rate of the recipe. Lightning's `LearningRateFinder` sets it; the
-        convolutions of `"muon"` keep theirs.
-        """
-        return self.recipe.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        ratio = value / self.recipe.learning_rate
-        self.recipe = replace(self.recipe, learning_rate=value)
-        self.hparams["recipe"] = self.recipe.to_dict()
-        for config in self.trainer.lr_scheduler_configs if self._trainer is not None else []:
-            scheduler: Any = config.scheduler
-            scheduler.base_lrs = [
-                rate if group.get("orthogonal") else rate * ratio
-                for rate, group in zip(
-                    scheduler.base_lrs, scheduler.optimizer.param_groups, strict=True
-                )
-            ]
-
     def forward(self, images: Tensor) -> Tensor:
         if not hasattr(images, "dim"):  # tensors and the proxies of torch.fx have it
             raise TypeError(
@@ -176,14 +183,22 @@ class ImageClassifier(LightningModule):
 
     # --- steps ----------------------------------------------------------------------------------
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self._epoch_sums.reset()  # an interrupted run may have left some
+            self._last_batch = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = split_batch(batch)
         scores = self(images)
-        loss = F.cross_entropy(scores, labels, label_smoothing=self.recipe.label_smoothing)
+        targets, classes = loss_targets(labels, scores, self._num_classes)
+        loss: Tensor = self._loss(scores, targets, self.recipe.label_smoothing)
+        self._probabilities.watch(scores)
         self._last_batch = self._epoch_sums.add(
             loss,
             scores,
-            labels,
+            classes,
             step=self.global_step,
             learning_rate=self.trainer.optimizers[0].param_groups[0]["lr"],
         )
@@ -196,12 +211,13 @@ class ImageClassifier(LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # None if a subclass has its own `training_step`
+        last, self._last_batch = self._last_batch, None
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step % every == 0 or self.trainer.should_stop):
+        if last and every and (self.global_step % every == 0 or self.trainer.should_stop):
             self._check_finite()
-            assert self._last_batch is not None
-            self.log("train_loss_step", self._last_batch.loss)
-            self.log("train_acc_step", self._last_batch.correct / self._last_batch.size)
+            self.log("train_loss_step", last.loss, prog_bar=True)
+            self.log("train_acc_step", last.correct / last.size)
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch()  # if the run ends within an epoch
@@ -223,14 +239,14 @@ class ImageClassifier(LightningModule):
         assert isinstance(total, Tensor)
         return total.cpu()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("val", batch)
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("val", *split_batch(batch))
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        scores = self._evaluate("test", batch)
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        images, labels = split_batch(batch)
+        scores, labels = self._evaluate("test", images, labels)
         if self.recipe.tta == "none":
             return
-        images, labels = batch
         mirrored = mirror_scores(self, images, scores)
         self._log_accuracy("test_acc_mirror", mirrored, labels)
         if self.recipe.tta == "six":
@@ -238,17 +254,22 @@ class ImageClassifier(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the class scores of a batch of images, with or without labels."""
+        if isinstance(batch, Mapping):
+            batch = split_batch(batch)
         images = batch[0] if isinstance(batch, tuple | list) else batch
         scores: Tensor = self(images)
         return scores
 
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
-        scores: Tensor = self(images).float()
-        loss = F.cross_entropy(scores, labels)
+    def _evaluate(self, stage: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Log loss and accuracy, and return the scores and the labels as class indices."""
+        scores = self(images)
+        targets, classes = loss_targets(labels, scores, self._num_classes)
+        scores = scores.float()
+        self._probabilities.watch(scores)
+        loss = self._loss.evaluate(scores, targets)
         self.log(f"{stage}_loss", loss, batch_size=len(labels), sync_dist=True)
-        self._log_accuracy(f"{stage}_acc", scores, labels, prog_bar=True)
-        return scores
+        self._log_accuracy(f"{stage}_acc", scores, classes, prog_bar=True)
+        return scores, classes
 
     def _log_accuracy(
         self, name: str, scores: Tensor, labels: Tensor, *, prog_bar: bool = False
@@ -258,46 +279,6 @@ class ImageClassifier(LightningModule):
         accuracy.update(scores, labels)
         self.log(name, accuracy, batch_size=len(labels), prog_bar=prog_bar)
 
-    # --- optimization ---------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> Any:
-        # In mixed precision, Lightning cannot clip the gradients of a fused optimizer.
-        clips = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
-        optimizer = make_optimizer(self.network, self.recipe, fused=False if clips else None)
-        # Not `make_scheduler`, because the number of steps is not known yet.
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
-        }
-
-    def _learning_rate_factor(self, step: int) -> float:
-        if not self._total_steps:
-            return 1.0  # before `on_train_start`
-        return schedule_factor(self.recipe, step, self._total_steps)
-
-    def setup(self, stage: str) -> None:
-        if stage == "fit":
-            self._epoch_sums.reset()  # an interrupted run may have left some
-
-    def on_train_start(self) -> None:
-        # If `configure_optimizers` read this, the data would be set up before the position within
-        # the epoch is restored from a checkpoint, which loses it (Lightning issue 20550).
-        self._total_steps = self.trainer.estimated_stepping_batches
-        if self._total_steps == float("inf") and self.recipe.schedule != "constant":
-            raise ValueError(
-                f"The {self.recipe.schedule} schedule of recipe {self.recipe.name!r} needs a run "
-                "of known length: pass max_epochs or max_steps to the Trainer."
-            )
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler = config.scheduler
-            if self._learning_rate_factor in getattr(scheduler, "lr_lambdas", []):
-                factor = self._learning_rate_factor(scheduler.last_epoch)
-                for group, peak in zip(
-                    scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True
-                ):
-                    group["lr"] = peak * factor
-
     # --- safety ---------------------------------------------------------------------------------
 
     @staticmethod
@@ -305,8 +286,15 @@ class ImageClassifier(LightningModule):
         """Return whether reading a loss waits for the work queued before it."""
         return device.type != "cpu"
 
+    def on_validation_epoch_end(self) -> None:
+        self._probabilities.warn()
+
+    def on_test_epoch_end(self) -> None:
+        self._probabilities.warn()
+
     def _check_finite(self) -> None:
         """Raise if a loss since the last synchronization is NaN or infinite."""
+        self._probabilities.warn()
         losses = self._epoch_sums.synchronize()
         bad = [(loss, batch) for loss, batch in losses if not math.isfinite(loss)]
         if not bad:
@@ -324,16 +312,35 @@ class ImageClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_finite()
         checkpoint[_EPOCH_SUMS] = self._over_processes(self._epoch_sums.sums()).tolist()
+        checkpoint[_EPOCH_START] = list(self._epoch_start)
+        checkpoint[_RECIPE] = self.recipe.to_dict()
+        # A subclass that calls `save_hyperparameters` may have replaced or left out our values.
+        key = self.CHECKPOINT_HYPER_PARAMS_KEY
+        values = self._arguments() | plain_values(checkpoint.get(key, {}))
+        if "network" not in inspect.signature(type(self).__init__).parameters:
+            del values["network"]  # the subclass builds it
+        checkpoint[key] = values
         if config := network_config(self.network):
             checkpoint[CHECKPOINT_KEY] = config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the sums of the epoch; refuse a different network, or to resume with a different
-        optimizer.
-        """
-        check_network(checkpoint, self.state_dict(), network_config(self.network))
+        """Restore the sums of the epoch; refuse to resume with a different optimizer."""
+        rename_compiled(checkpoint["state_dict"], self.state_dict())
+        self._loads_checkpoint_of = checkpoint.get(CHECKPOINT_KEY, {})
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            check_recipe(checkpoint["hyper_parameters"]["recipe"], self.recipe)
+            hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+            check_recipe(checkpoint.get(_RECIPE, hyperparameters.get("recipe", {})), self.recipe)
+        self._epoch_start = tuple(checkpoint.get(_EPOCH_START, (0, 0)))
         # The sums of all processes are continued by the first one.
         if _EPOCH_SUMS in checkpoint and self.global_rank == 0:
             self._epoch_sums.restore(torch.tensor(checkpoint[_EPOCH_SUMS], dtype=torch.float64))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights as PyTorch does. Those of a checkpoint must be of the same network, unless
+        `strict` is False.
+        """
+        config, self._loads_checkpoint_of = self._loads_checkpoint_of, None
+        strict = kwargs.get("strict", args[0] if args else True)
+        if config is not None and strict:
+            check_network(state_dict, config, self.state_dict(), network_config(self.network))
+        return super().load_state_dict(state_dict, *args, **kwargs)

@@ -8,10 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from cifar_resnet.network import CustomResNet
-from cifar_resnet.pretrained import CHECKPOINT_KEY, shape_differences, uncompiled
+from cifar_resnet.pretrained import shape_differences, uncompiled
 from cifar_resnet.training.recipe import Recipe
 
-__all__ = ["check_network", "check_recipe", "network_config"]
+__all__ = [
+    "check_network",
+    "check_recipe",
+    "network_config",
+    "plain_values",
+    "rename_compiled",
+]
 
 # Values that a checkpoint restores as part of the optimizer's state, whatever the recipe says.
 _IN_THE_OPTIMIZER = (
@@ -26,27 +32,59 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     return original.config() if isinstance(original, CustomResNet) else {}
 
 
-def check_network(
-    checkpoint: dict[str, Any], own: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> None:
-    """Refuse the checkpoint of a different network, and name the differences.
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace networks and recipes by plain values, which torch loads with `weights_only=True`.
 
-    The names of its tensors are changed to those in `own` where one of the two networks is
-    compiled and the other is not.
+    Only a `CustomResNet` can be built again from its arguments; other networks become None.
     """
-    saved = checkpoint["state_dict"]
+    return {
+        name: _network_arguments(value)
+        if isinstance(value, nn.Module)
+        else value.to_dict()
+        if isinstance(value, Recipe)
+        else value
+        for name, value in values.items()
+    }
+
+
+def _network_arguments(network: nn.Module) -> dict[str, Any] | None:
+    is_ours = type(getattr(network, "_orig_mod", network)) is CustomResNet
+    return network_config(network) if is_ours else None
+
+
+def rename_compiled(saved: dict[str, Any], own: Iterable[str]) -> None:
+    """Change the names of saved tensors to those in `own` where only one of the networks is
+    compiled.
+    """
     names = {uncompiled(key): key for key in own}
     for key in list(saved):
         name = names.get(uncompiled(key), key)
         if name != key:
             saved[name] = saved.pop(key)
+
+
+def check_network(
+    saved: Mapping[str, Tensor],
+    saved_config: Mapping[str, Any],
+    own: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+) -> None:
+    """Refuse the weights of a different network, and name the differences."""
     differences = shape_differences(saved, own)
-    differences += _differences(checkpoint.get(CHECKPOINT_KEY, {}), config, config)
+    differences += _differences(saved_config, config, config)
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        remedy = "Build the network with the arguments of the saved run (width, number of classes)."
+        if not saved.keys() & own.keys():
+            remedy = (
+                "Not one tensor has the same name. If these are the weights of the network alone, "
+                "load them with network.load_state_dict"
+            )
+            is_compiled = any(uncompiled(key) != key for key in saved)
+            remedy += " of the compiled network." if is_compiled else "."
         raise ValueError(
             f"The checkpoint belongs to a different network: {'; '.join(differences[:3])}{more}. "
-            "Build the network with the arguments of the saved run (width, number of classes)."
+            f"{remedy}"
         )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from cifar_resnet import arguments
 
-__all__ = ["Recipe", "as_recipe"]
+__all__ = ["Recipe", "as_recipe", "one_cycle"]
 
 _Optimizer = Literal["adam", "sgd", "muon"]
-_Schedule = Literal["constant", "linear"]
+_Schedule = Literal["constant", "linear", "onecycle"]
+_Anneal = Literal["cos", "linear"]
 _TTA = Literal["none", "mirror", "six"]
 _Flip = Literal["random", "alternating", "none"]
 _Activation = Literal["relu", "gelu"]
@@ -36,9 +38,11 @@ class Recipe:
         momentum: Momentum of `"sgd"` and `"muon"`, in [0, 1); Nesterov momentum if it is not 0.
         weight_decay: L2 penalty added to the gradient of every parameter, at least 0. `"muon"`
             keeps the norm of the convolutions fixed instead.
-        schedule: `"constant"`, or `"linear"`: from 0 up to the peak during the warm-up, then down
-            to 0 at the end of the run, updated after every batch.
-        warmup: Fraction of the run in which the linear schedule rises, in [0, 1].
+        schedule: `"constant"`; `"linear"`: from 0 up to the peak during the warm-up, then down
+            to 0 at the end of the run, updated after every batch; or `"onecycle"`: step by step the
+            values of `torch.optim.lr_scheduler.OneCycleLR`, whose `max_lr` is the peak, and whose
+            `pct_start` is `warmup`; its other parameters have the same names here.
+        warmup: Fraction of the run in which the schedule rises, in [0, 1].
         norm_bias_lr_scale: Factor on the learning rate of the biases of normalization layers,
             greater than 0. Their weight decay is divided by it, so that its effect stays the same
             (Page 2018, with a factor of 64).
@@ -55,6 +59,15 @@ class Recipe:
         activation: `"relu"` or `"gelu"`.
         residual2: Whether the network also has a residual block after `layer2`.
         head_scale: Factor on the logits of the network, greater than 0.
+        div_factor: The one-cycle schedule begins at the peak divided by this, greater than 0.
+        final_div_factor: It ends at the first rate divided by this, greater than 0.
+        anneal_strategy: It changes by a cosine (`"cos"`) or linearly (`"linear"`).
+        three_phase: If True, it falls to its first rate in as many steps as it rose, and then to
+            its last one. `warmup` must then be at most 0.5.
+        cycle_momentum: If True, the momentum (beta1 of Adam) falls while the rate rises, and rises
+            while it falls.
+        base_momentum: Momentum at the peak of the rate, in [0, 1).
+        max_momentum: Momentum at the start and the end, in [0, 1).
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -90,6 +103,13 @@ class Recipe:
     activation: _Activation = "relu"
     residual2: bool = False
     head_scale: float = 1.0
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    anneal_strategy: _Anneal = "cos"
+    three_phase: bool = False
+    cycle_momentum: bool = True
+    base_momentum: float = 0.85
+    max_momentum: float = 0.95
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -97,12 +117,17 @@ class Recipe:
         plain: dict[str, Any] = {"name": str(self.name)}
         for field, choices in _CHOICES.items():
             plain[field] = arguments.choice(field, getattr(self, field), choices)
-        for field in ("norm_first", "residual2"):
+        for field in ("norm_first", "residual2", "three_phase", "cycle_momentum"):
             plain[field] = arguments.boolean(field, getattr(self, field))
         for field, within in _NUMBERS.items():
             plain[field] = arguments.number(field, getattr(self, field), within)
         for field, minimum in _INTEGERS.items():
             plain[field] = arguments.integer(field, getattr(self, field), minimum=minimum)
+        if plain["three_phase"] and plain["warmup"] > 0.5:
+            raise ValueError(
+                "warmup must be at most 0.5 with three_phase=True, because the second phase is as "
+                f"long as the first, but got {self.warmup!r}."
+            )
         # Checkpoints and reports hold plain Python values, not those of NumPy.
         for field, value in plain.items():
             object.__setattr__(self, field, value)
@@ -113,7 +138,8 @@ class Recipe:
 
         `"adam"` is the default, `Recipe()`. `"sgd"` reaches a higher accuracy in 24 epochs, and
         `"muon"` a higher one than `"sgd"`. `"best"` is `"muon"` for a network with BatchNorm before
-        GELU and an additional residual block.
+        GELU and an additional residual block. `"onecycle"` is Adam with the one-cycle schedule,
+        whose peak is at the end of epoch 5 of 24.
 
         Raises:
             TypeError: If `name` is not a string.
@@ -144,6 +170,8 @@ class Recipe:
         progress = arguments.number("progress", progress, arguments.NON_NEGATIVE)
         if self.schedule == "constant":
             return 1.0
+        if self.schedule == "onecycle":
+            return one_cycle(self, progress, (self.warmup, 2 * self.warmup, 1.0))[0]
         if progress < self.warmup:
             return progress / self.warmup
         return max(0.0, (1 - progress) / (1 - self.warmup)) if self.warmup < 1 else 1.0
@@ -182,9 +210,38 @@ def as_recipe(recipe: Recipe | str | Mapping[str, Any]) -> Recipe:
     raise TypeError(f"recipe must be a Recipe or one of {Recipe.presets()}, but got {recipe!r}.")
 
 
+def one_cycle(recipe: Recipe, at: float, ends: tuple[float, float, float]) -> tuple[float, float]:
+    """Compute the fraction of the peak learning rate, and the momentum, of the one-cycle schedule.
+
+    Args:
+        recipe: Parameters of the schedule.
+        at: Position in the run, in any unit.
+        ends: Positions where the first, the second (with `three_phase`) and the last phase end.
+    """
+    first, last = 1 / recipe.div_factor, 1 / (recipe.div_factor * recipe.final_div_factor)
+    low, high = recipe.base_momentum, recipe.max_momentum
+    if recipe.three_phase:
+        phases = [(first, 1.0, high, low), (1.0, first, low, high), (first, last, high, high)]
+    else:
+        phases = [(first, 1.0, high, low), (1.0, last, low, high)]
+        ends = (ends[0], ends[2], ends[2])
+    # The first phase that has not ended, or else the last one.
+    index = next((k for k in range(len(phases)) if at <= ends[k]), len(phases) - 1)
+    start, end = (ends[index - 1] if index else 0.0), ends[index]
+    part = min(1.0, (at - start) / (end - start)) if end > start else 1.0
+    if recipe.anneal_strategy == "cos":
+        part = (1 - math.cos(math.pi * part)) / 2
+    rate_from, rate_to, momentum_from, momentum_to = phases[index]
+    return (
+        rate_from + (rate_to - rate_from) * part,
+        momentum_from + (momentum_to - momentum_from) * part,
+    )
+
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": get_args(_Optimizer),
     "schedule": get_args(_Schedule),
+    "anneal_strategy": get_args(_Anneal),
     "tta": get_args(_TTA),
     "flip": get_args(_Flip),
     "activation": get_args(_Activation),
@@ -195,6 +252,10 @@ _NUMBERS: dict[str, arguments.Range] = {
     "momentum": arguments.BELOW_ONE,
     "weight_decay": arguments.NON_NEGATIVE,
     "warmup": arguments.FRACTION,
+    "div_factor": arguments.POSITIVE,
+    "final_div_factor": arguments.POSITIVE,
+    "base_momentum": arguments.BELOW_ONE,
+    "max_momentum": arguments.BELOW_ONE,
     "norm_bias_lr_scale": arguments.POSITIVE,
     "label_smoothing": arguments.BELOW_ONE,
     "head_scale": arguments.POSITIVE,
@@ -216,4 +277,7 @@ _SGD = replace(
 )
 _MUON = replace(_SGD, name="muon", optimizer="muon", tta="six")
 _BEST = replace(_MUON, name="best", norm_first=True, activation="gelu", residual2=True)
-_PRESETS = {recipe.name: recipe for recipe in (_ADAM, _SGD, _MUON, _BEST)}
+_ONECYCLE = replace(
+    _ADAM, name="onecycle", learning_rate=0.01, schedule="onecycle", warmup=5 / 24, cutout=8
+)
+_PRESETS = {recipe.name: recipe for recipe in (_ADAM, _SGD, _MUON, _BEST, _ONECYCLE)}
