@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.trainer.states import TrainerFn
 
 from cifar_resnet.data import sources
 from cifar_resnet.data.datasets import ResidentImages
@@ -67,9 +66,8 @@ class ResumableDataModule(LightningDataModule):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the training loader of a resumed fit start at the saved position."""
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self._resume_at = state_dict.get("train")
+        """Start the next training loader at the saved position, unless `teardown` comes first."""
+        self._resume_at = state_dict.get("train")
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies exclude the trainer and the images on the device.
