@@ -14,6 +14,7 @@ from helpers import DATA_MODULES
 
 from cifar_resnet.data import sources
 from cifar_resnet.data.formats import Arrays
+from cifar_resnet.data.lifecycle import load_shared
 
 # The networks of the tests are so small that a second thread costs more than it saves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
@@ -21,17 +22,19 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def data_dir() -> Path:
+def data_dir() -> Iterator[Path]:
     """A folder with the verified dataset: $CIFAR10_DIR, else the user's cache."""
     folder = sources.default_data_dir()
     sources.prepare(folder)
     os.environ["CIFAR10_DIR"] = str(folder)
-    return folder
+    shared = load_shared(folder)  # read once for all tests
+    yield folder
+    del shared
 
 
 @pytest.fixture(scope="session")
 def arrays(data_dir: Path) -> Arrays:
-    return sources.load(data_dir)
+    return load_shared(data_dir)
 
 
 @pytest.fixture(autouse=True, scope="module")

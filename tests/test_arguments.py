@@ -402,6 +402,7 @@ table(
     num_workers=integers(0),
     seed=integers(0),
     **{name: flags() for name in ("shuffle", "pin_memory", "drop_last", "download")},
+    persistent_workers=flags(),
     crop_padding=[*integers(0), row(32, ValueError, "crop_padding must be less than 32 pixels")],
     flip=choices("random", "alternating", "none"),
     cutout=[

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate, default_convert
 
-from cifar_resnet.data.loaders import on_cpu
+from cifar_resnet.data.datasets import on_cpu
 from cifar_resnet.data.metadata import IMAGES, LABELS
 
 Collate = Callable[[list[Any]], Any]

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from cifar_resnet.data.augment import ImageBank
-from cifar_resnet.data.metadata import Metadata, normalization
+from cifar_resnet.data.datasets import ResidentImages, on_cpu
 from cifar_resnet.data.order import BatchOrder
 
-__all__ = ["EpochCounter", "EpochPosition", "PerSampleImages", "PerSampleLoader", "ResidentLoader"]
-
-_TRANSFORM_STREAM = 4
-
-SampleKey = tuple[int, int]  # epoch, position in the subset
+__all__ = ["EpochCounter", "EpochPosition", "PerSampleLoader", "ResidentLoader"]
 
 
 @dataclass
@@ -42,8 +34,8 @@ class EpochPosition:
     first epoch is the counter's next one.
     """
 
-    def __init__(self, batches: int, counter: EpochCounter | None = None) -> None:
-        self._batches = batches
+    def __init__(self, order: BatchOrder, counter: EpochCounter | None = None) -> None:
+        self._order = order
         self._counter = counter or EpochCounter()
         self._next_epoch = self._counter.next
         self._resume_at: tuple[int, int] | None = None  # epoch, first batch
@@ -65,14 +57,15 @@ class EpochPosition:
         self._next_epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        if self._served >= self._batches:
+        if self._served >= len(self._order):
             return {"epoch": self._epoch + 1, "batch": 0}
         return {"epoch": self._epoch, "batch": self._served}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        if not 0 <= state["batch"] < self._batches:
+        batches = len(self._order)
+        if not 0 <= state["batch"] < batches:
             raise ValueError(
-                f"The saved position is batch {state['batch']}, but an epoch has {self._batches} "
+                f"The saved position is batch {state['batch']}, but an epoch has {batches} "
                 "batches here. Resume with the batch size and validation split of the saved run."
             )
         self._epoch, self._served = state["epoch"], state["batch"]
@@ -87,62 +80,58 @@ class ResidentLoader:
     Iteration is lazy: creating an iterator changes nothing until its first batch is taken.
 
     Args:
-        bank: The images of this subset.
-        labels: Their labels (N,).
-        samples: Their positions in the whole dataset (N,). The augmentation of an image depends on
-            this position, so it is the same for every split.
+        dataset: The images of this subset.
         dataset_size: Number of images in the whole dataset.
         order: The batches.
         seed: Random seed for augmentation.
         counter: Counter of the epochs of all loaders of these images. If None, the loader counts
             only its own.
+
+    Attributes:
+        dataset: The images with their labels, for example for a `DataLoader` or `random_split`.
         metadata: Class names, normalization and label suspects, for the analysis of errors.
     """
 
     def __init__(
         self,
-        bank: ImageBank,
-        labels: NDArray[np.int64],
-        samples: NDArray[np.intp],
+        dataset: ResidentImages,
         dataset_size: int,
         order: BatchOrder,
         *,
         seed: int,
         counter: EpochCounter | None = None,
-        metadata: Metadata | None = None,
     ) -> None:
-        self.metadata = metadata or Metadata()
-        self._bank = bank
-        self._labels = torch.from_numpy(labels).to(bank.device)
-        self._samples = samples
+        self.dataset = dataset
+        self.metadata = dataset.metadata
         self._dataset_size = dataset_size
         self._order = order
         self._seed = seed
-        self._position = EpochPosition(len(order), counter)
+        self._position = EpochPosition(order, counter)
         self.batch_size = order.batch_size
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        bank, all_labels = self.dataset.stored()
         epoch, first = self._position.begin()
-        augmentation = self._bank.augmentation
+        augmentation = bank.augmentation
         parameters = (
-            augmentation.draw(self._dataset_size, self._bank.side, seed=self._seed, epoch=epoch)
+            augmentation.draw(self._dataset_size, bank.side, seed=self._seed, epoch=epoch)
             if augmentation is not None
             else None
         )
         batches = self._order.batches(epoch)[first:]
         order = np.concatenate(batches)
         if parameters is not None:
-            parameters = parameters.take(self._samples[order])
-        rows, parameters = self._bank.place(order, parameters)
-        labels = self._labels[torch.as_tensor(rows, device=self._bank.device)]
+            parameters = parameters.take(self.dataset.samples[order])
+        rows, parameters = bank.place(order, parameters)
+        labels = all_labels[torch.as_tensor(rows, device=bank.device)]
         stops = np.cumsum([len(batch) for batch in batches]).tolist()
         for start, stop in itertools.pairwise([0, *stops]):
             part = slice(start, stop)
             chosen = parameters.take(part) if parameters is not None else None
-            images = self._bank.batch(rows[part], chosen)
+            images = bank.batch(rows[part], chosen)
             self._position.advance()
             yield images, labels[part]
 
@@ -152,24 +141,17 @@ class ResidentLoader:
         Each batch is int64 positions in the whole dataset (B,), images and labels. The rank does
         not matter, and the current epoch is not changed.
         """
-        size = self._order.batch_size
-        for start in range(0, len(self._samples), size):
-            rows = np.arange(start, min(start + size, len(self._samples)))
-            samples = torch.from_numpy(self._samples[rows].astype(np.int64))
-            yield samples, self._bank.batch(rows), self._labels[start : start + size].clone()
+        bank, labels = self.dataset.stored()
+        positions, size = self.dataset.samples, self._order.batch_size
+        for start in range(0, len(positions), size):
+            rows = np.arange(start, min(start + size, len(positions)))
+            samples = torch.from_numpy(positions[rows].astype(np.int64))
+            yield samples, bank.batch(rows), labels[start : start + size].clone()
 
     @property
     def keeps_order(self) -> bool:
         """Whether an iteration yields the same batches as `in_order`."""
-        return not self._order.shuffle and self._bank.augmentation is None
-
-    @property
-    def dataset(self) -> NDArray[np.intp]:
-        """Positions of the images in the whole dataset.
-
-        Training loops and Lightning's `BatchSizeFinder` use its length as the number of images.
-        """
-        return self._samples
+        return not self._order.shuffle and self.dataset.augmentation is None
 
     @property
     def batch_sampler(self) -> Any:
@@ -186,66 +168,6 @@ class ResidentLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._position.load_state_dict(state)
-
-
-class PerSampleImages(Dataset[Any]):
-    """Apply a transform to PIL images, one by one or for a list of keys.
-
-    `dataset[3]` is the fourth image, with whatever randomness the transform draws. A list of
-    (epoch, position) keys returns a stacked batch; the global random generators are seeded for each
-    sample and restored afterwards. `samples` are the positions in the whole dataset.
-    """
-
-    def __init__(
-        self,
-        images: NDArray[np.uint8],
-        labels: NDArray[np.int64],
-        samples: NDArray[np.intp],
-        transform: Callable[[Any], Any],
-        *,
-        seed: int,
-        metadata: Metadata | None = None,
-    ) -> None:
-        self.metadata = metadata or Metadata(statistics=normalization(transform))
-        self.samples = samples
-        self._images = images
-        self._labels = labels
-        self.transform = transform
-        self._seed = seed
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, key: int | list[SampleKey]) -> Any:
-        if isinstance(key, list):
-            return self._batch(key)
-        return self._item(key)
-
-    def _item(self, position: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        image = Image.fromarray(self._images[position])
-        return self.transform(image), int(self._labels[position])
-
-    def _batch(self, keys: list[SampleKey]) -> Any:
-        states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        with on_cpu():
-            try:
-                items = [self._seeded_item(epoch, position) for epoch, position in keys]
-            finally:
-                torch.set_rng_state(states[0])
-                random.setstate(states[1])
-                np.random.set_state(states[2])
-            return torch.utils.data.default_collate(items)
-
-    def _seeded_item(self, epoch: int, position: int) -> tuple[Any, int]:
-        key = [self._seed, _TRANSFORM_STREAM, epoch, int(self.samples[position])]
-        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        # not torch.manual_seed: before CUDA is initialized it queues a call for every GPU
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        return self._item(position)
 
 
 class _KeySampler(DistributedSampler[Any]):
@@ -274,6 +196,10 @@ class _KeySampler(DistributedSampler[Any]):
 class PerSampleLoader(DataLoader[Any]):
     """Load `PerSampleImages` with a position that can be saved and resumed within an epoch."""
 
+    # `Accelerator.prepare` leaves such loaders as they are. It would replace the sampler, which
+    # already divides the samples among the processes.
+    _is_accelerate_prepared = True
+
     def __init__(
         self,
         dataset: Dataset[Any],
@@ -284,7 +210,7 @@ class PerSampleLoader(DataLoader[Any]):
         # Lightning re-creates some loaders from their public attributes.
         self.order = order
         self.counter = counter
-        self._position = EpochPosition(len(order), counter)
+        self._position = EpochPosition(order, counter)
         options |= {
             "batch_size": None,
             "sampler": _KeySampler(order, self._position),
@@ -310,9 +236,3 @@ class PerSampleLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._position.load_state_dict(state)
-
-
-def on_cpu() -> AbstractContextManager[Any]:
-    """Create tensors and random numbers on the CPU, even if the user set another default device."""
-    # Only if needed, because it slows down every call of torch.
-    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")

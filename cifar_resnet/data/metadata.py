@@ -90,7 +90,7 @@ def normalization(transform: Any) -> Statistics | None:
     if type(transform).__name__ == "StandardTransform":  # torchvision's, of images and labels
         return normalization(transform.transform)
     if type(transform).__name__ == "Normalize":
-        mean, std = torch.as_tensor(transform.mean), torch.as_tensor(transform.std)
+        mean, std = (torch.as_tensor(v, device="cpu") for v in (transform.mean, transform.std))
         return tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())
     return None
 

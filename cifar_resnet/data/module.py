@@ -10,30 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cifar_resnet import arguments
 from cifar_resnet.data import cifar10, sources
-from cifar_resnet.data.augment import Augmentation, ImageBank
+from cifar_resnet.data.augment import Augmentation
+from cifar_resnet.data.datasets import Images, PerSampleImages, ResidentImages, Rows
 from cifar_resnet.data.formats import Arrays
 from cifar_resnet.data.label_suspects import label_suspects
-from cifar_resnet.data.loaders import (
-    EpochCounter,
-    PerSampleImages,
-    PerSampleLoader,
-    ResidentLoader,
-)
+from cifar_resnet.data.lifecycle import ResumableDataModule, load_shared
+from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader
 from cifar_resnet.data.metadata import Metadata, normalization
 from cifar_resnet.data.order import BatchOrder, stratified_split
+from cifar_resnet.data.transforms import TransformChecks
 
 __all__ = ["CIFAR10DataModule"]
 
 Transform = Callable[[Any], Any]
 
 
-class CIFAR10DataModule(LightningDataModule):
+class CIFAR10DataModule(ResumableDataModule):
     """Download, verify, split, augment and load CIFAR-10, with or without a Lightning `Trainer`.
 
     By default the images are *device-resident*: they are stored as uint8 on the trainer's device,
@@ -56,13 +53,15 @@ class CIFAR10DataModule(LightningDataModule):
         seed: Random seed for shuffling and augmentation, at least 0.
         shuffle: Whether to shuffle the training images in each epoch.
         pin_memory: Whether the `DataLoader` pins its batches when the trainer uses a GPU.
+        persistent_workers: Whether the `DataLoader` keeps its worker processes after an epoch;
+            ignored without workers.
         drop_last: Whether to drop the incomplete last batch, in training only.
         crop_padding: Pixels of padding on each side before a random crop to 32x32; 0 means no crop.
         flip: `"random"`, `"alternating"` (mirrored in every other epoch) or `"none"`.
         cutout: Side in pixels of a square set to the mean color; 0 means no cutout.
         padding_mode: `"reflect"` or `"constant"` (black).
-        train_transforms: Callable from a PIL image to a tensor, which replaces augmentation and
-            normalization.
+        train_transforms: Callable from a PIL image to a tensor, or a transform of Albumentations,
+            which replaces augmentation and normalization.
         val_transforms: The same for validation.
         test_transforms: The same for test and predict.
         device: Device of device-resident batches when the module is used without a trainer.
@@ -102,6 +101,7 @@ class CIFAR10DataModule(LightningDataModule):
         seed: int = 0,
         shuffle: bool = True,
         pin_memory: bool = True,
+        persistent_workers: bool = False,
         drop_last: bool = False,
         crop_padding: int = 4,
         flip: str = "random",
@@ -126,6 +126,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.seed = arguments.integer("seed", seed, minimum=0)
         self.shuffle = arguments.boolean("shuffle", shuffle)
         self.pin_memory = arguments.boolean("pin_memory", pin_memory)
+        self.persistent_workers = arguments.boolean("persistent_workers", persistent_workers)
         self.drop_last = arguments.boolean("drop_last", drop_last)
         self.augmentation = Augmentation(crop_padding, flip, cutout, padding_mode)
         self.augmentation.check_side(self.dims[1])
@@ -146,8 +147,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.download = arguments.boolean("download", download)
         self._arrays: Arrays | None = None
         self._split: dict[str, NDArray[np.intp]] = {}
-        self._banks: dict[tuple[str, torch.device, Augmentation | None], ImageBank] = {}
-        self._epochs = EpochCounter()  # shared by all training loaders
+        self._checks = TransformChecks()
 
     # --- Lightning's hooks ----------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class CIFAR10DataModule(LightningDataModule):
             DatasetError: If CIFAR-10 is not in `data_dir`, or a file is damaged.
         """
         if self._arrays is None:
-            self._arrays = sources.load(self.data_dir)
+            self._arrays = load_shared(self.data_dir)
             train, val = stratified_split(self._arrays.train_labels, self._held_out)
             self._split = {"train": train, "val": val, "test": np.arange(cifar10.TEST_SIZE)}
 
@@ -178,7 +178,9 @@ class CIFAR10DataModule(LightningDataModule):
         This also holds across loaders: a new loader continues with the next epoch. A Trainer sets
         the epoch itself.
         """
-        return self._loader("train", self.train_transforms)
+        loader = self._loader("train", self.train_transforms)
+        self._resume(loader)
+        return loader
 
     def val_dataloader(self) -> Any:
         """Return the validation loader, or an empty list if `val_split` is 0."""
@@ -230,10 +232,6 @@ class CIFAR10DataModule(LightningDataModule):
         )
         return (images.float() * std + mean).clamp(0, 1)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Copies exclude the trainer and the images on the device.
-        return self.__dict__ | {"trainer": None, "_banks": {}}
-
     def __str__(self) -> str:
         feeding = "resident" if self.train_transforms is None else "DataLoader"
         return (
@@ -266,8 +264,8 @@ class CIFAR10DataModule(LightningDataModule):
             shuffle=self.shuffle and training and not overfit,
             drop_last=self.drop_last and training,
             seed=self.seed,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
+            rank=trainer.global_rank if trainer is not None else None,
+            world_size=trainer.world_size if trainer is not None else None,
         )
         counter = self._epochs if training else None
         metadata = Metadata(
@@ -276,30 +274,28 @@ class CIFAR10DataModule(LightningDataModule):
             frozenset(label_suspects()) if subset == "test" else frozenset(),
         )
         if transform is None:
-            return ResidentLoader(
-                self._bank(subset),
-                labels,
-                samples,
-                self._dataset_size(subset),
-                order,
-                seed=self.seed,
-                counter=counter,
-                metadata=metadata,
-            )
+            resident = self._resident_images(subset, labels, samples, metadata)
+            self._checks.check(subset, None, lambda: [resident[0][0]])
+            size = self._dataset_size(subset)
+            return ResidentLoader(resident, size, order, seed=self.seed, counter=counter)
         dataset = PerSampleImages(
             self._images(subset), labels, samples, transform, seed=self.seed, metadata=metadata
         )
+        self._checks.check(subset, transform, dataset.first)
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         options: dict[str, Any] = {
             "num_workers": self.num_workers,
             "pin_memory": self.pin_memory and on_gpu,
+            "persistent_workers": self.persistent_workers and self.num_workers > 0,
         }
         if overfit:
             # Lightning replaces any sampler except a sequential one here
             return DataLoader(dataset, batch_size=self.batch_size, **options)
         return PerSampleLoader(dataset, order, counter, **options)
 
-    def _bank(self, subset: str) -> ImageBank:
+    def _resident_images(
+        self, subset: str, labels: NDArray[np.int64], samples: NDArray[np.intp], metadata: Metadata
+    ) -> ResidentImages:
         """Return the subset's images on the trainer's device, cached because loaders are
         re-created often.
         """
@@ -307,21 +303,21 @@ class CIFAR10DataModule(LightningDataModule):
         device = trainer.strategy.root_device if trainer is not None else self.device
         augmentation = self.augmentation if subset == "train" else None
         key = (subset, device, augmentation)
-        if key not in self._banks:
-            self._banks = {other: bank for other, bank in self._banks.items() if other[0] != subset}
-            self._banks[key] = ImageBank(
-                self._images(subset), self.mean, self.std, augmentation=augmentation, device=device
-            )
-        return self._banks[key]
+        if key not in self._resident:
+            for other in [other for other in self._resident if other[0] == subset]:
+                self._resident.pop(other).release()
+            self._resident[key] = ResidentImages(
+                self._images(subset), labels, samples, (self.mean, self.std),
+                augmentation=augmentation, device=device, metadata=metadata,
+            )  # fmt: skip
+        self._resident[key].stored()  # rather than when the first batch is taken
+        return self._resident[key]
 
-    def _images(self, subset: str) -> NDArray[np.uint8]:
+    def _images(self, subset: str) -> Images:
         assert self._arrays is not None
         if subset == "test":
             return self._arrays.test_images
-        samples = self._split[subset]
-        if len(samples) == cifar10.TRAIN_SIZE:
-            return self._arrays.train_images
-        return self._arrays.train_images[samples]
+        return Rows(self._arrays.train_images, self._split[subset])
 
     @staticmethod
     def _dataset_size(subset: str) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import torch.distributed
 from numpy.typing import NDArray
 
 __all__ = ["BatchOrder", "stratified_split"]
@@ -20,6 +23,9 @@ class BatchOrder:
     and each rank takes its part of each. So two processes together see the same images in each step
     as one process with twice the batch size. All ranks have the same number of batches. No sample
     is repeated, and none is left out except in the incomplete last batch with `drop_last`.
+
+    If `rank` and `world_size` are None, they are those of the default process group of
+    `torch.distributed` whenever batches are computed or counted; without one, a single process.
     """
 
     def __init__(
@@ -30,36 +36,57 @@ class BatchOrder:
         shuffle: bool,
         drop_last: bool,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
-        if samples < world_size:
-            raise ValueError(
-                f"{samples} samples cannot be divided among {world_size} processes: "
-                "each needs at least one."
-            )
         self.samples = samples
         self.batch_size = batch_size
         self.shuffle = shuffle
+        self.drop_last = drop_last
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        step = batch_size * world_size
-        full, rest = divmod(samples, step)
-        if drop_last and full == 0:
-            raise ValueError(
-                f"drop_last leaves no batch: {samples} samples are fewer than one batch of {step} "
-                f"(batch_size {batch_size} on {world_size} process(es)). "
-                "Use a smaller batch_size or drop_last=False."
-            )
-        self._bounds = [step * k for k in range(full + 1)]
-        if rest and not drop_last:
-            if rest < world_size:  # fewer than one per rank: add them to the last full batch
-                self._bounds.pop()
-            self._bounds.append(samples)
+        self._rank = rank
+        self._world_size = world_size
+        self._bounds()  # raises an error now rather than in the first epoch
+
+    @property
+    def rank(self) -> int:
+        """Index of this process."""
+        if self._rank is not None:
+            return self._rank
+        return torch.distributed.get_rank() if _has_process_group() else 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that divide the samples."""
+        if self._world_size is not None:
+            return self._world_size
+        return torch.distributed.get_world_size() if _has_process_group() else 1
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self._bounds()) - 1
+
+    def _bounds(self) -> list[int]:
+        """Return where the global batches start, and the end of the last one."""
+        world_size = self.world_size
+        if self.samples < world_size:
+            raise ValueError(
+                f"{self.samples} samples cannot be divided among {world_size} processes: "
+                "each needs at least one."
+            )
+        step = self.batch_size * world_size
+        full, rest = divmod(self.samples, step)
+        if self.drop_last and full == 0:
+            raise ValueError(
+                f"drop_last leaves no batch: {self.samples} samples are fewer than one batch of "
+                f"{step} (batch_size {self.batch_size} on {world_size} process(es)). "
+                "Use a smaller batch_size or drop_last=False."
+            )
+        bounds = [step * k for k in range(full + 1)]
+        if rest and not self.drop_last:
+            if rest < world_size:  # fewer than one per rank: add them to the last full batch
+                bounds.pop()
+            bounds.append(self.samples)
+        return bounds
 
     def permutation(self, epoch: int) -> NDArray[np.intp]:
         """Return the order of all samples in an epoch."""
@@ -69,13 +96,17 @@ class BatchOrder:
 
     def batches(self, epoch: int) -> list[NDArray[np.intp]]:
         """Return the positions of the samples in each of this rank's batches."""
-        order = self.permutation(epoch)
+        order, rank, world_size = self.permutation(epoch), self.rank, self.world_size
         result = []
-        for start, stop in zip(self._bounds[:-1], self._bounds[1:], strict=True):
-            size, extra = divmod(stop - start, self.world_size)
-            first = start + self.rank * size + min(self.rank, extra)
-            result.append(order[first : first + size + (self.rank < extra)])
+        for start, stop in itertools.pairwise(self._bounds()):
+            size, extra = divmod(stop - start, world_size)
+            first = start + rank * size + min(rank, extra)
+            result.append(order[first : first + size + (rank < extra)])
         return result
+
+
+def _has_process_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def stratified_split(

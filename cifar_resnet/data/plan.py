@@ -12,7 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 
 from cifar_resnet import arguments
 from cifar_resnet.data.batches import UNKNOWN
-from cifar_resnet.data.loaders import PerSampleLoader, on_cpu
+from cifar_resnet.data.datasets import on_cpu
+from cifar_resnet.data.loaders import PerSampleLoader
 
 
 class Chunk(NamedTuple):

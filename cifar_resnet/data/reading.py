@@ -31,7 +31,8 @@ from cifar_resnet.data.batches import (
     is_batch,
     refuse_picture,
 )
-from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader, on_cpu
+from cifar_resnet.data.datasets import on_cpu
+from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader
 from cifar_resnet.data.metadata import LABELS, Metadata, metadata_of, names_of
 from cifar_resnet.data.plan import plan
 from cifar_resnet.normalization import Statistics

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cifar_resnet import arguments
 from cifar_resnet.data import cifar10
-from cifar_resnet.data.augment import ImageBank
-from cifar_resnet.data.loaders import PerSampleImages, ResidentLoader
+from cifar_resnet.data.datasets import PerSampleImages, ResidentImages
+from cifar_resnet.data.loaders import ResidentLoader
 from cifar_resnet.data.order import BatchOrder
 from cifar_resnet.data.reading import as_source
 from cifar_resnet.normalization import Statistics
@@ -128,9 +128,14 @@ def _augmented(
     indices = np.array([sample.index for sample in originals])
     statistics: Statistics | None = module.mean, module.std
     if module.train_transforms is None:
-        bank = ImageBank(images, module.mean, module.std, augmentation=module.augmentation)
-        order = BatchOrder(len(images), len(images), shuffle=False, drop_last=False, seed=0)
-        loader = ResidentLoader(bank, labels, indices, cifar10.TRAIN_SIZE, order, seed=module.seed)
+        resident = ResidentImages(
+            images, labels, indices, (module.mean, module.std), augmentation=module.augmentation
+        )
+        count = len(images)
+        order = BatchOrder(
+            count, count, shuffle=False, drop_last=False, seed=0, rank=0, world_size=1
+        )
+        loader = ResidentLoader(resident, cifar10.TRAIN_SIZE, order, seed=module.seed)
     else:
         dataset = PerSampleImages(
             images, labels, indices, module.train_transforms, seed=module.seed
