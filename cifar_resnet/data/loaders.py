@@ -18,13 +18,15 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cifar_resnet.data.augment import ImageBank
 from cifar_resnet.data.metadata import Metadata, normalization
+from cifar_resnet.data.mixing import Mixing
 from cifar_resnet.data.order import BatchOrder
 
 __all__ = ["EpochCounter", "EpochPosition", "PerSampleImages", "PerSampleLoader", "ResidentLoader"]
 
 _TRANSFORM_STREAM = 4
+_NEXT_SAMPLE = 7919  # distance of the samples whose augmentation the repetitions of a sample have
 
-SampleKey = tuple[int, int]  # epoch, position in the subset
+SampleKey = tuple[int, int]  # epoch, position in the subset (see `BalancedOrder` for repetitions)
 
 
 @dataclass
@@ -56,6 +58,11 @@ class EpochPosition:
             self._served = self._resume_at[1]
         self._resume_at = None
         self._next_epoch = self._counter.next = self._epoch + 1
+        return self._epoch, self._served
+
+    @property
+    def current(self) -> tuple[int, int]:
+        """The epoch, and the number of the next batch."""
         return self._epoch, self._served
 
     def advance(self) -> None:
@@ -97,6 +104,7 @@ class ResidentLoader:
         counter: Counter of the epochs of all loaders of these images. If None, the loader counts
             only its own.
         metadata: Class names, normalization and label suspects, for the analysis of errors.
+        mixing: MixUp or CutMix of each batch. The labels are then probabilities (B, classes).
     """
 
     def __init__(
@@ -110,8 +118,10 @@ class ResidentLoader:
         seed: int,
         counter: EpochCounter | None = None,
         metadata: Metadata | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         self.metadata = metadata or Metadata()
+        self.mixing = mixing
         self._bank = bank
         self._labels = torch.from_numpy(labels).to(bank.device)
         self._samples = samples
@@ -133,9 +143,11 @@ class ResidentLoader:
             else None
         )
         batches = self._order.batches(epoch)[first:]
-        order = np.concatenate(batches)
+        # A sample that an epoch repeats is augmented as another one.
+        repeats, order = np.divmod(np.concatenate(batches), len(self._samples))
         if parameters is not None:
-            parameters = parameters.take(self._samples[order])
+            keys = (self._samples[order] + repeats * _NEXT_SAMPLE) % self._dataset_size
+            parameters = parameters.take(keys)
         rows, parameters = self._bank.place(order, parameters)
         labels = self._labels[torch.as_tensor(rows, device=self._bank.device)]
         stops = np.cumsum([len(batch) for batch in batches]).tolist()
@@ -143,8 +155,11 @@ class ResidentLoader:
             part = slice(start, stop)
             chosen = parameters.take(part) if parameters is not None else None
             images = self._bank.batch(rows[part], chosen)
+            batch = images, labels[part]
+            if self.mixing is not None:
+                batch = self.mixing(*batch, *self._position.current)
             self._position.advance()
-            yield images, labels[part]
+            yield batch
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield all samples of the subset once, in order and without augmentation.
@@ -161,7 +176,8 @@ class ResidentLoader:
     @property
     def keeps_order(self) -> bool:
         """Whether an iteration yields the same batches as `in_order`."""
-        return not self._order.shuffle and self._bank.augmentation is None
+        augments = self._bank.augmentation is not None or self.mixing is not None
+        return not self._order.shuffle and not augments
 
     @property
     def dataset(self) -> NDArray[np.intp]:
@@ -239,7 +255,9 @@ class PerSampleImages(Dataset[Any]):
             return torch.utils.data.default_collate(items)
 
     def _seeded_item(self, epoch: int, position: int) -> tuple[Any, int]:
+        repeat, position = divmod(position, len(self))
         key = [self._seed, _TRANSFORM_STREAM, epoch, int(self.samples[position])]
+        key += [repeat] if repeat else []
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         # not torch.manual_seed: before CUDA is initialized it queues a call for every GPU
         torch.default_generator.manual_seed(seed)
@@ -279,11 +297,13 @@ class PerSampleLoader(DataLoader[Any]):
         dataset: Dataset[Any],
         order: BatchOrder,
         counter: EpochCounter | None = None,
+        mixing: Mixing | None = None,
         **options: Any,
     ) -> None:
         # Lightning re-creates some loaders from their public attributes.
         self.order = order
         self.counter = counter
+        self.mixing = mixing
         self._position = EpochPosition(len(order), counter)
         options |= {
             "batch_size": None,
@@ -298,6 +318,8 @@ class PerSampleLoader(DataLoader[Any]):
         with on_cpu():
             batches = super().__iter__()
         for batch in batches:
+            if self.mixing is not None:
+                batch = self.mixing(batch[0], batch[1], *self._position.current)
             self._position.advance()
             yield batch
 
