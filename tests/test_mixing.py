@@ -99,10 +99,10 @@ def test_every_other_image_may_be_the_partner() -> None:
 def test_random_numbers_depend_on_seed_epoch_batch_and_rank(
     batch: tuple[Tensor, Tensor], kind: str
 ) -> None:
-    def mixed(epoch: int = 0, number: int = 0, **options: Any) -> Tensor:
+    def mixed(epoch: int = 0, number: int = 0, rank: int = 0, seed: int = 0) -> Tensor:
         images, labels = batch
         torch.rand(1)
-        return mixing(kind, **options)(images.clone(), labels, epoch, number)[0]
+        return mixing(kind, seed=seed)(images.clone(), labels, epoch, number, rank)[0]
 
     first = mixed()
     assert torch.equal(first, mixed())

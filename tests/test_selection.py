@@ -8,14 +8,21 @@ import numpy as np
 import pytest
 import torch
 from helpers import Recorder, small, trainer
+from matplotlib.text import Text
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from cifar_resnet import CIFAR10DataModule, find_misclassified
+from cifar_resnet import (
+    CIFAR10DataModule,
+    find_misclassified,
+    show_augmentations,
+    show_class_samples,
+)
 from cifar_resnet.data.corruption import ASYMMETRIC_PAIRS
 from cifar_resnet.data.formats import Arrays
 from cifar_resnet.data.order import stratified_split
+from cifar_resnet.data.sampling import BalancedOrder
 
 pytestmark = pytest.mark.usefixtures("read_once")
 CLASSES = CIFAR10DataModule.classes
@@ -359,3 +366,28 @@ def test_every_option_under_a_trainer(tmp_path: Path, data_dir: Path) -> None:
     fixed = Recorder()
     trainer(tmp_path, max_epochs=2, overfit_batches=1).fit(fixed, data)
     assert len(fixed.epoch("train", 0)) == len(fixed.epoch("train", 1)) == 100
+
+
+def test_figures_of_the_training_images_have_names_and_no_mixing(arrays: Arrays) -> None:
+    data = ready(class_subset=("ship", "frog"), subset=60, mix="mixup", sampling="balanced")
+    index = int(data.indices()[5])
+    name = CLASSES[arrays.train_labels[index]]
+    augmented = show_augmentations(data, indices=[index], epochs=1)
+    assert name in "".join(text.get_text() for text in augmented.findobj(Text))
+    assert np.array_equal(augmented.axes[0].images[0].get_array(), arrays.train_images[index])
+    shown = show_class_samples(data, split="train", per_class=2)
+    texts = {text.get_text() for text in shown.findobj(Text)}
+    assert {"ship", "frog"} <= texts
+    assert "cat" not in texts
+
+
+def test_two_processes_share_the_drawn_images() -> None:
+    labels = np.array([0] * 90 + [1] * 10)
+    options = {"shuffle": True, "drop_last": False, "seed": 0}
+    one = BalancedOrder(labels, 20, **options).batches(3)
+    ranks = [BalancedOrder(labels, 10, **options, rank=r, world_size=2).batches(3) for r in (0, 1)]
+    for whole, left, right in zip(one, *ranks, strict=True):
+        assert np.array_equal(whole, np.concatenate([left, right]))
+    numbers = np.concatenate(one)
+    assert len(np.unique(numbers)) == 100  # repetitions have numbers of their own
+    assert 30 < (labels[numbers % 100] == 1).sum() < 70

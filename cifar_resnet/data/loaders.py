@@ -157,7 +157,7 @@ class ResidentLoader:
             images = self._bank.batch(rows[part], chosen)
             batch = images, labels[part]
             if self.mixing is not None:
-                batch = self.mixing(*batch, *self._position.current)
+                batch = self.mixing(*batch, *self._position.current, self._order.rank)
             self._position.advance()
             yield batch
 
@@ -319,7 +319,7 @@ class PerSampleLoader(DataLoader[Any]):
             batches = super().__iter__()
         for batch in batches:
             if self.mixing is not None:
-                batch = self.mixing(batch[0], batch[1], *self._position.current)
+                batch = self.mixing(batch[0], batch[1], *self._position.current, self.order.rank)
             self._position.advance()
             yield batch
 

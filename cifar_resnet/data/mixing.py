@@ -33,7 +33,6 @@ class Mixing:
         probability: Probability that a batch is mixed.
         num_classes: Number of classes.
         seed: Random seed.
-        rank: Number of this process.
     """
 
     kind: str
@@ -41,10 +40,9 @@ class Mixing:
     probability: float
     num_classes: int
     seed: int
-    rank: int = 0
 
     def __call__(
-        self, images: Tensor, labels: Tensor, epoch: int, batch: int
+        self, images: Tensor, labels: Tensor, epoch: int, batch: int, rank: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Return the mixed images and their class probabilities.
 
@@ -53,6 +51,7 @@ class Mixing:
             labels: Class indices (B,).
             epoch: Number of the epoch.
             batch: Number of the batch in the epoch.
+            rank: Number of this process.
 
         Returns:
             Images (B, C, H, W) and float32 probabilities (B, num_classes).
@@ -70,7 +69,7 @@ class Mixing:
             )
         classes = torch.arange(self.num_classes, device=labels.device)
         targets = (labels[:, None] == classes).float()  # (B, num_classes)
-        rng = np.random.default_rng([self.seed, _MIXING_STREAM, epoch, batch, self.rank])
+        rng = np.random.default_rng([self.seed, _MIXING_STREAM, epoch, batch, rank])
         # All numbers are drawn for each batch, so that one option does not change the others.
         chance, choice, y, x = rng.random(4)
         shift = int(rng.integers(1, max(len(images), 2))) % len(images)

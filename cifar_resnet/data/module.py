@@ -260,7 +260,7 @@ class CIFAR10DataModule(SplitDataModule):
             if varies and self.sampling == "balanced"
             else BatchOrder(len(samples), **batches)
         )
-        mixing = self._mixing(order.rank) if varies else None
+        mixing = self._mixing() if varies else None
         counter = self._epochs if training else None
         metadata = Metadata(
             tuple(self.classes),
@@ -292,12 +292,12 @@ class CIFAR10DataModule(SplitDataModule):
             return DataLoader(dataset, batch_size=self.batch_size, **options)
         return PerSampleLoader(dataset, order, counter, mixing, **options)
 
-    def _mixing(self, rank: int) -> Mixing | None:
+    def _mixing(self) -> Mixing | None:
         if self.mix is None:
             return None
         options = self.mix, self.mix_alpha, self.mix_probability
         check_mix(*options)  # they may have been changed
-        return Mixing(*options, self.num_classes, self.seed, rank)
+        return Mixing(*options, self.num_classes, self.seed)
 
     def _bank(self, subset: str) -> ImageBank:
         """Return the subset's images on the trainer's device, cached because loaders are
