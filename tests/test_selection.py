@@ -78,6 +78,7 @@ def test_a_subset_is_stratified_nested_and_the_same_for_every_seed(arrays: Array
     assert {*small_one.indices()} < {*large.indices()} < {*default.indices()}
     assert np.array_equal(large.indices("val"), default.indices("val"))
     assert np.array_equal(ready(subset=1.0).indices(), default.indices())
+    assert large.indices().mean() == pytest.approx(25_000, rel=0.1)  # chosen at random
     few = ready(subset=13)
     assert sorted(class_counts(arrays.train_labels[few.indices()])) == [1] * 7 + [2] * 3
 
