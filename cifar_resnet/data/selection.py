@@ -32,7 +32,7 @@ _AT_LEAST_ONE: arguments.Range = (
 Indices = NDArray[np.intp]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Selection:
     """The training and validation images; the arguments are those of `CIFAR10DataModule`.
 
@@ -168,7 +168,7 @@ class Selection:
                     "means no validation."
                 )
             held.append(others[:count])
-        return self.train_indices, np.sort(np.concatenate(held))
+        return np.array(self.train_indices, dtype=np.intp), np.sort(np.concatenate(held))
 
     def _first(self, rows: Indices, labels: NDArray[np.int64], counts: Indices) -> Indices:
         """Return the first images of each class in a random order that is always the same."""
@@ -205,7 +205,7 @@ class Selection:
     def _digest(self) -> str | None:
         if self.train_indices is None:
             return None
-        content = hashlib.sha256(self.train_indices.astype("<i8").tobytes())
+        content = hashlib.sha256(np.array(self.train_indices, dtype="<i8").tobytes())
         return f"{len(self.train_indices)} images (SHA-256 {content.hexdigest()[:16]})"
 
 
@@ -251,7 +251,7 @@ def _count(subset: Any, available: int) -> int:
     return count
 
 
-def _indices(train_indices: Any) -> Indices | None:
+def _indices(train_indices: Any) -> tuple[int, ...] | None:
     if train_indices is None:
         return None
     expected = f"a sequence of different integers from 0 to {_SIZE - 1}"
@@ -273,7 +273,7 @@ def _indices(train_indices: Any) -> Indices | None:
         seen.add(value)
     if not values:
         raise ValueError(f"train_indices must be {expected}, but it is empty.")
-    return np.array(values, dtype=np.intp)
+    return tuple(map(int, values))
 
 
 def _classes(class_subset: Any) -> tuple[int, ...] | None:
