@@ -37,6 +37,13 @@ def arrays(data_dir: Path) -> Arrays:
     return load_shared(data_dir)
 
 
+@pytest.fixture
+def read_once(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all data modules share the images that are already read."""
+    monkeypatch.setattr(sources, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(sources, "load", lambda _: arrays)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _release_memory() -> Iterator[None]:
     """Drop what the tests of a file have left: data modules, and networks in reference cycles."""

@@ -415,7 +415,86 @@ table(
         for name in ("train_transforms", "val_transforms", "test_transforms")
     },
     device=DEVICE,
-)
+    train_indices=[
+        *(
+            row(value, TypeError, "train_indices must be a sequence of different integers from 0")
+            for value in (3, {1, 2}, "12", [1.0], np.array([0.5]))
+        ),
+        row([1, 50_000], ValueError, "but it contains 50000."),
+        row([-1], ValueError, "but it contains -1."),
+        row([4, 5, 4], ValueError, "but it contains 4 more than once."),
+        row([], ValueError, "but it is empty."),
+        row([True, False], TypeError, "True. Convert a mask with numpy.flatnonzero(mask)."),
+        row(range(46_000), ValueError, "which leaves fewer than the 5000 of val_split"),
+        row([1], ValueError, "so subset=0.5 cannot change them", subset=0.5),
+        row([1], ValueError, "so folds=(0, 5) cannot change them", folds=(0, 5)),
+        row([1], ValueError, "so imbalance=10 cannot change them", imbalance=10),
+    ],
+    subset=[
+        *types_and_values(
+            "a count in [1, 45000] or a fraction in (0, 1] of the 45000 training images that the "
+            "other arguments leave",
+            ["0.1", True, (5000,)],
+            [0, 45_001, 0.0, 1.1, -0.5, 1e-9, math.nan],
+        ),
+        row(9001, ValueError, "a count in [1, 9000]", class_subset=(0, 1)),
+    ],
+    class_subset=[
+        *(
+            row(value, TypeError, "class_subset must be at least two different classes of airplane")
+            for value in (3, "cat", {"cat", "dog"}, [None, 1])
+        ),
+        row(["cat"], ValueError, "different classes of airplane, "),
+        row(["cat", 3], ValueError, "but got ['cat', 3]"),
+        row(["cat", "cow"], ValueError, "but got 'cow'"),
+        row([1, 10], ValueError, "but got 10"),
+        row([1, True], TypeError, "the number or the name of a class, but got True"),
+    ],
+    folds=[
+        *types_and_values(
+            "(k, of) with integers 0 <= k < of and 2 <= of <= 5000",
+            [5, (0.0, 5), (True, 5), ("0", 5), {0, 5}],
+            [(5, 5), (-1, 5), (0, 1), (0, 5001), (0,), (0, 1, 2)],
+        ),
+        row((0, 5), ValueError, "folds=(0, 5) and val_split=0 both choose", val_split=0),
+    ],
+    imbalance=[
+        *numbers("a number in [1, 5000]", 0.5, 0, 5001),
+        row(4501, ValueError, "the largest has 4500 training images. Pass at most 4500"),
+    ],
+    sampling=[
+        *choices("uniform", "balanced"),
+        row("balanced", ValueError, "at random, but shuffle is False", shuffle=False),
+    ],
+    label_noise=numbers("a number in [0, 1]", -0.1, 1.1),
+    label_noise_kind=[
+        *choices("symmetric", "asymmetric"),
+        row("asymmetric", ValueError, "because label_noise is 0. Pass the fraction of labels"),
+        row(
+            "asymmetric", ValueError, "changes 'cat' to 'dog', but class_subset is ('cat', 'ship')",
+            label_noise=0.1, class_subset=("cat", "ship"),
+        ),
+    ],
+    label_noise_seed=[*integers(0), row(3, ValueError, "label_noise_seed=3 have no effect")],
+    mix=choices(None, "mixup", "cutmix", "both"),
+    mix_alpha=[
+        *numbers("a finite number greater than 0", 0, -1),
+        row(0.2, ValueError, "mix_alpha=0.2 and mix_probability=1.0 have no effect"),
+    ],
+    mix_probability=[
+        *numbers("a number in [0, 1]", -0.1, 1.1),
+        row(0.5, ValueError, "because mix is None. Pass mix='mixup', mix='cutmix' or mix='both'."),
+    ],
+)  # fmt: skip
+
+for method in ("indices", "labels"):
+    options = {"clean": flags()} if method == "labels" else {}
+    table(
+        f"CIFAR10DataModule.{method}",
+        partial(getattr, CIFAR10DataModule(), method),
+        split=choices("train", "val", "test"),
+        **options,
+    )
 
 table(
     "CIFAR10DataModule.denormalize",

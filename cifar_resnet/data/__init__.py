@@ -9,8 +9,13 @@ Facts and files:
 
 Batches:
 
+- `selection`: which images to train on and to hold out.
+- `corruption`: label noise and long-tailed classes.
+- `splits`: the images, indices and labels of each split.
 - `order`: which samples are in which batch, and the validation split.
+- `sampling`: batches with each class equally often.
 - `augment`: uint8 images to augmented, normalized batches.
+- `mixing`: MixUp and CutMix of batches.
 - `loaders`: loaders for device-resident images and for per-sample transforms.
 - `module`: the `CIFAR10DataModule`, which combines all of the above.
 

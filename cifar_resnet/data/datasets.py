@@ -23,7 +23,7 @@ __all__ = ["PerSampleImages", "ResidentImages", "Rows", "SampleKey", "on_cpu"]
 _TRANSFORM_STREAM = 4
 _CHECKED = 8  # images, so that a transform that only flips shows whether it can be repeated
 
-SampleKey = tuple[int, int]  # epoch, position in the subset
+SampleKey = tuple[int, int]  # epoch, position in the subset (see `BalancedOrder` for repetitions)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,10 @@ class PerSampleImages(_Labeled):
         result = []
         with on_cpu(), seeded(own) as seed:
             for epoch, position in keys:
-                seed([self._seed, _TRANSFORM_STREAM, epoch, int(self.samples[position])])
+                repeat, position = divmod(position, len(self))
+                own_key = [repeat] if repeat else []
+                sample = int(self.samples[position])
+                seed([self._seed, _TRANSFORM_STREAM, epoch, sample, *own_key])
                 result.append(self._item(function, position))
         return result
 

@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cifar_resnet.data.datasets import ResidentImages, on_cpu
+from cifar_resnet.data.mixing import Mixing
 from cifar_resnet.data.order import BatchOrder
 
 __all__ = ["EpochCounter", "EpochPosition", "PerSampleLoader", "ResidentLoader"]
+
+_NEXT_SAMPLE = 7919  # distance of the samples whose augmentation the repetitions of a sample have
 
 
 @dataclass
@@ -48,6 +51,11 @@ class EpochPosition:
             self._served = self._resume_at[1]
         self._resume_at = None
         self._next_epoch = self._counter.next = self._epoch + 1
+        return self._epoch, self._served
+
+    @property
+    def current(self) -> tuple[int, int]:
+        """The epoch, and the number of the next batch."""
         return self._epoch, self._served
 
     def advance(self) -> None:
@@ -90,6 +98,7 @@ class ResidentLoader:
     Attributes:
         dataset: The images with their labels, for example for a `DataLoader` or `random_split`.
         metadata: Class names, normalization and label suspects, for the analysis of errors.
+        mixing: MixUp or CutMix of each batch. The labels are then probabilities (B, classes).
     """
 
     def __init__(
@@ -100,9 +109,11 @@ class ResidentLoader:
         *,
         seed: int,
         counter: EpochCounter | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         self.dataset = dataset
         self.metadata = dataset.metadata
+        self.mixing = mixing
         self._dataset_size = dataset_size
         self._order = order
         self._seed = seed
@@ -122,9 +133,11 @@ class ResidentLoader:
             else None
         )
         batches = self._order.batches(epoch)[first:]
-        order = np.concatenate(batches)
+        # A sample that an epoch repeats is augmented as another one.
+        repeats, order = np.divmod(np.concatenate(batches), len(self.dataset))
         if parameters is not None:
-            parameters = parameters.take(self.dataset.samples[order])
+            keys = (self.dataset.samples[order] + repeats * _NEXT_SAMPLE) % self._dataset_size
+            parameters = parameters.take(keys)
         rows, parameters = bank.place(order, parameters)
         labels = all_labels[torch.as_tensor(rows, device=bank.device)]
         stops = np.cumsum([len(batch) for batch in batches]).tolist()
@@ -132,8 +145,11 @@ class ResidentLoader:
             part = slice(start, stop)
             chosen = parameters.take(part) if parameters is not None else None
             images = bank.batch(rows[part], chosen)
+            batch = images, labels[part]
+            if self.mixing is not None:
+                batch = self.mixing(*batch, *self._position.current, self._order.rank)
             self._position.advance()
-            yield images, labels[part]
+            yield batch
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield all samples of the subset once, in order and without augmentation.
@@ -151,7 +167,8 @@ class ResidentLoader:
     @property
     def keeps_order(self) -> bool:
         """Whether an iteration yields the same batches as `in_order`."""
-        return not self._order.shuffle and self.dataset.augmentation is None
+        augments = self.dataset.augmentation is not None or self.mixing is not None
+        return not self._order.shuffle and not augments
 
     @property
     def batch_sampler(self) -> Any:
@@ -205,11 +222,13 @@ class PerSampleLoader(DataLoader[Any]):
         dataset: Dataset[Any],
         order: BatchOrder,
         counter: EpochCounter | None = None,
+        mixing: Mixing | None = None,
         **options: Any,
     ) -> None:
         # Lightning re-creates some loaders from their public attributes.
         self.order = order
         self.counter = counter
+        self.mixing = mixing
         self._position = EpochPosition(order, counter)
         options |= {
             "batch_size": None,
@@ -224,6 +243,8 @@ class PerSampleLoader(DataLoader[Any]):
         with on_cpu():
             batches = super().__iter__()
         for batch in batches:
+            if self.mixing is not None:
+                batch = self.mixing(batch[0], batch[1], *self._position.current, self.order.rank)
             self._position.advance()
             yield batch
 

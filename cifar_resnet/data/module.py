@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from numbers import Real
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cifar_resnet import arguments
 from cifar_resnet.data import cifar10, sources
 from cifar_resnet.data.augment import Augmentation
-from cifar_resnet.data.datasets import Images, PerSampleImages, ResidentImages, Rows
-from cifar_resnet.data.formats import Arrays
+from cifar_resnet.data.corruption import LabelNoise
+from cifar_resnet.data.datasets import PerSampleImages, ResidentImages
 from cifar_resnet.data.label_suspects import label_suspects
-from cifar_resnet.data.lifecycle import ResumableDataModule, load_shared
 from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader
 from cifar_resnet.data.metadata import Metadata, normalization
-from cifar_resnet.data.order import BatchOrder, stratified_split
+from cifar_resnet.data.mixing import Mixing, check_mix
+from cifar_resnet.data.order import BatchOrder
+from cifar_resnet.data.sampling import BalancedOrder
+from cifar_resnet.data.selection import Selection
+from cifar_resnet.data.splits import SplitDataModule
 from cifar_resnet.data.transforms import TransformChecks
 
 __all__ = ["CIFAR10DataModule"]
@@ -30,7 +31,7 @@ __all__ = ["CIFAR10DataModule"]
 Transform = Callable[[Any], Any]
 
 
-class CIFAR10DataModule(ResumableDataModule):
+class CIFAR10DataModule(SplitDataModule):
     """Download, verify, split, augment and load CIFAR-10, with or without a Lightning `Trainer`.
 
     By default the images are *device-resident*: they are stored as uint8 on the trainer's device,
@@ -66,6 +67,28 @@ class CIFAR10DataModule(ResumableDataModule):
         test_transforms: The same for test and predict.
         device: Device of device-resident batches when the module is used without a trainer.
         download: Whether `prepare_data` may use the network.
+        train_indices: Indices of exactly the images to train on, of the 50,000 training images.
+            `val_split` is then held out of the others. Not with `subset`, `folds`, `imbalance`.
+        subset: Training images to use, as a count or as a fraction in (0, 1] of those that are
+            left by the other arguments; the same fraction of each class. A smaller subset is part
+            of a larger one.
+        class_subset: Names or numbers of at least two classes, in all splits. Labels are numbered
+            from 0 in this order, and `classes` and `num_classes` follow. `val_split` counts the
+            images of all ten classes.
+        folds: `(k, of)`: hold out fold `k`, counted from 0, of a stratified `of`-fold
+            cross-validation instead of `val_split`.
+        imbalance: Ratio between the largest class, the first one, and the smallest, the last one.
+            The training images of the classes fall exponentially. 1 means no change.
+        sampling: `"uniform"` returns each training image once in each epoch; `"balanced"` draws as
+            many with replacement, each class equally often on average.
+        label_noise: Probability in [0, 1] that a training label is replaced by a wrong one.
+        label_noise_kind: `"symmetric"`, any other class; or `"asymmetric"`, a similar class (truck
+            to automobile, bird to airplane, deer to horse, cat to dog, dog to cat).
+        label_noise_seed: Random seed of the label noise, at least 0.
+        mix: `"mixup"`, `"cutmix"`, `"both"` (one of them for each batch) or None. Mixed training
+            batches have float32 class probabilities (B, num_classes) instead of labels.
+        mix_alpha: Parameter of the beta distribution of the weights in `mix`, greater than 0.
+        mix_probability: Probability in [0, 1] that `mix` changes a batch.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -86,10 +109,6 @@ class CIFAR10DataModule(ResumableDataModule):
     """
 
     dims = (3, 32, 32)
-    num_classes = 10
-    classes = cifar10.CLASSES
-    mean = cifar10.MEAN
-    std = cifar10.STD
 
     def __init__(
         self,
@@ -112,16 +131,28 @@ class CIFAR10DataModule(ResumableDataModule):
         test_transforms: Transform | None = None,
         device: torch.device | str = "cpu",
         download: bool = True,
+        train_indices: Sequence[int] | None = None,
+        subset: int | float | None = None,
+        class_subset: Sequence[int | str] | None = None,
+        folds: tuple[int, int] | None = None,
+        imbalance: float = 1,
+        sampling: str = "uniform",
+        label_noise: float = 0.0,
+        label_noise_kind: str = "symmetric",
+        label_noise_seed: int = 0,
+        mix: str | None = None,
+        mix_alpha: float = 1.0,
+        mix_probability: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.data_dir = (
+        super().__init__(
             arguments.path("data_dir", data_dir)
             if data_dir is not None
-            else sources.default_data_dir()
+            else sources.default_data_dir(),
+            Selection(val_split, train_indices, subset, class_subset, folds, imbalance),
+            LabelNoise(label_noise, label_noise_kind, label_noise_seed),
         )
         self.batch_size = arguments.integer("batch_size", batch_size, minimum=1)
         self.val_split = val_split
-        self._held_out = _held_out(val_split)
         self.num_workers = arguments.integer("num_workers", num_workers, minimum=0)
         self.seed = arguments.integer("seed", seed, minimum=0)
         self.shuffle = arguments.boolean("shuffle", shuffle)
@@ -145,8 +176,14 @@ class CIFAR10DataModule(ResumableDataModule):
         self.test_transforms = test_transforms
         self.device = arguments.device("device", device)
         self.download = arguments.boolean("download", download)
-        self._arrays: Arrays | None = None
-        self._split: dict[str, NDArray[np.intp]] = {}
+        self.sampling = arguments.choice("sampling", sampling, ("uniform", "balanced"))
+        if sampling == "balanced" and not shuffle:
+            raise ValueError(
+                "sampling='balanced' draws the training images at random, but shuffle is False. "
+                "Leave out one of them."
+            )
+        check_mix(mix, mix_alpha, mix_probability)
+        self.mix, self.mix_alpha, self.mix_probability = mix, mix_alpha, mix_probability
         self._checks = TransformChecks()
 
     # --- Lightning's hooks ----------------------------------------------------------------------
@@ -160,17 +197,6 @@ class CIFAR10DataModule(ResumableDataModule):
         if self._arrays is None:  # a Trainer calls this before each stage
             sources.prepare(self.data_dir, allow_download=self.download)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read the images and split them, once for all stages.
-
-        Raises:
-            DatasetError: If CIFAR-10 is not in `data_dir`, or a file is damaged.
-        """
-        if self._arrays is None:
-            self._arrays = load_shared(self.data_dir)
-            train, val = stratified_split(self._arrays.train_labels, self._held_out)
-            self._split = {"train": train, "val": val, "test": np.arange(cifar10.TEST_SIZE)}
-
     def train_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
         """Return the training loader.
 
@@ -183,8 +209,8 @@ class CIFAR10DataModule(ResumableDataModule):
         return loader
 
     def val_dataloader(self) -> Any:
-        """Return the validation loader, or an empty list if `val_split` is 0."""
-        return self._loader("val", self.val_transforms) if self._held_out else []
+        """Return the validation loader, or an empty list if no images are held out."""
+        return self._loader("val", self.val_transforms) if self._selection.sizes[1] else []
 
     def test_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
         """Return the loader of the test images, in their order."""
@@ -194,79 +220,47 @@ class CIFAR10DataModule(ResumableDataModule):
         """Return the loader of the test images, in their order."""
         return self._loader("test", self.test_transforms)
 
-    # --- for users ------------------------------------------------------------------------------
-
-    @property
-    def num_samples(self) -> int:
-        """Number of training images, without those held out for validation."""
-        return cifar10.TRAIN_SIZE - self._held_out
-
-    @classmethod
-    def default_transforms(cls) -> Any:
-        """Return a transform from a PIL image to a normalized tensor (3, 32, 32)."""
-        from torchvision.transforms import v2
-
-        return v2.Compose(
-            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(cls.mean, cls.std)]
-        )
-
-    @classmethod
-    def denormalize(cls, images: Tensor) -> Tensor:
-        """Undo the normalization: float (..., 3, H, W) back to values in [0, 1].
-
-        Raises:
-            TypeError: If `images` is not a floating-point tensor.
-            ValueError: If it does not have that shape.
-        """
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            got = images.dtype if isinstance(images, Tensor) else repr(images)
-            raise TypeError(f"denormalize expects a floating-point tensor, but got {got}.")
-        if images.dim() < 3 or images.shape[-3] != 3:
-            raise ValueError(
-                "denormalize expects images of shape (..., 3, H, W), "
-                f"but got {tuple(images.shape)}."
-            )
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=images.device).view(3, 1, 1)
-            for values in (cls.mean, cls.std)
-        )
-        return (images.float() * std + mean).clamp(0, 1)
+    # --- copies and text ------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        feeding = "resident" if self.train_transforms is None else "DataLoader"
-        return (
-            f"CIFAR10DataModule(data_dir={str(self.data_dir)!r}, train={self.num_samples}, "
-            f"val={self._held_out}, test={cifar10.TEST_SIZE}, batch_size={self.batch_size}, "
-            f"seed={self.seed}, {feeding})"
-        )
+        train, val = self._selection.sizes
+        options = self._selection.options() | self._noise.options()
+        options |= {"sampling": self.sampling} if self.sampling != "uniform" else {}
+        options |= {"mix": self.mix} if self.mix is not None else {}
+        parts = [
+            f"data_dir={str(self.data_dir)!r}, train={train}, val={val}, "
+            f"test={self._selection.test_size}, batch_size={self.batch_size}, seed={self.seed}",
+            "resident" if self.train_transforms is None else "DataLoader",
+            *(f"{name}={value!r}" for name, value in options.items()),
+        ]
+        return f"CIFAR10DataModule({', '.join(parts)})"
+
+    __repr__ = __str__
 
     # --- parts ----------------------------------------------------------------------------------
 
     def _loader(
         self, subset: str, transform: Transform | None
     ) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
-        if self._arrays is None:
-            raise RuntimeError(
-                "The data are not loaded yet: call prepare_data() and setup() first "
-                "(a Trainer does both)."
-            )
+        labels, samples = self.labels(subset), self.indices(subset)
         trainer = self.trainer
         overfit = trainer is not None and bool(getattr(trainer, "overfit_batches", 0))
         training = subset == "train"
-        samples = self._split[subset]
-        labels = (self._arrays.test_labels if subset == "test" else self._arrays.train_labels)[
-            samples
-        ]
-        order = BatchOrder(
-            len(samples),
-            arguments.integer("batch_size", self.batch_size, minimum=1),
-            # `overfit_batches` repeats the same few batches
-            shuffle=self.shuffle and training and not overfit,
-            drop_last=self.drop_last and training,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer is not None else None,
-            world_size=trainer.world_size if trainer is not None else None,
+        varies = training and not overfit  # `overfit_batches` repeats the same few batches
+        batches: dict[str, Any] = {
+            "batch_size": arguments.integer("batch_size", self.batch_size, minimum=1),
+            "shuffle": self.shuffle and varies,
+            "drop_last": self.drop_last and training,
+            "seed": self.seed,
+            "rank": trainer.global_rank if trainer is not None else None,
+            "world_size": trainer.world_size if trainer is not None else None,
+        }
+        order = (
+            BalancedOrder(labels, **batches)
+            if varies and self.sampling == "balanced"
+            else BatchOrder(len(samples), **batches)
         )
+        mixing = self._mixing() if varies else None
         counter = self._epochs if training else None
         metadata = Metadata(
             tuple(self.classes),
@@ -276,8 +270,14 @@ class CIFAR10DataModule(ResumableDataModule):
         if transform is None:
             resident = self._resident_images(subset, labels, samples, metadata)
             self._checks.check(subset, None, lambda: [resident[0][0]])
-            size = self._dataset_size(subset)
-            return ResidentLoader(resident, size, order, seed=self.seed, counter=counter)
+            return ResidentLoader(
+                resident,
+                self._dataset_size(subset),
+                order,
+                seed=self.seed,
+                counter=counter,
+                mixing=mixing,
+            )
         dataset = PerSampleImages(
             self._images(subset), labels, samples, transform, seed=self.seed, metadata=metadata
         )
@@ -291,7 +291,14 @@ class CIFAR10DataModule(ResumableDataModule):
         if overfit:
             # Lightning replaces any sampler except a sequential one here
             return DataLoader(dataset, batch_size=self.batch_size, **options)
-        return PerSampleLoader(dataset, order, counter, **options)
+        return PerSampleLoader(dataset, order, counter, mixing, **options)
+
+    def _mixing(self) -> Mixing | None:
+        if self.mix is None:
+            return None
+        options = self.mix, self.mix_alpha, self.mix_probability
+        check_mix(*options)  # they may have been changed
+        return Mixing(*options, self.num_classes, self.seed)
 
     def _resident_images(
         self, subset: str, labels: NDArray[np.int64], samples: NDArray[np.intp], metadata: Metadata
@@ -313,33 +320,6 @@ class CIFAR10DataModule(ResumableDataModule):
         self._resident[key].stored()  # rather than when the first batch is taken
         return self._resident[key]
 
-    def _images(self, subset: str) -> Images:
-        assert self._arrays is not None
-        if subset == "test":
-            return self._arrays.test_images
-        return Rows(self._arrays.train_images, self._split[subset])
-
     @staticmethod
     def _dataset_size(subset: str) -> int:
         return cifar10.TEST_SIZE if subset == "test" else cifar10.TRAIN_SIZE
-
-
-def _held_out(val_split: Any) -> int:
-    """Return the number of validation images that `val_split` requests."""
-    size = cifar10.TRAIN_SIZE
-    expected = (
-        f"val_split must be a count in [0, {size}) or a fraction in [0, 1) of the {size} training "
-        f"images, but got {val_split!r}."
-    )
-    if arguments.is_integer(val_split):
-        count = int(val_split)
-    elif isinstance(val_split, Real) and not isinstance(val_split, bool):
-        fraction = float(val_split)
-        if not 0 <= fraction < 1:
-            raise ValueError(expected)
-        count = round(fraction * size)
-    else:
-        raise TypeError(expected)
-    if not 0 <= count < size:
-        raise ValueError(expected)
-    return count

@@ -8,7 +8,7 @@ import numpy as np
 import torch.distributed
 from numpy.typing import NDArray
 
-__all__ = ["BatchOrder", "stratified_split"]
+__all__ = ["BatchOrder", "apportion", "split_order", "stratified_split"]
 
 _ORDER_STREAM = 0
 # The split has its own random seed, so that the training seed does not move images between training
@@ -109,6 +109,24 @@ def _has_process_group() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def apportion(counts: NDArray[np.intp], total: int) -> NDArray[np.intp]:
+    """Return how many of `total` samples to take from classes with these counts of samples.
+
+    The largest remainder method makes the numbers proportional to the counts, and their sum
+    `total`.
+    """
+    exact = counts * total / counts.sum()
+    take: NDArray[np.intp] = np.floor(exact).astype(np.intp)
+    take[np.argsort(take - exact, kind="stable")[: total - take.sum()]] += 1
+    return take
+
+
+def split_order(labels: NDArray[np.int64]) -> list[NDArray[np.intp]]:
+    """Return the positions of each class in the order in which they are held out."""
+    rng = np.random.default_rng(_SPLIT_SEED)
+    return [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+
+
 def stratified_split(
     labels: NDArray[np.int64], held_out: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -117,17 +135,9 @@ def stratified_split(
     The split depends only on the labels and the count, so it is the same in every process and for
     every seed.
     """
-    rng = np.random.default_rng(_SPLIT_SEED)
-    classes, counts = np.unique(labels, return_counts=True)
-    exact = counts * held_out / len(labels)
-    take = np.floor(exact).astype(int)
-    # largest remainder method, so that the counts of the classes add up to `held_out`
-    take[np.argsort(take - exact, kind="stable")[: held_out - take.sum()]] += 1
+    take = apportion(np.unique(labels, return_counts=True)[1], held_out)
     held = np.concatenate(
-        [
-            rng.permutation(np.flatnonzero(labels == label))[:count]
-            for label, count in zip(classes, take, strict=True)
-        ]
+        [rows[:count] for rows, count in zip(split_order(labels), take, strict=True)]
     )
     mask = np.zeros(len(labels), dtype=np.bool_)
     mask[held] = True

@@ -1,0 +1,317 @@
+"""Choose which images of CIFAR-10 to train on and which to hold out for validation."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifar_resnet import arguments
+from cifar_resnet.data import cifar10
+from cifar_resnet.data.class_names import class_index
+from cifar_resnet.data.corruption import long_tail_counts
+from cifar_resnet.data.order import apportion, split_order, stratified_split
+
+__all__ = ["Selection"]
+
+# Like the validation split, a subset must not depend on the training seed.
+_SUBSET_SEED = 20_261
+_DEFAULT_VAL_SPLIT = 5000
+_SIZE = cifar10.TRAIN_SIZE
+_PER_CLASS = _SIZE // len(cifar10.CLASSES)
+_AT_LEAST_ONE: arguments.Range = (
+    lambda value: 1 <= value <= _PER_CLASS, f"a number in [1, {_PER_CLASS}]"
+)  # fmt: skip
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The training and validation images; the arguments are those of `CIFAR10DataModule`.
+
+    First the validation images are held out of all 50,000, then `class_subset` restricts both
+    sets, and `imbalance` and `subset` only the training images. So none of the options moves an
+    image between training and validation, except `folds`, `val_split` and `train_indices`.
+    """
+
+    val_split: Any = _DEFAULT_VAL_SPLIT
+    train_indices: Any = None
+    subset: Any = None
+    class_subset: Any = None
+    folds: Any = None
+    imbalance: float = 1
+
+    def __post_init__(self) -> None:
+        def convert(**values: Any) -> None:
+            for name, value in values.items():
+                object.__setattr__(self, name, value)
+
+        convert(val_split=_held_out(self.val_split), train_indices=_indices(self.train_indices))
+        convert(class_subset=_classes(self.class_subset), folds=_folds(self.folds))
+        convert(imbalance=arguments.number("imbalance", self.imbalance, _AT_LEAST_ONE))
+        self._check_combination()
+        if self.subset is not None:
+            available = replace(self, subset=None).sizes[0]
+            convert(subset=_count(self.subset, available))
+        if self.train_indices is not None and self.val_split > _SIZE - len(self.train_indices):
+            raise ValueError(
+                f"train_indices has {len(self.train_indices)} of the {_SIZE} training images, "
+                f"which leaves fewer than the {self.val_split} of val_split. Pass a smaller "
+                "val_split; 0 means no validation."
+            )
+        if self.imbalance > 1:
+            _ = self.sizes  # raises if it is too large
+
+    def _check_combination(self) -> None:
+        if self.folds is not None and self.val_split != _DEFAULT_VAL_SPLIT:
+            raise ValueError(
+                f"folds={self.folds} and val_split={self.val_split} both choose the validation "
+                "images. Leave out one of them."
+            )
+        others = {"subset": self.subset, "folds": self.folds}
+        others["imbalance"] = self.imbalance if self.imbalance > 1 else None
+        for name, value in others.items():
+            if self.train_indices is not None and value is not None:
+                raise ValueError(
+                    f"train_indices are exactly the images to train on, so {name}={value!r} "
+                    "cannot change them. Leave out one of them."
+                )
+
+    # --- result ---------------------------------------------------------------------------------
+
+    def split(self, labels: NDArray[np.int64]) -> tuple[Indices, Indices]:
+        """Return the indices to train on and to validate on, given the 50,000 training labels.
+
+        They are sorted, except that `train_indices` keep their order.
+
+        Raises:
+            ValueError: If `train_indices` contains images of other classes than `class_subset`, or
+                leaves too few images of a class for validation.
+        """
+        train, val = self._train_and_val(labels)
+        if self.class_subset is not None:
+            classes = np.array(self.class_subset)
+            if self.train_indices is not None:
+                _check_labels(train, labels, self.class_subset)
+            train, val = (rows[np.isin(labels[rows], classes)] for rows in (train, val))
+        if self.imbalance > 1:
+            counts = np.bincount(labels[train], minlength=len(cifar10.CLASSES))[self.classes]
+            tail = long_tail_counts(int(counts.max()), len(counts), self.imbalance)
+            if not tail.all():
+                raise ValueError(
+                    f"imbalance={self.imbalance} leaves no image of the smallest class: the "
+                    f"largest has {counts.max()} training images. Pass at most {counts.max()}."
+                )
+            train = self._first(train, labels, np.minimum(tail, counts))
+        if self.subset is not None:
+            counts = np.bincount(labels[train], minlength=len(cifar10.CLASSES))[self.classes]
+            train = self._first(train, labels, apportion(counts, self.subset))
+        return train, val
+
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """Number of training and validation images.
+
+        Each class has the same number of images, so this does not need the labels.
+        """
+        if self.train_indices is not None:
+            return len(self.train_indices), replace(self, train_indices=None).sizes[1]
+        labels = np.arange(len(cifar10.CLASSES)).repeat(_PER_CLASS)
+        train, val = self.split(labels)
+        return len(train), len(val)
+
+    @property
+    def test_size(self) -> int:
+        """Number of test images."""
+        return cifar10.TEST_SIZE // len(cifar10.CLASSES) * len(self.classes)
+
+    @property
+    def classes(self) -> list[int]:
+        """Numbers of the classes, in the order of the labels."""
+        return [*(self.class_subset or range(len(cifar10.CLASSES)))]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return tuple(cifar10.CLASSES[label] for label in self.classes)
+
+    def renumber(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return labels in [0, number of classes of `class_subset`)."""
+        numbers = np.full(len(cifar10.CLASSES), -1, dtype=np.int64)
+        numbers[self.classes] = np.arange(len(self.classes))
+        return numbers[labels]
+
+    def _train_and_val(self, labels: NDArray[np.int64]) -> tuple[Indices, Indices]:
+        if self.folds is not None:
+            fold, count = self.folds
+            numbers = np.empty(_SIZE, dtype=np.intp)
+            # Class after class, so that neither the folds nor their classes differ by more than 1.
+            numbers[np.concatenate(split_order(labels))] = np.arange(_SIZE) % count
+            return np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
+        if self.train_indices is None:
+            return stratified_split(labels, self.val_split)
+        held = []
+        take = apportion(np.bincount(labels), self.val_split)
+        for name, rows, count in zip(cifar10.CLASSES, split_order(labels), take, strict=True):
+            others = rows[~np.isin(rows, self.train_indices)]
+            if len(others) < count:
+                raise ValueError(
+                    f"train_indices leaves {len(others)} images of class {name!r}, but "
+                    f"val_split={self.val_split} holds out {count}. Pass a smaller val_split; 0 "
+                    "means no validation."
+                )
+            held.append(others[:count])
+        return np.array(self.train_indices, dtype=np.intp), np.sort(np.concatenate(held))
+
+    def _first(self, rows: Indices, labels: NDArray[np.int64], counts: Indices) -> Indices:
+        """Return the first images of each class in a random order that is always the same."""
+        priority = np.random.default_rng(_SUBSET_SEED).permutation(_SIZE)
+        ordered = rows[priority[rows].argsort()]
+        parts = [
+            ordered[labels[ordered] == label][:count]
+            for label, count in zip(self.classes, counts, strict=True)
+        ]
+        return np.sort(np.concatenate(parts))
+
+    # --- description ----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values, to compare with those of another run."""
+        return {
+            "val_split": self.val_split,
+            "train_indices": self._digest(),
+            "subset": self.subset,
+            "class_subset": self.names if self.class_subset is not None else None,
+            "folds": self.folds,
+            "imbalance": self.imbalance,
+        }
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that are set, for the representation of the data module."""
+        unset = (None, 1)
+        return {
+            name: value
+            for name, value in self.state().items()
+            if name != "val_split" and value not in unset
+        }
+
+    def _digest(self) -> str | None:
+        if self.train_indices is None:
+            return None
+        content = hashlib.sha256(np.array(self.train_indices, dtype="<i8").tobytes())
+        return f"{len(self.train_indices)} images (SHA-256 {content.hexdigest()[:16]})"
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _held_out(val_split: Any) -> int:
+    """Return the number of validation images that `val_split` requests."""
+    expected = (
+        f"val_split must be a count in [0, {_SIZE}) or a fraction in [0, 1) of the {_SIZE} "
+        f"training images, but got {val_split!r}."
+    )
+    if arguments.is_integer(val_split):
+        count = int(val_split)
+    elif isinstance(val_split, Real) and not isinstance(val_split, bool):
+        fraction = float(val_split)
+        if not 0 <= fraction < 1:
+            raise ValueError(expected)
+        count = round(fraction * _SIZE)
+    else:
+        raise TypeError(expected)
+    if not 0 <= count < _SIZE:
+        raise ValueError(expected)
+    return count
+
+
+def _count(subset: Any, available: int) -> int:
+    """Return the number of training images that `subset` requests."""
+    expected = (
+        f"subset must be a count in [1, {available}] or a fraction in (0, 1] of the {available} "
+        f"training images that the other arguments leave, but got {subset!r}."
+    )
+    if arguments.is_integer(subset):
+        count = int(subset)
+    elif isinstance(subset, Real) and not isinstance(subset, bool):
+        if not 0 < float(subset) <= 1:
+            raise ValueError(expected)
+        count = round(float(subset) * available)
+    else:
+        raise TypeError(expected)
+    if not 1 <= count <= available:
+        raise ValueError(expected)
+    return count
+
+
+def _indices(train_indices: Any) -> tuple[int, ...] | None:
+    if train_indices is None:
+        return None
+    expected = f"a sequence of different integers from 0 to {_SIZE - 1}"
+    values = train_indices
+    if isinstance(values, Tensor | np.ndarray):
+        values = values.tolist()
+    values = arguments.sequence("train_indices", values, expected)
+    seen: set[int] = set()
+    for value in values:
+        message = f"train_indices must be {expected}, but it contains {value!r}"
+        if not arguments.is_integer(value):
+            mask = isinstance(value, bool | np.bool_)
+            remedy = ". Convert a mask with numpy.flatnonzero(mask)." if mask else "."
+            raise TypeError(message + remedy)
+        if not 0 <= value < _SIZE:
+            raise ValueError(f"{message}.")
+        if value in seen:
+            raise ValueError(f"{message} more than once.")
+        seen.add(value)
+    if not values:
+        raise ValueError(f"train_indices must be {expected}, but it is empty.")
+    return tuple(map(int, values))
+
+
+def _classes(class_subset: Any) -> tuple[int, ...] | None:
+    if class_subset is None:
+        return None
+    expected = f"at least two different classes of {', '.join(cifar10.CLASSES)}"
+    message = f"class_subset must be {expected}, but got {class_subset!r}."
+    if isinstance(class_subset, str):
+        raise TypeError(message)
+    if isinstance(class_subset, Tensor | np.ndarray):
+        class_subset = class_subset.tolist()
+    requested = arguments.sequence("class_subset", class_subset, expected)
+    if any(value is None for value in requested):
+        raise TypeError(message)
+    classes = [class_index(value, cifar10.CLASSES, "class_subset") for value in requested]
+    if len(classes) < 2 or len({*classes}) < len(classes):
+        raise ValueError(message)
+    return tuple(label for label in classes if label is not None)
+
+
+def _folds(folds: Any) -> tuple[int, int] | None:
+    if folds is None:
+        return None
+    expected = f"(k, of) with integers 0 <= k < of and 2 <= of <= {_PER_CLASS}"
+    message = f"folds must be {expected}, but got {folds!r}."
+    values = arguments.sequence("folds", folds, expected)
+    if not all(map(arguments.is_integer, values)):
+        raise TypeError(message)
+    if len(values) != 2 or not 2 <= values[1] <= _PER_CLASS or not 0 <= values[0] < values[1]:
+        raise ValueError(message)
+    return int(values[0]), int(values[1])
+
+
+def _check_labels(train: Indices, labels: NDArray[np.int64], classes: tuple[int, ...]) -> None:
+    others = train[~np.isin(labels[train], np.array(classes))]
+    if len(others):
+        name = cifar10.CLASSES[labels[others[0]]]
+        raise ValueError(
+            f"{len(others)} of the train_indices are not in class_subset: image {others[0]}, for "
+            f"example, is of class {name!r}. Leave them out, or add their classes."
+        )
