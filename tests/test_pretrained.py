@@ -325,7 +325,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def checkpoint(folder: Path, network: nn.Module) -> tuple[Path, ImageClassifier]:
     """Train for two steps; return the checkpoint and the trained module."""
-    model = ImageClassifier(network, "sgd", num_classes=3)
+    model = ImageClassifier(network, "sgd", num_classes=getattr(network, "num_classes", 10))
     t = trainer(folder)
     data = TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 3)
     t.fit(model, DataLoader(data, batch_size=4))

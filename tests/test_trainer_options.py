@@ -44,7 +44,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier, Recipe
+from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier, Recipe, make_scheduler
 from cifar_resnet.data import sources
 from cifar_resnet.data.formats import Arrays
 from cifar_resnet.training.curves import read_curves
@@ -598,8 +598,13 @@ def test_learning_rate_finder_sets_the_rate(data_dir: Path, tmp_path: Path, name
     found = finder.optimal_lr.suggestion()
     assert found is not None
     assert model.recipe == replace(Recipe.preset(name), learning_rate=found)
-    factors = [model.recipe.learning_rate_factor((k + 0.5) / 40) for k in range(40)]
-    assert collect.rates == pytest.approx([found * factor for factor in factors])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=found)
+    scheduler, rates = make_scheduler(optimizer, model.recipe, 40), []
+    for _ in range(40):
+        rates += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    assert collect.rates == pytest.approx(rates)
     assert Recipe(**model.hparams["recipe"]) == model.recipe
 
 

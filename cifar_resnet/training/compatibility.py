@@ -75,10 +75,10 @@ def check_network(
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         remedy = "Build the network with the arguments of the saved run (width, number of classes)."
-        if not saved.keys() & own.keys():
+        if any(f"network.{uncompiled(key)}" in own for key in saved):
             remedy = (
-                "Not one tensor has the same name. If these are the weights of the network alone, "
-                "load them with network.load_state_dict"
+                "If these are the weights of the network alone, load them with "
+                "network.load_state_dict"
             )
             is_compiled = any(uncompiled(key) != key for key in saved)
             remedy += " of the compiled network." if is_compiled else "."
