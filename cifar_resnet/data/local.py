@@ -16,11 +16,13 @@ from cifar_resnet.data.formats import (
     read_pickle_archive,
     read_pickle_file,
 )
+from cifar_resnet.data.verified import Verified
 
 __all__ = [
     "file_mode",
     "find_folder",
     "is_file",
+    "is_verified",
     "missing_files",
     "read_archive_in",
     "read_downloaded",
@@ -70,8 +72,22 @@ def read_local(data_dir: Path) -> Records | None:
         if folder.name in (cifar10.BINARY_FOLDER, cifar10.PICKLE_FOLDER)
         else f"Move the six CIFAR-10 files out of {folder} to download them again."
     )
+    seen = Verified(data_dir)
     read = read_pickle_file if pickled else read_binary_file
-    return {name: read(path, name, remedy) for name, path in _paths(folder, pickled).items()}
+    records = {
+        name: read(path, name, remedy, seen) for name, path in _paths(folder, pickled).items()
+    }
+    seen.save()
+    return records
+
+
+def is_verified(data_dir: Path) -> bool:
+    """Return whether the six files were verified before and have not changed."""
+    found = find_folder(data_dir)
+    if found is None:
+        return False
+    digests = {path: cifar10.RECORDS_SHA256[name] for name, path in _paths(*found).items()}
+    return Verified(data_dir).has_all(digests)
 
 
 def _paths(folder: Path, pickled: bool) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from cifar_resnet.data.local import (
     file_mode,
     find_folder,
     is_file,
+    is_verified,
     missing_files,
     read_archive_in,
     read_downloaded,
@@ -71,7 +72,8 @@ def prepare(data_dir: Path, *, allow_download: bool = True) -> None:
         DatasetError: If no source worked; the message gives the reason for each.
     """
     if find_folder(data_dir) is not None:
-        read_local(data_dir)
+        if not is_verified(data_dir):
+            read_local(data_dir)
         return
     try:
         check_writable(data_dir)
