@@ -41,6 +41,7 @@ from cifar_resnet import (
     compute_cams,
     effective_receptive_field,
     find_misclassified,
+    load_cifar10,
     make_optimizer,
     make_scheduler,
     predict,
@@ -412,6 +413,14 @@ table(
         for name in ("train_transforms", "val_transforms", "test_transforms")
     },
     device=DEVICE,
+)
+
+table(
+    "load_cifar10",
+    lambda: load_cifar10,
+    split=choices("train", "test"),
+    data_dir=paths(),
+    download=flags(),
 )
 
 table(

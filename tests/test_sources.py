@@ -16,7 +16,7 @@ import pytest
 from helpers import python_2_pickle
 from torchvision import datasets
 
-from cifar_resnet import DatasetError
+from cifar_resnet import DatasetError, load_cifar10
 from cifar_resnet.data import cifar10, formats, local, mirrors, sources, transfer
 from cifar_resnet.data.download import DownloadError, Source, download
 from cifar_resnet.data.formats import Arrays
@@ -80,6 +80,18 @@ def test_facts_of_the_dataset(arrays: Arrays) -> None:
     np.testing.assert_allclose(pixels.std(0) / 255, cifar10.STD, atol=5e-9)
     assert np.bincount(arrays.train_labels).tolist() == [5000] * 10
     assert np.bincount(arrays.test_labels).tolist() == [1000] * 10
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_arrays_of_a_split(
+    arrays: Arrays, data_dir: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    monkeypatch.setenv("CIFAR10_DIR", str(data_dir))
+    expected = arrays[:2] if split == "train" else arrays[2:]
+    for found in (load_cifar10(split), load_cifar10(split, data_dir, download=False)):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert (ours == theirs).all()
 
 
 def test_equal_to_torchvisions_own_reader(

@@ -6,8 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
+from cifar_resnet import arguments
 from cifar_resnet.data import cifar10, mirrors
 from cifar_resnet.data.download import DownloadError, download
 from cifar_resnet.data.formats import RECORDS_BYTES, Arrays, DatasetError, to_arrays
@@ -29,11 +32,49 @@ from cifar_resnet.data.storing import (
     write_errors_explained,
 )
 
-__all__ = ["default_data_dir", "load", "prepare"]
+__all__ = ["default_data_dir", "load", "load_cifar10", "prepare"]
 
 # for a download: the largest archive and the records
 _SPACE_NEEDED = cifar10.PICKLE_ARCHIVE.size + 6 * RECORDS_BYTES
 _LOCK_TIMEOUT = 3600  # seconds; another process may be downloading over a slow connection
+
+
+def load_cifar10(
+    split: str = "train", data_dir: str | Path | None = None, *, download: bool = True
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Load the verified images and labels of CIFAR-10 as arrays, without PyTorch.
+
+    Args:
+        split: `"train"` (50,000 images) or `"test"` (10,000).
+        data_dir: Folder of the dataset. If None, `$CIFAR10_DIR` if it is set, else the user's cache
+            folder.
+        download: Whether the network may be used if the dataset is not in the folder.
+
+    Returns:
+        RGB images (N, 32, 32, 3) as uint8 in [0, 255], and labels (N,) as int64 in [0, 9].
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If `split` has another value.
+        DatasetError: If no source worked, a file is damaged, or the folder cannot be written.
+
+    Examples:
+        Classify test images by the nearest of 5,000 training images:
+
+        >>> from cifar_resnet import load_cifar10
+        >>> (x, y), (tx, ty) = load_cifar10("train"), load_cifar10("test")
+        >>> x, tx = (a.reshape(len(a), -1).astype("float32") for a in (x[:5000], tx[:200]))
+        >>> nearest = ((x**2).sum(1) - 2 * tx @ x.T).argmin(1)
+        >>> f"{(y[nearest] == ty[:200]).mean():.0%} correct"
+        '30% correct'
+    """
+    arguments.choice("split", split, ("train", "test"))
+    folder = arguments.path("data_dir", data_dir) if data_dir is not None else default_data_dir()
+    prepare(folder, allow_download=arguments.boolean("download", download))
+    arrays = load(folder)
+    if split == "train":
+        return arrays.train_images, arrays.train_labels
+    return arrays.test_images, arrays.test_labels
 
 
 def default_data_dir() -> Path:
