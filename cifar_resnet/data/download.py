@@ -160,7 +160,8 @@ class _Session:
         except (DownloadError, *NETWORK_ERRORS) as error:
             self._fail(candidate, error)
             return False
-        correct = self._verify(candidate, transfer.file(), whole=transfer.whole)
+        # every byte is from this attempt if there was none when it began
+        correct = self._verify(candidate, transfer.file(), whole=candidate.before == 0)
         self._stop(candidate)
         return correct
 
@@ -187,7 +188,7 @@ class _Session:
             self._restart(candidate.part)
         elif is_permanent(error) or candidate.failed >= limits.attempts:
             candidate.usable = False
-            _log.info("CIFAR-10 from %s failed: %s", candidate.source.name, self._reason(candidate))
+            self._log_failure(candidate, logging.INFO)
 
     def _verify(self, candidate: _Candidate, file: Path, *, whole: bool) -> bool:
         """Give a complete archive its name if it is correct."""
@@ -205,7 +206,7 @@ class _Session:
                 f"{candidate.source.url} sent a wrong file of {size} bytes: "
                 f"SHA-256 {digest}, expected {archive.sha256}"
             )
-            _log.warning("CIFAR-10 from %s failed: %s", candidate.source.name, candidate.failure)
+            self._log_failure(candidate, logging.WARNING)
         else:
             self._pure = True  # the first bytes may be those of another file or source
         self._restart(candidate.part)
@@ -307,6 +308,10 @@ class _Session:
             if part.offset:
                 lines.append(f"The {part.offset} of {part.size} bytes that arrived are kept.")
         return "\n".join(lines)
+
+    def _log_failure(self, candidate: _Candidate, level: int) -> None:
+        name, archive = candidate.source.name, candidate.source.archive.name
+        _log.log(level, "%s from %s failed: %s", archive, name, self._reason(candidate))
 
     def _reason(self, candidate: _Candidate) -> str:
         failure = candidate.failure

@@ -28,7 +28,6 @@ class NpmTransfer:
         self.source = source
         self.meter = Meter(2 * limits.sample)
         self.failure: Exception | None = None
-        self.whole = True
         self._temporary = tempfile.TemporaryDirectory(
             dir=part.path.parent, prefix=TEMPORARY, ignore_cleanup_errors=True
         )

@@ -40,7 +40,7 @@ class DownloadBar:
             )
         bar, remaining = self._bar, f"{left / speed:.0f} s left" if speed else "waiting"
         bar.total = source.archive.size
-        bar.set_description(f"CIFAR-10 from {source.name}", refresh=False)
+        bar.set_description(f"{source.archive.name} from {source.name}", refresh=False)
         bar.set_postfix_str(f"{speed / 1e6:.2f} MB/s, {remaining}", refresh=False)
         bar.update(source.archive.size - left - bar.n)
 

@@ -20,6 +20,7 @@ from cifar_resnet.data.connection import request
 __all__ = ["HTTPTransfer", "Limits", "Meter", "Part", "Source", "Transfer"]
 
 _CHUNK = 1 << 18  # bytes
+_BATCH = 1 << 20  # bytes to write at once, if they arrive in time
 _BUFFER = 1 << 24  # bytes that a transfer receives before somebody asks for them
 
 
@@ -58,7 +59,6 @@ class Transfer(Protocol):
     source: Source
     meter: Meter
     failure: Exception | None  # the reason why it has ended, if it failed
-    whole: bool  # whether it receives the archive from its first byte on
 
     def step(self, seconds: float) -> bool:
         """Store what has arrived, waiting for it up to `seconds`; return True at the end.
@@ -204,7 +204,6 @@ class HTTPTransfer:
         self.source = source
         self.meter = Meter(2 * limits.sample)
         self.failure: Exception | None = None
-        self.whole = False
         self._part, self._start, self._limits = part, start, limits
         self._stored = self._arrived = start or 0  # positions in the archive
         self._chunks: list[bytes] = []
@@ -215,7 +214,7 @@ class HTTPTransfer:
 
     def step(self, seconds: float) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._chunks or self._ended, seconds)
+            self._changed.wait_for(lambda: self._buffered >= _BATCH or self._ended, seconds)
             content, self._chunks, self._buffered = b"".join(self._chunks), [], 0
             position = self._stored
             self._stored += len(content)
@@ -259,8 +258,8 @@ class HTTPTransfer:
             stall_timeout=limits.stall_timeout,
             slowest=limits.slowest,
         ) as (response, first, end):
-            self._stored = self._arrived = first
-            self.whole = first == 0
+            with self._changed:
+                self._stored = self._arrived = first
             while self._arrived < end and not self._closed:
                 chunk = response.read1(min(_CHUNK, end - self._arrived))
                 if not chunk:
