@@ -4,6 +4,7 @@ from .data.formats import DatasetError as DatasetError
 from .data.label_suspects import LabelSuspect as LabelSuspect
 from .data.label_suspects import label_suspects as label_suspects
 from .data.module import CIFAR10DataModule as CIFAR10DataModule
+from .data.sources import load_cifar10 as load_cifar10
 from .fields.analysis import receptive_field as receptive_field
 from .fields.effective import EffectiveReceptiveField as EffectiveReceptiveField
 from .fields.effective import effective_receptive_field as effective_receptive_field

@@ -41,6 +41,7 @@ from cifar_resnet import (
     compute_cams,
     effective_receptive_field,
     find_misclassified,
+    load_cifar10,
     make_optimizer,
     make_scheduler,
     predict,
@@ -495,6 +496,14 @@ for method in ("indices", "labels"):
         split=choices("train", "val", "test"),
         **options,
     )
+
+table(
+    "load_cifar10",
+    lambda: load_cifar10,
+    split=choices("train", "test"),
+    data_dir=paths(),
+    download=flags(),
+)
 
 table(
     "CIFAR10DataModule.denormalize",

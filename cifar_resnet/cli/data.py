@@ -22,11 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Download and verify CIFAR-10."""
     from cifar_resnet import CIFAR10DataModule, DatasetError
+    from cifar_resnet.data.verified import Verified
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("cifar_resnet").setLevel(logging.INFO)
     try:
         data = CIFAR10DataModule(args.data_dir, val_split=0, download=not args.no_download)
+        Verified(data.data_dir).forget()
         data.prepare_data()
         data.setup()
     except (DatasetError, ValueError, OSError) as error:

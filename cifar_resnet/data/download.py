@@ -1,337 +1,320 @@
-"""Download one file over HTTP, with resume, retries and a check of its SHA-256."""
+"""Download an archive from the fastest of several sources, with resume, retries and a check of its
+SHA-256.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
-import io
+import logging
+import math
 import os
-import re
-import socket
-import ssl
-import stat
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
 
-__all__ = ["DownloadError", "download"]
+from cifar_resnet.data.connection import (
+    NETWORK_ERRORS,
+    DownloadError,
+    WrongRangeError,
+    explained,
+    is_permanent,
+    requested_pause,
+)
+from cifar_resnet.data.progress import DownloadBar
+from cifar_resnet.data.transfer import HTTPTransfer, Limits, Part, Source, Transfer
 
-_CHUNK = 1 << 18  # bytes
-_OVERHEAD = 1 << 20  # maximum number of other bytes in a response, such as headers
+__all__ = ["DownloadError", "Limits", "Source", "download"]
 
-
-class DownloadError(RuntimeError):
-    """The file could not be downloaded; a later call continues with its `.part` file."""
+_log = logging.getLogger(__name__)
 
 
 def download(
-    url: str,
-    path: Path,
-    *,
-    size: int,
-    sha256: str,
-    stall_timeout: float = 20.0,
-    slowest: float = 10_000.0,
-    attempts: int = 3,
-    pause: float = 1.0,
-    progress: bool = True,
-) -> None:
-    """Download `url` to `path`, which is created only when size and SHA-256 are correct.
+    sources: Sequence[Source], folder: Path, limits: Limits | None = None, *, progress: bool = True
+) -> tuple[Source, Path]:
+    """Download one archive to `folder` from one of `sources`, and return the source and the file.
 
-    Bytes received so far are kept in `path` + `.part`, and a later call continues there. If the
-    completed file is wrong, the part may have been from another file: it is downloaded once more
-    from the start.
+    The first source is used if it will finish soon. Otherwise the speed of the others is measured
+    while it continues, and the fastest one takes over, unless the first one will finish within two
+    minutes and is not much slower. The speeds are compared again when the source becomes slower.
+    A source that fails is tried again, and others are used meanwhile.
+
+    Bytes received so far are kept in the name of the archive + `.part`: another source of the same
+    archive, and a later call, continue there. The file gets its name only when its SHA-256 is
+    correct. If it is wrong, it is downloaded again from the start, without mixing sources.
 
     Args:
-        url: Address. Redirects from https to http, or to another protocol, are refused.
-        path: File to write, in an existing folder.
-        size: Expected size in bytes.
-        sha256: Expected SHA-256 as hexadecimal digits.
-        stall_timeout: Seconds without a byte after which an attempt ends. If a busy server asks
-            for a longer pause than `pause`, it is respected up to this value.
-        slowest: Minimum speed in bytes per second. An attempt that is slower over `stall_timeout`
-            seconds ends, and one that is slower over its whole time, including the pause before it,
-            counts as failed. So every call ends, at the latest after `size / slowest` seconds and
-            the failed attempts.
-        attempts: Number of failed attempts in a row before giving up; each attempt continues where
-            the last one ended.
-        pause: Seconds to wait before another attempt, doubled after each failed one.
+        sources: Where to find the archives, in order of preference.
+        folder: Existing folder for the archive.
+        limits: When a source is too slow, and how long to measure.
         progress: Whether to show a progress bar on standard error.
 
     Raises:
-        DownloadError: If no attempt completed the file, or it is not the expected file (then the
-            part file is deleted as well).
+        DownloadError: If all sources failed; the message gives the reason for each.
         OSError: If the file cannot be written.
     """
-    part = path.with_name(path.name + ".part")
-    opener = _opener(stall_timeout, slowest, size + size // 8 + _OVERHEAD)
-    failure: Exception | None = None
-    most, failed = _size(part), 0  # bytes, and attempts since they last grew fast enough
-    ranges, restarted = True, False
-    while failed < attempts:
-        begin = time.monotonic()
-        if failure is not None:
-            time.sleep(max(pause * 2**failed, min(_requested_pause(failure), stall_timeout)))
-        failed += 1
-        try:
-            in_one_response = _continue(opener, url, part, size, stall_timeout, progress, ranges)
-        except urllib.error.HTTPError as error:
-            error.close()
-            failure = error
-            if error.code == 416:  # the part is longer than the file on the server
-                part.unlink(missing_ok=True)
-            elif error.code < 500 and error.code not in (408, 425, 429):
-                break
-        except (
-            TimeoutError,
-            urllib.error.URLError,
-            http.client.HTTPException,
-            ConnectionError,
-            ssl.SSLError,
-            ValueError,  # an invalid address or number
-        ) as error:
-            failure = error
-            ranges = ranges and not isinstance(error, _WrongRange)
-            if _is_offline(error):
-                break
-        else:
-            digest = _sha256(part)
-            if digest == sha256:
-                part.replace(path)
-                return
-            part.unlink()
-            if in_one_response or restarted:
-                raise DownloadError(
-                    f"{url} sent a wrong file of {size} bytes: SHA-256 {digest}, expected {sha256}"
-                )
-            # the part from an earlier response may be wrong
-            restarted, failure, most, failed = True, None, 0, 0
-            continue
-        gained = _size(part) - most
-        if gained > 0:  # a server that always starts over must not keep the loop running forever
-            most += gained
-            if gained >= slowest * (time.monotonic() - begin):
-                failed = 0
-    received = _size(part)
-    kept = f"; the {received} of {size} bytes that arrived are kept" if received else ""
-    raise DownloadError(f"{url}: {_reason(failure, stall_timeout)}{kept}") from failure
-
-
-def _size(part: Path) -> int:
-    """Return the size of the part file. A link is deleted, because writing to it would change
-    another file.
-    """
+    session = _Session(sources, folder, limits or Limits())
     try:
-        found = part.lstat()
-    except FileNotFoundError:
-        return 0
-    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
-        return found.st_size
-    part.unlink()
-    return 0
+        return session.run(progress)
+    finally:
+        session.close()
 
 
-def _continue(
-    opener: urllib.request.OpenerDirector,
-    url: str,
-    part: Path,
-    size: int,
-    stall_timeout: float,
-    progress: bool,
-    ranges: bool,
-) -> bool:
-    """Complete the part file; return whether all of it came in one response."""
-    from tqdm import tqdm
+class _Candidate:
+    """A source, and what is known about it."""
 
-    offset = _size(part)
-    if offset > size:
-        part.unlink()
-        offset = 0
-    if offset == size:
-        return False
-    request = urllib.request.Request(url, headers={"User-Agent": "cifar-resnet"})
-    if offset and ranges:
-        request.add_header("Range", f"bytes={offset}-")
-    with opener.open(request, timeout=stall_timeout) as response:
-        start, end = _span(response, offset if ranges else 0, size)
-        expected = response.headers.get("Content-Length", "")
-        if expected.isdecimal() and not response.chunked and int(expected) != end - start:
-            raise DownloadError(
-                f"{url} offers {int(expected) + start} bytes, but the file has {size}: "
-                "it is not the expected file"
-            )
-        offset = start
-        with (
-            part.open("ab" if offset else "wb") as file,
-            tqdm(
-                total=size,
-                initial=offset,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1000,
-                desc=part.stem,
-                disable=not progress,
-            ) as bar,
-        ):
-            while offset < end and (chunk := response.read1(min(_CHUNK, end - offset))):
-                file.write(chunk)
-                offset += len(chunk)
-                bar.update(len(chunk))
-    if offset < size:
-        raise http.client.IncompleteRead(b"", size - offset)
-    return start == 0
+    def __init__(self, source: Source, part: Part) -> None:
+        self.source = source
+        self.part = part
+        self.usable = True
+        self.ranges = True  # whether it honors requests for a range
+        self.failed = 0  # number of failed attempts in a row
+        self.failure: Exception | None = None
+        self.pause, self.retry_at = 0.0, 0.0
+        self.speed: float | None = None  # when last measured
+        self.before = 0  # bytes in the part when the attempt started
+
+    def start(self, limits: Limits, *, pure: bool) -> Transfer:
+        """Start an attempt, which continues the part if its bytes may be mixed with others."""
+        self.before = self.part.offset
+        if self.source.transfer is not None:
+            return self.source.transfer(self.source, self.part, limits)
+        mixed = pure and self.part.owner is not self
+        start = self.part.offset if self.ranges and not mixed else None
+        return HTTPTransfer(self.source, self.part, start or None, limits)
 
 
-class _WrongRange(http.client.HTTPException):
-    """The server sent a different range than requested; ranges are then no longer requested."""
+class _Session:
+    """One call of `download`."""
 
+    def __init__(self, sources: Sequence[Source], folder: Path, limits: Limits) -> None:
+        parts = {
+            source.archive: Part(folder / f"{source.archive.name}.part", source.archive.size)
+            for source in sources
+        }
+        self._folder = folder
+        self._limits = limits
+        self._tick = limits.sample / 20  # seconds between decisions
+        self._candidates = [_Candidate(source, parts[source.archive]) for source in sources]
+        self._parts = parts
+        self._running: dict[_Candidate, Transfer] = {}
+        self._current: _Candidate | None = None  # the running one whose bytes are stored
+        self._expected: float | None = None  # its speed when it was last compared
+        self._compared_at = -math.inf
+        self._pure = False  # whether the archive must come from a single source
 
-def _span(response: Any, offset: int, size: int) -> tuple[int, int]:
-    """Return where the response starts and ends in the file."""
-    if response.status != 206:
-        return 0, size  # the server sends the whole file
-    stated = response.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", stated)
-    if not found or found[3] not in ("*", str(size)):
-        raise _WrongRange(f"requested bytes {offset}-{size - 1}/{size}, got {stated!r}")
-    start, last = int(found[1]), int(found[2])
-    if start != offset or not start <= last < size:
-        raise _WrongRange(f"requested bytes {offset}-{size - 1}/{size}, got {stated!r}")
-    return start, last + 1
-
-
-def _sha256(part: Path) -> str:
-    with part.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    return digest
-
-
-def _requested_pause(failure: Exception) -> float:
-    """Return the number of seconds that a busy server asks to wait."""
-    if isinstance(failure, urllib.error.HTTPError):
-        seconds = str(failure.headers.get("Retry-After", ""))
-        if re.fullmatch("[0-9]{1,9}", seconds):
-            return float(seconds)
-    return 0.0
-
-
-def _is_offline(error: Exception) -> bool:
-    """Return whether the host name cannot be resolved, so that trying again is pointless."""
-    return isinstance(getattr(error, "reason", None), socket.gaierror)
-
-
-def _reason(failure: Exception | None, stall_timeout: float) -> str:
-    reason = getattr(failure, "reason", failure)
-    if isinstance(reason, TimeoutError):
-        return f"no data for {stall_timeout:g} seconds"
-    if isinstance(failure, http.client.IncompleteRead):
-        return "the connection ended too early"
-    return " ".join(str(reason).split())[:300]  # the server may send a long one
-
-
-# --- the connection ------------------------------------------------------------------------------
-
-
-def _opener(stall_timeout: float, slowest: float, limit: int) -> urllib.request.OpenerDirector:
-    """Return an opener that monitors its responses from the first byte of their headers."""
-
-    def answer(*args: Any, **options: Any) -> http.client.HTTPResponse:
-        response = http.client.HTTPResponse(*args, **options)
-        raw = _Watched(response.fp.detach(), stall_timeout, slowest, limit)
-        response.fp = io.BufferedReader(raw)
-        return response
-
-    class Watching(urllib.request.AbstractHTTPHandler):
-        def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
-            def connection(host: str, **settings: Any) -> Any:
-                made = http_class(host, **settings)
-                made.response_class = answer
-                return made
-
-            return super().do_open(connection, req, **options)
-
-    class HTTP(Watching, urllib.request.HTTPHandler): ...
-
-    class HTTPS(Watching, urllib.request.HTTPSHandler): ...
-
-    return urllib.request.build_opener(HTTP, HTTPS, _NoDowngrade)
-
-
-class _Watched(io.RawIOBase):
-    """Read the bytes of one response, and stop what the timeout of a socket does not stop: a server
-    that sends a byte now and then, and endless headers or trailers.
-    """
-
-    def __init__(self, raw: io.RawIOBase, window: float, slowest: float, limit: int) -> None:
-        self._raw = raw
-        self._window = window
-        self._slowest = slowest
-        self._left = limit  # bytes
-        self._since, self._arrived = time.monotonic(), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        seconds = time.monotonic() - self._since
-        if seconds >= self._window:
-            if self._arrived < self._slowest * seconds:
-                raise http.client.HTTPException(
-                    f"{self._arrived} bytes in {seconds:.3g} seconds are too slow"
-                )
-            self._since, self._arrived = time.monotonic(), 0
-        try:
-            count = self._raw.readinto(buffer) or 0
-        except (TimeoutError, ConnectionError, ssl.SSLError):
-            raise
-        except OSError as error:  # of the network, not of the disk
-            raise ConnectionError(error.errno, error.strerror or str(error)) from error
-        self._arrived += count
-        self._left -= count
-        if self._left < 0:
-            raise http.client.HTTPException("the response does not end")
-        return count
+    def run(self, progress: bool) -> tuple[Source, Path]:
+        started = time.monotonic()
+        for archive, part in self._parts.items():
+            if part.offset == part.size:  # complete, but not verified
+                owner = next(c for c in self._candidates if c.source.archive == archive)
+                if self._verify(owner, part.path, whole=False):
+                    return owner.source, self._folder / archive.name
+        with DownloadBar(progress) as bar:
+            while True:
+                if self._current is None and not self._running:
+                    self._start_next()
+                candidate = self._current
+                if candidate is None:
+                    time.sleep(self._tick)
+                elif self._step(candidate):
+                    bar.end(candidate.source, time.monotonic() - started)
+                    return candidate.source, self._folder / candidate.source.archive.name
+                if self._current is not None:
+                    bar.show(self._current.source, self._running[self._current])
+                self._compare()
 
     def close(self) -> None:
-        self._raw.close()
-        super().close()
+        for transfer in self._running.values():
+            transfer.close()
+        self._running = {}
 
+    # --- one step ---------------------------------------------------------------------------------
 
-class _NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follow redirects, except from https to http or to other protocols."""
+    def _start_next(self) -> None:
+        """Start the fastest source that is ready; one that was not measured counts as fast."""
+        usable = [candidate for candidate in self._candidates if candidate.usable]
+        if not usable:
+            raise DownloadError(self._reasons())
+        wait = min(candidate.retry_at for candidate in usable) - time.monotonic()
+        if wait > 0:
+            time.sleep(wait)
+        ready = [c for c in usable if c.retry_at <= time.monotonic()] or usable
+        best = max(ready, key=lambda c: math.inf if c.speed is None else c.speed)
+        self._running[best] = best.start(self._limits, pure=self._pure)
+        self._use(best)
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            fp.close()
-            raise DownloadError(f"{req.full_url} redirects to the unencrypted {newurl}")
-        if not newurl.startswith(("https:", "http:")):
-            fp.close()
-            raise DownloadError(f"{req.full_url} redirects to {newurl}, which is not http")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    def _use(self, candidate: _Candidate) -> None:
+        """Store the bytes of this source from now on."""
+        if self._pure and candidate.part.owner is not candidate:
+            candidate.part.reset()
+            candidate.part.owner = candidate
+        candidate.before = candidate.part.offset
+        self._current, self._expected = candidate, None
 
-    def http_error_302(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-    ) -> Any:
+    def _step(self, candidate: _Candidate) -> bool:
+        """Store what has arrived from the current source; return True when all is complete."""
+        transfer = self._running[candidate]
         try:
-            return super().http_error_302(req, fp, code, msg, headers)
-        except ValueError:  # an invalid address; the response would stay open
-            fp.close()
-            raise
+            if not transfer.step(self._tick):
+                return False
+        except (DownloadError, *NETWORK_ERRORS) as error:
+            self._fail(candidate, error)
+            return False
+        # every byte is from this attempt if there was none when it began
+        correct = self._verify(candidate, transfer.file(), whole=candidate.before == 0)
+        self._stop(candidate)
+        return correct
 
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+    def _stop(self, candidate: _Candidate) -> None:
+        if transfer := self._running.pop(candidate, None):
+            transfer.close()
+        if candidate is self._current:
+            self._current = None
+
+    def _fail(self, candidate: _Candidate, error: Exception) -> None:
+        """Note why an attempt failed, and when or whether to try again."""
+        limits, transfer = self._limits, self._running[candidate]
+        gained = candidate.part.offset - candidate.before if candidate is self._current else 0
+        # a server that is slow from attempt to attempt must not keep the loop running forever
+        enough = limits.slowest * (transfer.meter.age + candidate.pause)
+        self._stop(candidate)
+        candidate.failure = error
+        candidate.failed = 0 if gained > 0 and gained >= enough else candidate.failed + 1
+        candidate.ranges = candidate.ranges and not isinstance(error, WrongRangeError)
+        requested = min(requested_pause(error), limits.stall_timeout)
+        candidate.pause = max(limits.pause * 2**candidate.failed, requested)
+        candidate.retry_at = time.monotonic() + candidate.pause
+        if getattr(error, "code", None) == 416:  # the part is longer than the file on the server
+            self._restart(candidate.part)
+        elif is_permanent(error) or candidate.failed >= limits.attempts:
+            candidate.usable = False
+            self._log_failure(candidate, logging.INFO)
+
+    def _verify(self, candidate: _Candidate, file: Path, *, whole: bool) -> bool:
+        """Give a complete archive its name if it is correct."""
+        archive = candidate.source.archive
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+            size = os.fstat(content.fileno()).st_size
+            os.fsync(content.fileno())
+        if digest == archive.sha256:
+            file.replace(self._folder / archive.name)
+            return True
+        if whole or self._pure:
+            candidate.usable = False
+            candidate.failure = DownloadError(
+                f"{candidate.source.url} sent a wrong file of {size} bytes: "
+                f"SHA-256 {digest}, expected {archive.sha256}"
+            )
+            self._log_failure(candidate, logging.WARNING)
+        else:
+            self._pure = True  # the first bytes may be those of another file or source
+        self._restart(candidate.part)
+        candidate.part.owner = candidate
+        return False
+
+    def _restart(self, part: Part) -> None:
+        """Drop a part, and the transfers that continue it."""
+        part.reset()
+        for candidate in list(self._running):
+            if candidate.part is part:
+                self._stop(candidate)
+
+    # --- comparing speeds -------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        """Start or finish the measurement of the other sources, if there is a reason."""
+        samples = [candidate for candidate in self._running if candidate is not self._current]
+        for candidate in samples:
+            failure = self._running[candidate].failure
+            if isinstance(failure, (DownloadError, *NETWORK_ERRORS)):
+                self._fail(candidate, failure)
+        if not samples:
+            if self._current is not None and self._is_comparison_due(self._current):
+                self._sample_others()
+            return
+        samples = [candidate for candidate in samples if candidate in self._running]
+        if self._is_decided(samples):
+            self._choose()
+
+    def _is_comparison_due(self, current: _Candidate) -> bool:
+        limits, transfer = self._limits, self._running[current]
+        if min(transfer.meter.age, time.monotonic() - self._compared_at) < limits.sample:
+            return False
+        if self._seconds_left(current) <= limits.soon:
+            return False
+        return not self._expected or transfer.meter.speed() < self._expected / limits.ratio
+
+    def _sample_others(self) -> None:
+        now = self._compared_at = time.monotonic()
+        for candidate in self._candidates:
+            ready = candidate.usable and candidate.retry_at <= now
+            if ready and candidate is not self._current:
+                self._running[candidate] = candidate.start(self._limits, pure=self._pure)
+
+    def _is_decided(self, samples: list[_Candidate]) -> bool:
+        """Return whether all sources are measured, or a fast one was found, or it takes too long.
+
+        If all are slow, there is more time for a source that takes long to start.
+        """
+        limits = self._limits
+        meters = [self._running[candidate].meter for candidate in samples]
+        measured = [meter.is_idle or meter.seconds >= limits.sample for meter in meters]
+        if all(measured):
+            return True
+        for candidate, meter in zip(samples, meters, strict=True):
+            short = meter.is_idle or meter.seconds >= limits.sample / 4
+            if short and self._seconds_left(candidate) <= limits.soon:
+                return True
+        least = min(map(self._seconds_left, self._running))
+        patience = 2 if least <= limits.enough else 5
+        return time.monotonic() - self._compared_at >= patience * limits.sample
+
+    def _choose(self) -> None:
+        """Continue with the current source if it is fast enough, otherwise with the fastest."""
+        limits, current = self._limits, self._current
+        seconds = {candidate: self._seconds_left(candidate) for candidate in self._running}
+        fastest = min(seconds, key=lambda c: (seconds[c], c is not current))
+        if current is not None:
+            ratio = limits.ratio if seconds[current] <= limits.enough else 1.1
+            if seconds[current] <= ratio * seconds[fastest]:
+                fastest = current
+        waited = time.monotonic() - self._compared_at
+        for candidate in seconds:
+            meter = self._running[candidate].meter
+            candidate.speed = meter.speed()
+            if meter.first is None and waited >= 2 * limits.sample:
+                self._fail(candidate, TimeoutError(f"no data for {meter.age:.2g} seconds"))
+            elif candidate is not fastest:
+                self._stop(candidate)
+        self._compared_at = time.monotonic()
+        if fastest not in self._running:
+            return
+        if fastest is not current:
+            _log.info("Downloading from %s, which is faster", fastest.source.name)
+            self._use(fastest)
+        self._expected = fastest.speed
+
+    def _seconds_left(self, candidate: _Candidate) -> float:
+        transfer = self._running[candidate]
+        speed = transfer.meter.speed()
+        return transfer.left() / speed if speed else math.inf
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _reasons(self) -> str:
+        lines = [f"- {c.source.name}: {self._reason(c)}" for c in self._candidates]
+        for part in self._parts.values():
+            if part.offset:
+                lines.append(f"The {part.offset} of {part.size} bytes that arrived are kept.")
+        return "\n".join(lines)
+
+    def _log_failure(self, candidate: _Candidate, level: int) -> None:
+        name, archive = candidate.source.name, candidate.source.archive.name
+        _log.log(level, "%s from %s failed: %s", archive, name, self._reason(candidate))
+
+    def _reason(self, candidate: _Candidate) -> str:
+        failure = candidate.failure
+        if isinstance(failure, DownloadError):
+            return str(failure)
+        return f"{candidate.source.url}: {explained(failure, self._limits.stall_timeout)}"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_resnet.data import cifar10
+from cifar_resnet.data.verified import Verified
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -81,19 +82,25 @@ def open_file(path: Path, remedy: str) -> Iterator[io.BufferedReader]:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}. {remedy}") from error
 
 
-def _verified(content: Buffer, name: str, origin: Path, remedy: str) -> NDArray[np.uint8]:
-    """Return `content` as the records of batch `name` if its SHA-256 is the official one."""
+def _verified(
+    content: Buffer, name: str, origin: Path, remedy: str, *, known: bool = False
+) -> NDArray[np.uint8]:
+    """Return `content` as the records of batch `name` if its SHA-256 is the official one.
+
+    If `known` is True, the file was verified before and has not changed.
+    """
     content = memoryview(content).cast("B")
     if content.nbytes != RECORDS_BYTES:
         raise DatasetError(
             f"{origin} has {content.nbytes} bytes of records, but {name} has {RECORDS_BYTES}. "
             f"{remedy}"
         )
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != cifar10.RECORDS_SHA256[name]:
+    expected = cifar10.RECORDS_SHA256[name]
+    digest = expected if known else hashlib.sha256(content).hexdigest()
+    if digest != expected:
         raise DatasetError(
             f"{origin} is not the official CIFAR-10: the SHA-256 of its records is {digest}, "
-            f"expected {cifar10.RECORDS_SHA256[name]}. {remedy}"
+            f"expected {expected}. {remedy}"
         )
     return np.frombuffer(content, dtype=np.uint8).reshape(cifar10.BATCH_SIZE, cifar10.RECORD_BYTES)
 
@@ -101,23 +108,32 @@ def _verified(content: Buffer, name: str, origin: Path, remedy: str) -> NDArray[
 # --- single files --------------------------------------------------------------------------------
 
 
-def read_binary_file(path: Path, name: str, remedy: str) -> NDArray[np.uint8]:
+def read_binary_file(path: Path, name: str, remedy: str, seen: Verified) -> NDArray[np.uint8]:
     """Read batch `name` from a file of the official binary version."""
-    with open_file(path, remedy) as file:
-        return _verified(file.read(), name, path, remedy)
+    with (
+        open_file(path, remedy) as file,
+        seen.reading(file, path.name, cifar10.RECORDS_SHA256[name]) as known,
+    ):
+        return _verified(file.read(), name, path, remedy, known=known)
 
 
-def read_pickle_file(path: Path, name: str, remedy: str) -> NDArray[np.uint8]:
-    """Read batch `name` from a file of the official python version."""
-    with open_file(path, remedy) as file:
+def read_pickle_file(path: Path, name: str, remedy: str, seen: Verified) -> NDArray[np.uint8]:
+    """Read batch `name` from a file of the official python version.
+
+    The MD5 is checked in any case, because a file of another origin could contain code.
+    """
+    with (
+        open_file(path, remedy) as file,
+        seen.reading(file, path.name, cifar10.RECORDS_SHA256[name]) as known,
+    ):
         content = file.read()
-    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if digest != cifar10.PICKLE_MD5[name]:
-        raise DatasetError(
-            f"{path} is not the official CIFAR-10 file (MD5 {digest}, expected "
-            f"{cifar10.PICKLE_MD5[name]}), so it was not unpickled. {remedy}"
-        )
-    return _verified(_unpickled_records(content), name, path, remedy)
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if digest != cifar10.PICKLE_MD5[name]:
+            raise DatasetError(
+                f"{path} is not the official CIFAR-10 file (MD5 {digest}, expected "
+                f"{cifar10.PICKLE_MD5[name]}), so it was not unpickled. {remedy}"
+            )
+        return _verified(_unpickled_records(content), name, path, remedy, known=known)
 
 
 def _unpickled_records(content: bytes) -> memoryview:
