@@ -221,7 +221,8 @@ class _KeepWhole(TorchFunctionMode):
     """Records some functions as a whole, because their parts hide what they do.
 
     Circular padding is made of copies, so the pattern of units would end at the border. Causal
-    attention depends on the values of a mask. `item` and similar methods extract values.
+    attention depends on the values of a mask. The views that shuffle pixels leave open which
+    dimensions of size 1 are rows and columns. `item` and similar methods extract values.
     """
 
     def __init__(self, recorder: _Recorder) -> None:
@@ -238,6 +239,8 @@ class _KeepWhole(TorchFunctionMode):
             self._recorder.record_reading(args[0], func.__name__)
         if func is torch.nn.functional.scaled_dot_product_attention:
             op = _aten.scaled_dot_product_attention.default
+        elif func in _SHUFFLES:
+            op = _SHUFFLES[func]
         elif func is torch.nn.functional.pad:
             named = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
             if named.get("mode") == "circular":
@@ -266,6 +269,12 @@ _IN_PLACE_VIEWS = {
     _aten.t_.default: _aten.t.default,
     _aten.transpose_.default: _aten.transpose.int,
     _aten.unsqueeze_.default: _aten.unsqueeze.default,
+}
+
+_SHUFFLES = {
+    torch.channel_shuffle: _aten.channel_shuffle.default,
+    torch.pixel_shuffle: _aten.pixel_shuffle.default,
+    torch.pixel_unshuffle: _aten.pixel_unshuffle.default,
 }
 
 # `bool` is missing on purpose: it chooses a branch, and the branch taken is followed.
