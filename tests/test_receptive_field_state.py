@@ -11,7 +11,7 @@ from helpers import Net
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from cifar_resnet import receptive_field
+from cifar_resnet import check_receptive_field, receptive_field
 
 SIZE = (1, 2, 8)
 
@@ -186,7 +186,7 @@ def test_a_tensor_that_cannot_be_removed_is_reported() -> None:
         receptive_field(Net(run), SIZE)
 
 
-@pytest.mark.parametrize("analyze", [receptive_field])
+@pytest.mark.parametrize("analyze", [receptive_field, check_receptive_field])
 @pytest.mark.parametrize("needs_values", [False, True])
 def test_inputs_are_not_modified(analyze, needs_values: bool) -> None:
     def run(net: nn.Module, x: Tensor, more: dict[str, list[Tensor]]) -> Tensor:

@@ -121,11 +121,11 @@ class _Recorder(TorchDispatchMode):
 
     def layer_of(self, error: BaseException) -> str:
         """Return the name of the layer that raised an error; "" for the model itself."""
-        failed, self._failed = self._failed, None  # the error refers to the frames of the run
-        return failed[1] if failed and failed[0] is error else ""
+        return self._failed[1] if self._failed and self._failed[0] is error else ""
 
     def fakes(self) -> list[Tensor]:
-        """Return the tensors without values that are still alive."""
+        """Return the tensors without values that are still alive after the run."""
+        self._failed = None  # the error refers to the frames of the run
         return [tensor for tensor in self._indices if isinstance(tensor, FakeTensor)]
 
     def ref(self, tensor: Tensor, *, with_values: bool = False) -> Ref:
