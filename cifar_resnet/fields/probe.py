@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from cifar_resnet.arguments import integer
+from cifar_resnet.fields.algorithms import plain_algorithms
 from cifar_resnet.fields.analysis import receptive_field
 from cifar_resnet.fields.arguments import followed_dims, model_inputs
 from cifar_resnet.fields.borders import check_beyond_borders
@@ -22,7 +23,6 @@ from cifar_resnet.fields.experiments import (
     Found,
     Key,
     Watched,
-    plain_algorithms,
     tensors_in,
 )
 from cifar_resnet.fields.mismatch import ReceptiveFieldMismatchError, listed
