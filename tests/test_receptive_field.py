@@ -6,6 +6,7 @@ file of their own.
 
 import copy
 import json
+import math
 import random
 from fractions import Fraction
 
@@ -619,6 +620,20 @@ def test_the_table_shows_what_changes() -> None:
     ]
 
 
+def test_a_layer_with_an_empty_output_is_listed() -> None:
+    network = Net(lambda m, x: (m.a(x), m.none(m.a(x)[..., :0])), a=conv(3), none=nn.ReLU())
+    fields = receptive_field(network, (1, 2, 16))
+    assert fields["none"].unit_shape == (0,)
+    assert fields["none"].size == (0,)
+    assert math.isnan(fields["none"].start[0])
+    assert "none" in fields.table(every_layer=True)
+    assert fields.to_dict()["none"]["size"] == [0]
+    assert fields.first_to_see_all is None
+    with pytest.raises(IndexError, match=r"'none' has no units: .*\(1, 2, 0\) is empty"):
+        fields["none"].region()
+    check_receptive_field(network, (1, 2, 16))
+
+
 def test_the_full_table_markdown_and_dictionary() -> None:
     fields = receptive_field(CustomResNet(width=4), (1, 3, 32, 32))
     assert len(fields.table(every_layer=True).splitlines()) == len(fields) + 2
@@ -778,5 +793,3 @@ def test_the_probe_explains_what_it_cannot_do() -> None:
         check_receptive_field(network, (2, 2, 16))
     with pytest.raises(ValueError, match="NaN without the probe"):
         check_receptive_field(Net(lambda m, x: m.a(x / 0.0 - x / 0.0), a=conv(3)), (1, 2, 16))
-    with pytest.raises(ValueError, match="does not have the batch as its first dimension"):
-        check_receptive_field(Net(lambda m, x: x.permute(2, 0, 1)), (1, 2, 16))

@@ -555,7 +555,7 @@ def test_a_rule_may_be_a_function() -> None:
 
 
 def test_the_probe_reports_a_unit_that_depends_on_nothing() -> None:
-    network = Function(lambda x: x.nan_to_num(0.0))
+    network = Function(lambda x: (0 * x).nan_to_num())  # neither NaN nor a change passes
     with pytest.raises(ReceptiveFieldMismatchError, match="according to the experiment on nothing"):
         check_receptive_field(network, SIZE)
 

@@ -1,45 +1,39 @@
-"""`check_receptive_field`: verify the analysis by setting rows of an image to NaN.
+"""`check_receptive_field`: verify the analysis by experiments.
 
-This check is independent: it runs the model, and uses neither the trace nor the rules.
+The experiments are independent: they run the model, and use neither the trace nor the rules.
 """
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch.utils._pytree import tree_map_only
 
 from cifar_resnet.arguments import integer
+from cifar_resnet.fields.algorithms import plain_algorithms
 from cifar_resnet.fields.analysis import receptive_field
 from cifar_resnet.fields.arguments import followed_dims, model_inputs
+from cifar_resnet.fields.borders import check_beyond_borders
+from cifar_resnet.fields.experiments import (
+    Experiments,
+    Found,
+    Key,
+    Watched,
+    tensors_in,
+)
+from cifar_resnet.fields.mismatch import ReceptiveFieldMismatchError, listed
 from cifar_resnet.fields.positions.terms import MAX_SET_LENGTH
 from cifar_resnet.fields.records import LayerField
-from cifar_resnet.model_state import (
-    in_this_thread,
-    preserve_state,
-    process_settings,
-    unwrap_compiled,
-)
+from cifar_resnet.model_state import preserve_state, unwrap_compiled
 
 __all__ = ["ProbeReport", "ReceptiveFieldMismatchError", "check_receptive_field"]
 
 
-_Key = tuple[str, str]  # "layer" or "output", and its name
-
-
-class ReceptiveFieldMismatchError(AssertionError):
-    """Raised if the analysis and the experiment disagree about a layer."""
+_SPOT_ROWS = 16  # rows that are changed even if NaN and the analysis agree
 
 
 @dataclass(frozen=True)
@@ -52,19 +46,32 @@ class ProbeReport:
             sees, and layers whose output does not have the batch as its first dimension.
         positions: Number of positions probed along each axis.
         lengths: Length of each axis.
+        by_nan: Number of positions, over all units and outputs, for which NaN and the analysis
+            agree.
+        by_change: Number of positions that finite changes decided, because NaN could not.
+        beyond_borders: Names of the outputs whose sizes, jumps, starts and paddings were verified
+            on larger inputs.
     """
 
     compared: tuple[str, ...]
     not_compared: tuple[str, ...]
     positions: tuple[int, ...]
     lengths: tuple[int, ...]
+    by_nan: int = 0
+    by_change: int = 0
+    beyond_borders: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         probed = " x ".join(
             f"{probed} of {length}"
             for probed, length in zip(self.positions, self.lengths, strict=True)
         )
-        return f"{len(self.compared)} outputs agree in every unit; rows probed: {probed}"
+        agree = f"{len(self.compared)} outputs agree in every unit; rows probed: {probed}"
+        if not self.by_change:
+            return agree
+        return (
+            f"{agree}; positions decided by NaN: {self.by_nan}, by finite changes: {self.by_change}"
+        )
 
 
 def check_receptive_field(
@@ -85,8 +92,14 @@ def check_receptive_field(
     where the gradient can be zero although the unit depends on the row. All units of all layer
     outputs are compared with the analysis as sets of rows, not only by their size.
 
-    The experiment has three limits: weights of zero count as read, it does not see through
-    `torch.where` and `nan_to_num`, and the model must process samples independently.
+    Where NaN and the analysis disagree, as in causal attention (0 times NaN is NaN), sorting, or
+    `nan_to_num`, a second experiment changes rows by finite amounts of several signs and
+    magnitudes, in double precision if the model can be copied. Neither experiment is given more
+    than one sample at a time where the model mixes samples or allows a batch of 1 only.
+
+    Sizes, jumps, starts and paddings are compared with those on larger inputs, where no border
+    clips the fields, for all layers that the model reaches there. The experiments have one limit:
+    weights of zero count as read.
 
     Args:
         model: The network.
@@ -105,10 +118,10 @@ def check_receptive_field(
 
     Raises:
         ReceptiveFieldMismatchError: If the results for a layer differ. The message names the first
-            such layer, a unit, and both results.
+            such layer, a unit, and both results. Both experiments support what it says.
         TypeError: If `model` is not a module, or another argument has the wrong type.
         ValueError: If an argument is out of range, the model fails on this input, or its output is
-            NaN without the probe.
+            NaN without the probe or cannot be read in an experiment.
 
     Examples:
         >>> from cifar_resnet import CustomResNet, check_receptive_field
@@ -134,29 +147,35 @@ def check_receptive_field(
         arguments[source] = noise.to(probed)
     dims = followed_dims(probed.shape, spatial_dims)
     rows = [_spaced_evenly(probed.shape[dim], positions) for dim in dims]
-    unreadable: set[_Key] = set()  # without a tensor of the record's shape for each sample
-    records: dict[_Key, LayerField] = {("layer", name): record for name, record in fields.items()}
+    records: dict[Key, LayerField] = {
+        ("layer", name): record for name, record in fields.items() if record.is_module
+    }
     records |= {("layer", name): record for name, record in fields.blocks.items()}
     records |= {("output", name): record for name, record in fields.outputs.items()}
-    with preserve_state(model), _plain_algorithms(), torch.no_grad():
+    watched = {key: Watched(record.shape, record.unit_dims) for key, record in records.items()}
+    tally = _Tally()
+    with preserve_state(model), plain_algorithms(), torch.no_grad():
         _check_finite(model, arguments)
+        experiments = Experiments(model, arguments, source, watched)
         for axis, dim in enumerate(dims):
-            answers: dict[_Key, list[Tensor]] = {}
-            for chunk in rows[axis].split(batch_size):
-                _probe(model, arguments, source, dim, chunk, records, answers, unreadable)
-            for key, record in records.items():
-                if key in answers:
-                    _compare(record, axis, rows[axis], torch.cat(answers[key]))
-    compared = [key[1] for key in records if key in answers]
-    missing = [key for key in records if key not in answers]
-    if any(kind == "output" for kind, _ in (*missing, *unreadable)):
-        raise ValueError(
-            f"The output of shape {fields.output.shape} does not have the batch as its first "
-            "dimension, so the probe cannot separate the samples. Wrap the model so that it does."
-        )
-    not_compared = [name for _, name in missing if name not in fields.blocks]
+            _check_axis(experiments, records, axis, dim, rows[axis], batch_size, tally)
+        compared = [key for key in records if key not in tally.missing]
+        if any(kind == "output" for kind, _ in tally.missing):
+            raise ValueError(
+                f"The output of shape {fields.output.shape} cannot be read in an experiment, even "
+                f"with one sample at a time. The last error was: {experiments.error}"
+            ) from experiments.error
+        beyond = check_beyond_borders(model, arguments, source, dims, records, batch_size)
+    functions = [name for name, record in fields.items() if not record.is_module]
+    missing = [name for _, name in tally.missing if name not in fields.blocks]
     return ProbeReport(
-        tuple(compared), tuple(not_compared), tuple(map(len, rows)), fields.input_lengths
+        tuple(name for _, name in compared),
+        (*functions, *missing),
+        tuple(map(len, rows)),
+        fields.input_lengths,
+        tally.by_nan,
+        tally.by_change,
+        tuple(name for _, name in beyond),
     )
 
 
@@ -167,32 +186,8 @@ def _spaced_evenly(length: int, number: int | None) -> Tensor:
     return rows
 
 
-@contextlib.contextmanager
-def _plain_algorithms() -> Iterator[None]:
-    """Switch off kernels that would let NaN spread too far or not far enough.
-
-    Winograd and Fourier convolutions mix the elements of a tile. Fused attention skips some: a
-    query that is NaN does not reach its output.
-    """
-    with process_settings, warnings.catch_warnings():
-        fast_path = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
-            warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
-            with (
-                torch.backends.mkldnn.flags(enabled=False),
-                torch.backends.nnpack.flags(enabled=False),
-                torch.backends.cudnn.flags(enabled=False),
-                sdpa_kernel(SDPBackend.MATH),
-            ):
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
 def _check_finite(model: nn.Module, arguments: Sequence[Any]) -> None:
-    for output in _tensors(model(*arguments)):
+    for output in tensors_in(model(*tree_map_only(Tensor, torch.clone, list(arguments)))):
         if output.is_floating_point() and bool(output.isnan().any()):
             raise ValueError(
                 "The model's output is NaN without the probe. Pass inputs= for which it is a "
@@ -200,113 +195,124 @@ def _check_finite(model: nn.Module, arguments: Sequence[Any]) -> None:
             )
 
 
-def _probe(
-    model: nn.Module,
-    arguments: Sequence[Any],
-    source: int,
+class _Tally:
+    """How many positions of how many units each experiment has decided."""
+
+    def __init__(self) -> None:
+        self.by_nan = 0
+        self.by_change = 0
+        self.missing: dict[Key, None] = {}  # outputs that no experiment could read
+
+
+def _check_axis(
+    experiments: Experiments,
+    records: Mapping[Key, LayerField],
+    axis: int,
     dim: int,
     rows: Tensor,
-    records: Mapping[_Key, LayerField],
-    answers: dict[_Key, list[Tensor]],
-    unreadable: set[_Key],
+    batch_size: int,
+    tally: _Tally,
 ) -> None:
-    """Run a batch whose sample i has NaN in rows[i], and note which units are NaN."""
-    number = len(rows)
-    batch = [
-        x.repeat(number, *[1] * (x.dim() - 1)) if isinstance(x, Tensor) and x.dim() else x
-        for x in arguments
-    ]
-    for sample, row in enumerate(rows.tolist()):
-        batch[source][sample].select(dim - 1, row).fill_(torch.nan)
+    """Compare all records with the experiments along one axis.
 
-    def note(key: _Key, value: Any) -> None:
-        if key not in records:
-            return
-        record = records[key]
-        for output in _tensors(value):  # the first with the record's shape for each sample
-            if output.shape[1:] == record.shape[1:] and len(output) == number * record.shape[0]:
-                samples = output.detach().isnan().reshape(number, *record.shape)
-                others = [d + 1 for d in range(len(record.shape)) if d not in record.unit_dims]
-                found = samples.any(dim=others) if others else samples
-                answers.setdefault(key, []).append(found.cpu())
-                return
-        unreadable.add(key)
-
-    with _layer_outputs(model, note):
-        outputs = model(*batch)
-    if is_dataclass(outputs):
-        outputs = vars(outputs)
-    if isinstance(outputs, list | tuple):
-        outputs = dict(enumerate(outputs))
-    for name, value in (outputs if isinstance(outputs, Mapping) else {"output": outputs}).items():
-        note(("output", str(name)), value)
+    Where NaN and the analysis disagree, finite changes of several signs and magnitudes are tried.
+    One is tried everywhere, on a few rows, as NaN and the analysis may miss the same dependency.
+    What then disagrees is run again sample by sample, as the model may mix samples.
+    """
+    results = _experiment(experiments, records, axis, dim, rows, batch_size)
+    if batch_size > 1:
+        again = [key for key in records if key not in results or results[key][0] is not None]
+        if again:
+            some = {key: records[key] for key in again}
+            results |= _experiment(experiments, some, axis, dim, rows, 1)
+    for key in records:
+        if key not in results:
+            tally.missing[key] = None
+            continue
+        wrong, by_nan, by_change = results[key]
+        if wrong is not None:
+            raise wrong
+        tally.by_nan += by_nan
+        tally.by_change += by_change
 
 
-@contextlib.contextmanager
-def _layer_outputs(model: nn.Module, note: Callable[[_Key, Any], None]) -> Iterator[None]:
-    """Pass the output of every submodule's call to a function, by its name."""
-    names = {module: name for name, module in model.named_modules() if name}
-    calls: Counter[nn.Module] = Counter()
-    numbers: list[int] = []
-
-    def enter(module: nn.Module, args: Any) -> None:
-        if module in names:
-            calls[module] += 1
-            numbers.append(calls[module])
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if module in names:
-            number = numbers.pop()
-            name = names[module] if number == 1 else f"{names[module]}#{number}"
-            if output is not None:  # else it has raised an error
-                note(("layer", name), output)
-
-    handles = [
-        register_module_forward_pre_hook(in_this_thread(enter)),
-        register_module_forward_hook(in_this_thread(leave), always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+_Result = tuple[ReceptiveFieldMismatchError | None, int, int]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _tensors(inner)
+def _experiment(
+    experiments: Experiments,
+    records: Mapping[Key, LayerField],
+    axis: int,
+    dim: int,
+    rows: Tensor,
+    batch_size: int,
+) -> dict[Key, _Result]:
+    """Return for each record the error, if any, and the positions that each experiment decided."""
+    nan = experiments.by_nan(dim, rows, batch_size)
+    expected = {key: record.seen(axis)[rows] for key, record in records.items()}
+    changed: Found = {}
+
+    def change(at: Tensor, trial: int) -> None:
+        for key, units in experiments.by_change(dim, rows[at], batch_size, trial).items():
+            if key in expected:
+                changed.setdefault(key, torch.zeros_like(expected[key]))[at] |= units
+
+    some = _SPOT_ROWS if nan.keys() >= records.keys() else None
+    change(_spaced_evenly(len(rows), some), 0)
+    for trial in range(experiments.trials):
+        doubtful = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
+        for key in changed:
+            if not _is_long(records[key], axis):
+                open_ = (nan[key] != expected[key]) if key in nan else expected[key]
+                doubtful |= (open_ & ~changed[key]).reshape(len(rows), -1).any(1)
+        if not doubtful.any():
+            break
+        change(doubtful.nonzero().flatten(), trial)
+    return {
+        key: _compare(records[key], axis, rows, expected[key], nan.get(key), changed.get(key))
+        for key in records
+        if key in nan or key in changed
+    }
 
 
-def _compare(record: LayerField, axis: int, rows: Tensor, found: Tensor) -> None:
-    expected = record.seen(axis)[rows]
-    if record.input_lengths[axis] > MAX_SET_LENGTH:  # only the first and the last are known
+def _is_long(record: LayerField, axis: int) -> bool:
+    return record.input_lengths[axis] > MAX_SET_LENGTH
+
+
+def _compare(
+    record: LayerField,
+    axis: int,
+    rows: Tensor,
+    expected: Tensor,
+    nan: Tensor | None,
+    changed: Tensor | None,
+) -> _Result:
+    """Compare the analysis with what became NaN and what changed, (rows, *unit_shape) each.
+
+    A change that the analysis excludes refutes it. A row that turns a unit NaN but does not change
+    it counts as not read if the analysis says so, as with 0 * NaN.
+    """
+    if nan is None:
+        found = changed
+    elif changed is None:
+        found = nan
+    else:
+        found = changed | (nan & expected)
+    assert found is not None
+    if _is_long(record, axis):  # only the first and the last are known
         if len(rows) == record.input_lengths[axis]:  # fill the holes between them
             after = found.flip(0).int().cummax(0).values.flip(0)
             found = (found.int().cummax(0).values * after).bool()
         else:
             expected = expected & found  # a row that was probed may lie in a hole
     if torch.equal(expected, found):
-        return
+        agreed = int((nan == expected).sum()) if nan is not None else 0
+        return None, agreed, expected.numel() - agreed
     unit = tuple((expected != found).any(0).nonzero()[0].tolist())
-    answers = [_listed(rows[seen[:, *unit]].tolist()) for seen in (expected, found)]
-    raise ReceptiveFieldMismatchError(
+    answers = [listed(rows[seen[:, *unit]].tolist()) for seen in (expected, found)]
+    error = ReceptiveFieldMismatchError(
         f"Layer {record.name!r}, unit {unit}, axis {axis}: according to the analysis it depends on "
         f"{answers[0]}, according to the experiment on {answers[1]} (of {len(rows)} positions "
         "probed)."
     )
-
-
-def _listed(rows: Sequence[int]) -> str:
-    if not rows:
-        return "nothing"
-    if len(rows) == rows[-1] - rows[0] + 1:
-        return f"{rows[0]} to {rows[-1]}"
-    return ", ".join(map(str, rows[:20])) + (", ..." if len(rows) > 20 else "")
+    return error, 0, 0

@@ -240,14 +240,22 @@ class LayerField:
             raise IndexError(message)
         term = self._sets[axis].to_single_term(self.unit_dims)
         shape = [size if dim in self.unit_dims else 1 for dim, size in enumerate(self.shape)]
-        seen = term.seen.expand(-1, *shape).reshape(-1, *self.unit_shape)
+        seen = term.seen.expand(-1, *shape).reshape(len(term.seen), *self.unit_shape)
         if seen.dtype == torch.uint8:
             return seen.bool()
         positions = torch.arange(self.input_lengths[axis], device="cpu")
         positions = positions.view(-1, *[1] * len(self.unit_shape))
         return (positions >= -seen[0]) & (positions <= seen[1])
 
+    def dims_along(self, axis: int) -> tuple[int, ...]:
+        """Return the dimensions of the output that run along an axis of the input."""
+        return self._sets[axis].unit_dims
+
     def _index_by_dim(self, unit: Sequence[int] | None) -> dict[int, int]:
+        if unit is None and 0 in self.unit_shape:
+            raise IndexError(
+                f"Layer {self.name!r} has no units: its output of shape {self.shape} is empty."
+            )
         if unit is None:
             return dict(zip(self.unit_dims, self.middle, strict=True))
         indices = tuple(unit) if isinstance(unit, Iterable) else (None,)
@@ -264,6 +272,18 @@ class LayerField:
 
     def _axis(self, axis: int) -> AxisField:
         sets = self._sets[axis]
+        if 0 in self.unit_shape:  # an empty output, as of a slice that selects nothing
+            return AxisField(
+                size=0,
+                jump=sets.jump,
+                start=math.nan,
+                padding=0,
+                coverage=None,
+                uniform=True,
+                is_global=sets.is_global,
+                merged_at=sets.merged_at,
+                sees_all=False,
+            )
         # The extent of all units, as if there were no borders. Of the middle unit also what it
         # really reads, because coverage and `sees_all` depend on the borders.
         bounds = sets.extent()

@@ -21,15 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from cifar_resnet.fields.leftovers import Caches
 from cifar_resnet.fields.steps import Call, LayerCall, LayerExit, Ref, Step, Trace, ValueRead
 from cifar_resnet.model_state import in_this_thread, preserve_state, process_settings
 
@@ -51,20 +53,28 @@ def trace(model: nn.Module, inputs: Sequence[Any], *, on_values: bool | None = N
         on_values: Whether to run on real tensors. If None, use fake ones unless the model needs
             values.
     """
-    if on_values is not None:
-        return _trace(model, inputs, on_values)
+    if on_values:
+        return _trace(_Recorder(model, True), inputs)
+    recorder = _Recorder(model, False)
+    caches = Caches(model)
+    run = None
     try:
-        return _trace(model, inputs, False)
+        run = _trace(recorder, inputs)
     except TraceError:  # the model may need values; if it is broken, it fails again
-        return _trace(model, inputs, True)
+        if on_values is False:
+            raise
+    finally:
+        caches.remove(recorder.fakes)
+    return run or _trace(_Recorder(model, True), inputs)
 
 
-def _trace(model: nn.Module, inputs: Sequence[Any], on_values: bool) -> Trace:
+def _trace(recorder: _Recorder, inputs: Sequence[Any]) -> Trace:
+    model, on_values = recorder.root.module, recorder.on_values
     fake = contextlib.nullcontext() if on_values else FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = _Recorder(model, on_values)
     with preserve_state(model), _without_fused_kernels(), torch.no_grad(), fake as mode:
-        if mode is not None:
-            inputs = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs]
+        # copies, as the model may write to them
+        copy = Tensor.clone if mode is None else mode.from_tensor
+        inputs = tree_map_only(Tensor, copy, list(inputs))
         refs = tuple(recorder.ref(x) if isinstance(x, Tensor) else None for x in inputs)
         with recorder, _KeepWhole(recorder), recorder.watch_layers():
             try:
@@ -100,7 +110,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.root = LayerCall("", model, 1)
-        self._on_values = on_values
+        self.on_values = on_values
         self._names = {module: name for name, module in model.named_modules() if name}
         self._numbers: Counter[nn.Module] = Counter()
         self._stack = [self.root]
@@ -113,13 +123,18 @@ class _Recorder(TorchDispatchMode):
         """Return the name of the layer that raised an error; "" for the model itself."""
         return self._failed[1] if self._failed and self._failed[0] is error else ""
 
+    def fakes(self) -> list[Tensor]:
+        """Return the tensors without values that are still alive after the run."""
+        self._failed = None  # the error refers to the frames of the run
+        return [tensor for tensor in self._indices if isinstance(tensor, FakeTensor)]
+
     def ref(self, tensor: Tensor, *, with_values: bool = False) -> Ref:
         index = self._indices.get(tensor)
         if index is None:
             index = self._indices[tensor] = self._count
             self._count += 1  # not len(_indices): entries of tensors that are freed disappear
         values = None
-        if with_values and self._on_values and not tensor.is_floating_point():
+        if with_values and self.on_values and not tensor.is_floating_point():
             values = tensor.detach().cpu().clone()  # the model may write to it later
         shape = tuple(int(size) for size in tensor.shape)
         strides = tensor.stride() if tensor.layout == torch.strided else ()
@@ -221,7 +236,8 @@ class _KeepWhole(TorchFunctionMode):
     """Records some functions as a whole, because their parts hide what they do.
 
     Circular padding is made of copies, so the pattern of units would end at the border. Causal
-    attention depends on the values of a mask. `item` and similar methods extract values.
+    attention depends on the values of a mask. The views that shuffle pixels leave open which
+    dimensions of size 1 are rows and columns. `item` and similar methods extract values.
     """
 
     def __init__(self, recorder: _Recorder) -> None:
@@ -238,6 +254,8 @@ class _KeepWhole(TorchFunctionMode):
             self._recorder.record_reading(args[0], func.__name__)
         if func is torch.nn.functional.scaled_dot_product_attention:
             op = _aten.scaled_dot_product_attention.default
+        elif func in _SHUFFLES:
+            op = _SHUFFLES[func]
         elif func is torch.nn.functional.pad:
             named = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
             if named.get("mode") == "circular":
@@ -266,6 +284,12 @@ _IN_PLACE_VIEWS = {
     _aten.t_.default: _aten.t.default,
     _aten.transpose_.default: _aten.transpose.int,
     _aten.unsqueeze_.default: _aten.unsqueeze.default,
+}
+
+_SHUFFLES = {
+    torch.channel_shuffle: _aten.channel_shuffle.default,
+    torch.pixel_shuffle: _aten.pixel_shuffle.default,
+    torch.pixel_unshuffle: _aten.pixel_unshuffle.default,
 }
 
 # `bool` is missing on purpose: it chooses a branch, and the branch taken is followed.

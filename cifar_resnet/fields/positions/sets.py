@@ -10,7 +10,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from cifar_resnet.fields.positions.reshaping import reshape_term
+from cifar_resnet.fields.positions.reshaping import Group, reshape_term
 from cifar_resnet.fields.positions.taps import Taps
 from cifar_resnet.fields.positions.terms import (
     EMPTY,
@@ -114,20 +114,20 @@ class PositionSets:
                 lambda x, wide=wide: x.amax(axes, keepdim=True) if wide else x  # type: ignore[misc]
             )
             pitch = [
-                IRREGULAR if dim in dims and old is not None else old
-                for dim, old in enumerate(term.pitch)
+                IRREGULAR if dim in dims and old else old for dim, old in enumerate(term.pitch)
             ]
             terms.append(Term(seen, bounds, tuple(pitch)))
         return tuple(terms)
 
     def group(self, dim: int, number: int) -> PositionSets:
         """Divide a dimension into `number` equal groups, each reduced to one element."""
-        size = self.shape[dim]
-        split = self.reshape((*self.shape[:dim], number, size // number, *self.shape[dim + 1 :]))
+        split = self.split(dim, (number, self.shape[dim] // number))
         return split.reduce([dim + 1], keepdim=False)
 
     def window(self, dim: int, taps: Taps) -> PositionSets:
         """Replace a dimension by new elements, each the union of the elements that it taps."""
+        if taps.is_identity:
+            return self
         dim %= len(self.shape)
         shape = list(self.shape)
         shape[dim] = taps.size
@@ -236,7 +236,29 @@ class PositionSets:
         shape = tuple(size if size != -1 else math.prod(self.shape) // known for size in shape)
         if shape == self.shape:
             return self
-        terms = tuple(reshape_term(term, self.shape, shape) for term in self.terms)
+        return self._reshape(shape, None)
+
+    def split(self, dim: int, sizes: Sequence[int]) -> PositionSets:
+        """Divide a dimension into several, also one of size 1, which `reshape` cannot identify."""
+        dim %= len(self.shape)
+        shape = (*self.shape[:dim], *sizes, *self.shape[dim + 1 :])
+        groups: list[Group] = [([d], [d]) for d in range(dim)]
+        groups.append(([dim], list(range(dim, dim + len(sizes)))))
+        groups += [([d], [d + len(sizes) - 1]) for d in range(dim + 1, len(self.shape))]
+        return self._reshape(shape, groups)
+
+    def merge(self, dim: int) -> PositionSets:
+        """Merge a dimension and the next into one, the inverse of `split`."""
+        dim %= len(self.shape)
+        size = self.shape[dim] * self.shape[dim + 1]
+        shape = (*self.shape[:dim], size, *self.shape[dim + 2 :])
+        groups: list[Group] = [([d], [d]) for d in range(dim)]
+        groups.append(([dim, dim + 1], [dim]))
+        groups += [([d], [d - 1]) for d in range(dim + 2, len(self.shape))]
+        return self._reshape(shape, groups)
+
+    def _reshape(self, shape: tuple[int, ...], groups: Sequence[Group] | None) -> PositionSets:
+        terms = tuple(reshape_term(term, self.shape, shape, groups) for term in self.terms)
         return replace(self, shape=shape, terms=terms)
 
     # -- what records ask ---------------------------------------------------------------------
@@ -245,9 +267,7 @@ class PositionSets:
     def unit_dims(self) -> tuple[int, ...]:
         """The tensor dimensions that run along the axis."""
         return tuple(
-            dim
-            for dim in range(len(self.shape))
-            if any(term.pitch[dim] is not None for term in self.terms)
+            dim for dim in range(len(self.shape)) if any(term.pitch[dim] for term in self.terms)
         )
 
     @property
@@ -255,7 +275,7 @@ class PositionSets:
         """Positions from one unit to the next. None if the axis runs along several dimensions, or
         if the distance varies."""
         pitches = {term.pitch[dim] for term in self.terms for dim in self.unit_dims}
-        steps = {pitch.step for pitch in pitches - {None} if pitch is not None}
+        steps = {pitch.step for pitch in pitches if pitch}
         return steps.pop() if len(self.unit_dims) == len(steps) == len(pitches) == 1 else None
 
     def extent(self) -> Tensor:

@@ -35,6 +35,7 @@ class Taps:
         ratio: Elements from one new unit to the next. None if it is irregular.
         some_empty: Whether some unit reads nothing at all.
         takes_all: Whether there is a single unit, which reads all of several elements.
+        is_identity: Whether each unit reads the element at its own place, and no other.
     """
 
     actual: Tensor
@@ -42,6 +43,7 @@ class Taps:
     ratio: Fraction | None
     some_empty: bool
     takes_all: bool
+    is_identity: bool
 
     @property
     def size(self) -> int:
@@ -53,7 +55,9 @@ def _taps(size: int, virtual: Tensor, ratio: Fraction | None, actual: Tensor | N
         actual = torch.where((virtual < 0) | (virtual >= size), NO_TAP, virtual)
     read = actual[actual != NO_TAP]
     takes_all = actual.shape[1] == 1 and size > 1 and len(read.unique()) == size
-    return Taps(actual, virtual, ratio, bool((actual == NO_TAP).all(0).any()), takes_all)
+    is_identity = torch.equal(actual, torch.arange(size)[None])
+    some_empty = bool((actual == NO_TAP).all(0).any())
+    return Taps(actual, virtual, ratio, some_empty, takes_all, is_identity)
 
 
 @lru_cache(maxsize=4096)

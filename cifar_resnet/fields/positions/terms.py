@@ -34,13 +34,21 @@ class Pitch:
         period: Number of units after which the pattern repeats.
         parts: The dimensions that a reshape has merged into this one, each with its size, its
             pitch, and whether elements differ along it. A later reshape may split them again.
+        hidden: Whether the dimension runs along the axis only by way of dimensions of size 1 in
+            `parts`, as the channels of a map of 1 by 1 do after `flatten(1)`. Such a pitch is false
+            in a condition, as None is, and serves only to split the dimension again.
     """
 
     step: Fraction | None
     period: int = 1
-    parts: tuple[tuple[int, Pitch | None, bool], ...] = ()
+    parts: tuple[Part, ...] = ()
+    hidden: bool = False
+
+    def __bool__(self) -> bool:
+        return not self.hidden
 
 
+Part = tuple[int, Pitch | None, bool]
 IRREGULAR = Pitch(None)
 
 
@@ -125,7 +133,9 @@ def common_pitch(pitches: Sequence[Pitch | None]) -> Pitch | None:
     if all(pitch == first for pitch in pitches):
         return first
     # no `parts` here: they are kept only if all operands agree on them
-    steps = {pitch.step if pitch is not None else None for pitch in pitches}
+    if not any(pitches):
+        return None
+    steps = {pitch.step if pitch else None for pitch in pitches}
     if len(steps) == 1 and None not in steps:
         return Pitch(steps.pop(), math.lcm(*(pitch.period for pitch in pitches if pitch)))
     return IRREGULAR
@@ -148,7 +158,7 @@ def window_term(term: Term, dim: int, size: int, taps: Taps) -> Term:
         taps: The elements read by each new element.
     """
     pitch = list(term.pitch)
-    old = pitch[dim]
+    old = pitch[dim] = pitch[dim] or None
     if old is not None:
         pitch[dim] = IRREGULAR
         if old.step is not None and taps.ratio is not None:
@@ -160,6 +170,11 @@ def window_term(term: Term, dim: int, size: int, taps: Taps) -> Term:
             pitch[dim] = Pitch(old.step * taps.ratio, period)
     if term.dims[dim] == 1 and old is None and not taps.some_empty:
         return term  # alike along this dimension before, and so after
+    if term.dims[dim] == 1 and old and old.step is not None and 1 < old.period <= size:
+        # a map of 1 by 1 after pixel shuffling: alike so far, but not beyond the borders
+        wide = [*term.dims[:dim], size, *term.dims[dim + 1 :]]
+        seen, bounds = term.apply(lambda x: x.expand(-1, *wide))
+        term = Term(seen, bounds, term.pitch)
     # `seen` follows the taps inside the tensor. `bounds` follows those that a tensor without
     # borders would have, but only along the axis: padding of channels adds no input positions.
     seen_at = taps.actual

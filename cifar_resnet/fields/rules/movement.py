@@ -144,31 +144,29 @@ def _repeat(op: Operation) -> PositionSets:
 def _pixel_shuffle(op: Operation) -> PositionSets:
     ref, sets = op.first
     # (*batch, C * r * r, H, W) to (*batch, C, H, r, W, r) to (*batch, C, H * r, W * r)
-    *batch, channels, height, width = ref.shape
     factor = op["upscale_factor"]
-    n = len(batch)
-    split = (*batch, channels // factor**2, factor, factor, height, width)
+    n = len(ref.shape) - 3
+    split = sets.split(n, (ref.shape[n] // factor**2, factor, factor))
     order = (*range(n), n, n + 3, n + 1, n + 4, n + 2)
-    return sets.reshape(split).permute(order).reshape(op.shape)
+    return split.permute(order).merge(n + 3).merge(n + 1)
 
 
 def _pixel_unshuffle(op: Operation) -> PositionSets:
     ref, sets = op.first
     # the inverse: (*batch, C, H, r, W, r) to (*batch, C, r, r, H, W) to (*batch, C * r * r, H, W)
-    *batch, channels, height, width = ref.shape
     factor = op["downscale_factor"]
-    n = len(batch)
-    split = (*batch, channels, height // factor, factor, width // factor, factor)
+    n = len(ref.shape) - 3
+    split = sets.split(n + 2, (ref.shape[n + 2] // factor, factor))
+    split = split.split(n + 1, (ref.shape[n + 1] // factor, factor))
     order = (*range(n), n, n + 2, n + 4, n + 1, n + 3)
-    return sets.reshape(split).permute(order).reshape(op.shape)
+    return split.permute(order).merge(n).merge(n)
 
 
 def _channel_shuffle(op: Operation) -> PositionSets:
     ref, sets = op.first
     groups = op["groups"]
-    n, channels, *rest = ref.shape  # (N, groups, C / groups, ...) transposed
-    split = sets.reshape((n, groups, channels // groups, *rest))
-    return split.permute((0, 2, 1, *range(3, 3 + len(rest)))).reshape(ref.shape)
+    split = sets.split(1, (groups, ref.shape[1] // groups))
+    return split.permute((0, 2, 1, *range(3, len(split.shape)))).merge(1)
 
 
 MOVEMENT: dict[str, Rule] = {

@@ -93,8 +93,8 @@ def _layer_norm(op: Operation) -> PositionSets:
 def _group_norm(op: Operation) -> PositionSets:
     ref, sets = op.first
     groups = op["group"]
-    grouped = sets.reshape((ref.shape[0], groups, -1, *ref.shape[2:]))
-    return _with_parameters(op, grouped.blend(range(2, len(grouped.shape))).reshape(ref.shape), 1)
+    grouped = sets.split(1, (groups, ref.shape[1] // groups))
+    return _with_parameters(op, grouped.blend(range(2, len(grouped.shape))).merge(1), 1)
 
 
 def _batch_norm(op: Operation) -> PositionSets:
@@ -149,8 +149,7 @@ def _attention(op: Operation) -> PositionSets:
 def _glu(op: Operation) -> PositionSets:
     ref, sets = op.first
     dim = op["dim"] % len(ref.shape)
-    halves = (*ref.shape[:dim], 2, ref.shape[dim] // 2, *ref.shape[dim + 1 :])
-    return sets.reshape(halves).reduce([dim], keepdim=False)
+    return sets.split(dim, (2, ref.shape[dim] // 2)).reduce([dim], keepdim=False)
 
 
 def window_rule(

@@ -56,7 +56,7 @@ def _convolution(op: Operation) -> PositionSets:
     sets = sets.group(1, groups)  # (N, groups, *spatial)
     repeated = (ref.shape[0], groups, channels // groups, *ref.shape[2:])
     sets = sets.unsqueeze(2).expand(repeated)
-    sets = sets.reshape((ref.shape[0], channels, *ref.shape[2:]))
+    sets = sets.merge(1)
     windows = taps.transposed_windows if op["transposed"] else taps.windows
     sets = slide(op, sets, geometry, windows)
     # weights that depend on the input themselves, as in dynamic convolutions
