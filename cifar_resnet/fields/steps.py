@@ -19,12 +19,16 @@ class Ref:
             own, although it shares the memory.
         shape: Shape of the tensor.
         strides: Strides of the tensor.
+        address: Bytes from the start of the memory that it shares with others to its first element.
+        itemsize: Bytes of an element.
         values: A copy of the values of an index tensor, in a run on real tensors.
     """
 
     index: int
     shape: tuple[int, ...]
     strides: tuple[int, ...] = ()
+    address: int = 0
+    itemsize: int = 1
     values: Tensor | None = field(default=None, compare=False, repr=False)
 
 
@@ -70,6 +74,9 @@ class Call:
         outputs: The same for its outputs.
         layers: The layer calls in which it happened, from the model itself to the innermost.
         source: File and line of the caller's code.
+        scalars: Tensors whose value was passed as a number, such as t in `torch.roll(x, t)`.
+        written: Tensors that it writes to and that are not among its outputs.
+        shares_memory: Whether the output shares memory with the first argument.
     """
 
     op: torch._ops.OpOverload
@@ -78,6 +85,9 @@ class Call:
     outputs: Any
     layers: tuple[LayerCall, ...]
     source: str
+    scalars: tuple[Ref, ...] = ()
+    written: tuple[Ref, ...] = ()
+    shares_memory: bool = False
 
     @property
     def name(self) -> str:
@@ -113,7 +123,8 @@ class Call:
     @property
     def is_view(self) -> bool:
         """Whether the outputs share memory with the first argument, which is not written to."""
-        return bool(self.op.is_view) and bool(self.args) and isinstance(self.args[0], Ref)
+        shares = bool(self.op.is_view) or self.shares_memory
+        return shares and bool(self.args) and isinstance(self.args[0], Ref)
 
     def declares(self, name: str) -> bool:
         """Whether the operation has an argument of this name."""

@@ -10,6 +10,7 @@ import torch
 from cifar_resnet.arguments import is_integer
 from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
+from cifar_resnet.fields.rules.addresses import view_by_address
 from cifar_resnet.fields.rules.indexing import INDEXING
 from cifar_resnet.fields.rules.movement import MOVEMENT
 from cifar_resnet.fields.rules.operation import Geometry, Operation, Rule
@@ -159,15 +160,30 @@ def window_rule(
     padding: int | tuple[int, ...] = 0,
     dilation: int | tuple[int, ...] = 1,
 ) -> Rule:
-    """Make a rule for an operation that slides over (N, C, *spatial) and mixes the channels."""
+    """Make a rule for an operation that slides over (N, C, *spatial) and mixes the channels.
+
+    The window is that of the first argument. Another argument with the spatial shape of the result,
+    such as the offsets of a deformable convolution, is read at the position of the unit; any other
+    is read everywhere.
+    """
 
     def rule(op: Operation) -> PositionSets:
-        sets = op.first[1].reduce([1], keepdim=False).unsqueeze(1)
-        number = len(sets.shape) - 2
+        ref, sets = op.first
+        sets = sets.reduce([1])
+        number = len(ref.shape) - 2
         geometry = Geometry(
             *(per_axis(v, number) for v in (kernel_size, stride, padding, dilation))
         )
-        return slide(op, sets.expand((sets.shape[0], op.shape[1], *sets.shape[2:])), geometry)
+        parts = [slide(op, sets.expand((ref.shape[0], op.shape[1], *ref.shape[2:])), geometry)]
+        for other in op.call.operands:
+            own = op.sets_of(other)
+            if own is None or other == ref:
+                continue
+            at_unit = other.shape[2:] == op.shape[2:] and other.shape[0] == op.shape[0]
+            parts.append(own.reduce([1] if at_unit else range(len(other.shape))))
+            if not at_unit:
+                parts[-1] = parts[-1].reshape((1,) * len(op.shape))
+        return parts[0] if len(parts) == 1 else union(op.shape, parts, compare=False)
 
     return rule
 
@@ -181,7 +197,10 @@ _NEW = (
     "empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones",
     "new_zeros", "ones_like", "rand_like", "randint_like", "randn_like", "zero", "zeros_like",
 )  # fmt: skip
-_FILLS = ("bernoulli", "cauchy", "exponential", "fill", "log_normal", "normal", "uniform")
+_FILLS = (
+    "arange", "bernoulli", "cauchy", "exponential", "fill", "full", "linspace", "log_normal",
+    "logspace", "normal", "scalar_tensor", "uniform",
+)  # fmt: skip
 _REDUCTIONS = (
     "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "kthvalue",
     "linalg_vector_norm", "logsumexp", "max", "mean", "median", "min", "mode", "nanmedian",
@@ -230,6 +249,8 @@ def rule_for(op: torch._ops.OpOverload, name: str, own: Mapping[str, Rule]) -> R
             return own[key]
     if name in RULES:
         return RULES[name]
+    if op.namespace == "aten" and op.is_view:
+        return view_by_address
     tagged = [op]
     if op.namespace == "aten" and hasattr(torch.ops.aten, name):
         # Only some overloads have the tag. `abs_` does not, but `abs` does.
