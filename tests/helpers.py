@@ -360,9 +360,7 @@ def small_vit() -> nn.Module:
     return vit
 
 
-def seen_by_perturbation(
-    network: nn.Module, x: Tensor, dims: Sequence[int], *, tries: int = 3
-) -> list[Tensor]:
+def seen_by_perturbation(network: nn.Module, x: Tensor, dims: Sequence[int]) -> list[Tensor]:
     """Return which rows of a float64 input each element of the output really depends on.
 
     Each row is changed by small and by large amounts of both signs. Elements that change are bool
@@ -376,10 +374,9 @@ def seen_by_perturbation(
         for dim in dims:
             changed = torch.zeros(x.shape[dim], *before.shape, dtype=torch.bool)
             for row in range(x.shape[dim]):
-                for attempt in range(tries):
+                for scale in (0.3, 3.0, 30.0):
                     other = x.clone()
                     part = other.select(dim, row)
-                    scale = (0.3, 3.0, 30.0)[attempt % 3]
                     part += scale * torch.randn(part.shape, generator=noise, dtype=x.dtype)
                     after = network(other)
                     same = after.shape == before.shape

@@ -72,7 +72,7 @@ class AliasedSets:
         self._sets[ref.index] = sets
         self._stale.discard(ref.index)
         self._mark_views_stale(ref.index)
-        if ref.index in self._made_by:
+        if ref.index in self._made_by and 0 not in ref.shape:
             _, call = self._made_by[ref.index]
             base = call.args[0]
             if any(self[scalar] is not None for scalar in call.scalars):

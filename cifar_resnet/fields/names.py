@@ -1,4 +1,4 @@
-"""Names under which operations are listed, and those that are not listed."""
+"""Names of operations: how they are listed, and groups of them."""
 
 # Names of operations that users know by another name.
 FUNCTION_NAMES = {
@@ -24,3 +24,9 @@ UNRECORDED = {
     "view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "squeeze", "unsqueeze",
     "expand", "alias", "detach", "clone", "_to_copy", "lift_fresh", "copy",
 }  # fmt: skip
+
+ATTENTION = (
+    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention",
+)  # fmt: skip

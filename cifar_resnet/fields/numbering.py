@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -59,8 +59,8 @@ class TensorNumbers:
         if ref.index != before:
             self._find_origin(tensor, ref, place)
         if with_values and self._on_values and not tensor.is_floating_point():
-            values = tensor.detach().cpu().clone()  # the model may write to it later
-            ref = Ref(ref.index, ref.shape, ref.strides, ref.address, ref.itemsize, values)
+            # a copy, as the model may write to it later
+            ref = replace(ref, values=tensor.detach().cpu().clone())
         return ref
 
     def refs(self, values: Any, *, with_values: bool = False) -> Any:
@@ -131,7 +131,8 @@ class TensorNumbers:
             shape = tuple(map(int, tensor.shape))
             strides = tuple(map(int, tensor.stride())) if tensor.layout == torch.strided else ()
             address = 0 if place is None else place.address
-            ref = Ref(index, shape, strides, address, tensor.element_size())
+            is_mask = tensor.dtype == torch.bool
+            ref = Ref(index, shape, strides, address, tensor.element_size(), is_mask)
         self._seen[index] = ref, place
         return ref, place
 

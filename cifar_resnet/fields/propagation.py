@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cifar_resnet.fields.aliases import AliasedSets, AxisSets
+from cifar_resnet.fields.masking import MaskedElements
 from cifar_resnet.fields.names import FUNCTION_NAMES, UNRECORDED
 from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
@@ -19,10 +20,11 @@ from cifar_resnet.fields.steps import (
     LayerCall,
     LayerExit,
     Ref,
-    Step,
     Trace,
     ValueRead,
+    broadcasts,
     refs_in,
+    refs_of,
 )
 
 
@@ -58,10 +60,12 @@ class Propagation:
         self.rules = rules
         self.sets = AliasedSets(self._apply)
         self.sets[start] = tuple(PositionSets.of_input(start.shape, dim) for dim in dims)
+        self.masked = MaskedElements(self.sets)
         self.layers: list[LayerField] = []
         self.blocks: dict[str, LayerField] = {}
         self.outputs: dict[str, LayerField] = {}
         self.skipped: list[str] = []
+        self.pools: dict[int, Call] = {}  # max poolings by their indices
         self.modules = {step.layer.name for step in trace.steps if isinstance(step, LayerExit)}
         self.calls: Counter[str] = Counter()  # of each function
         self.geometry: dict[LayerCall, Geometry] = {}  # the first window in each leaf
@@ -77,6 +81,7 @@ class Propagation:
                 self._leave(step)
             for index in last_uses.get(number, ()):
                 self.sets.forget(index)
+                self.masked.forget(index)
         if not any(refs_in(self.trace.outputs)):
             raise ValueError(
                 "The model returns no tensor. Expected a tensor, or a list, tuple, dictionary or "
@@ -102,7 +107,7 @@ class Propagation:
         be dropped: those of a large network would not fit into memory together."""
         last: dict[int, int] = {}
         for number, step in enumerate(self.trace.steps):
-            for ref in _refs_of(step):
+            for ref in refs_of(step):
                 last[ref.index] = number
         # A base lives as long as its views and they as long as it, because a write to one changes
         # the others. Going backwards, a view of a view has extended its base before it is reached.
@@ -149,11 +154,16 @@ class Propagation:
             geometry = None
         else:
             results, geometry = self._apply(call, where)
+            if self.masked.watches(call):
+                rule = rule_for(call.op, call.name, self.rules)
+                results = self.masked.follow(call, results, is_pointwise=rule is pointwise)
         for ref, result in zip(refs_in(call.outputs), results, strict=True):
             if call.is_view:
                 self.sets.add_view(ref, call, result)
             else:
                 self.sets.write(ref, result)
+        if call.name.startswith("max_pool"):
+            self.pools.update({ref.index: call for ref in list(refs_in(call.outputs))[1:]})
         for ref in call.written:
             self.sets.write(ref, self._everything(call, ref.shape))
         return geometry
@@ -161,14 +171,14 @@ class Propagation:
     def _apply(self, call: Call, where: str = "") -> tuple[list[AxisSets | None], Geometry | None]:
         """Apply the rule of an operation once for each axis.
 
-        Returns:
-            What each output depends on, and the window of the operation, if any.
+        Return what each output depends on, and the window of the operation, if any.
         """
         rule = rule_for(call.op, call.name, self.rules) or self._without_rule(call)
         outputs = list(refs_in(call.outputs))
         by_axis: list[list[PositionSets | None]] = []
         geometry = None
-        if all(self.sets[ref] is None for ref in call.operands):  # only numbers depend on the input
+        only_numbers = all(self.sets[ref] is None for ref in call.operands)
+        if only_numbers or all(0 in ref.shape for ref in outputs):  # or there is no element
             return [self._everything(call, ref.shape) for ref in outputs], None
         for axis in range(len(self.dims)):
 
@@ -176,7 +186,7 @@ class Propagation:
                 sets = self.sets[ref]
                 return None if sets is None else sets[axis]
 
-            operation = Operation(call, sets_of, where)
+            operation = Operation(call, sets_of, where, pools=self.pools)
             result = rule(operation)
             geometry = operation.geometry
             each = list(result) if isinstance(result, Sequence) else [result] * len(outputs)
@@ -274,7 +284,7 @@ class Propagation:
     def _check_ignored(self, step: LayerExit) -> None:
         given = [ref.shape for ref in refs_in(step.layer.inputs)]
         for ref in refs_in(step.outputs):
-            if self.sets[ref] is None and not any(_broadcasts(ref.shape, s) for s in given):
+            if self.sets[ref] is None and not any(broadcasts(ref.shape, s) for s in given):
                 raise ValueError(
                     f"Layer {step.layer.name!r} cannot be ignored: it turns the shapes {given} "
                     f"into {ref.shape}, so it is unknown which units of its output belong to "
@@ -325,14 +335,6 @@ class Propagation:
             return
 
 
-def _refs_of(step: Step) -> Iterator[Ref]:
-    if isinstance(step, Call):
-        return refs_in((step.args, step.kwargs, step.outputs, step.scalars, step.written))
-    if isinstance(step, ValueRead):
-        return refs_in(step.tensor)
-    return refs_in((step.layer.inputs, step.outputs))
-
-
 def _numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}#{number}"
 
@@ -342,9 +344,3 @@ def _fitted(sets: PositionSets | None, ref: Ref) -> PositionSets | None:
     if sets is None or sets.shape == ref.shape:
         return sets
     return sets.reduce(range(len(sets.shape)), keepdim=False).expand(ref.shape)
-
-
-def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
-    return len(shape) <= len(to) and all(
-        size in (1, target) for size, target in zip(reversed(shape), reversed(to), strict=False)
-    )

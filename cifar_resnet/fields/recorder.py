@@ -6,12 +6,14 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -26,6 +28,7 @@ from cifar_resnet.fields.escapes import (
     is_followed,
     returns_values,
 )
+from cifar_resnet.fields.names import ATTENTION
 from cifar_resnet.fields.numbering import TensorNumbers, tensors_in
 from cifar_resnet.fields.steps import Call, LayerCall, LayerExit, Ref, Step, ValueRead, refs_in
 from cifar_resnet.model_state import in_this_thread
@@ -38,6 +41,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.root = LayerCall("", model, 1)
+        self._on_values = on_values
         self._tensors = TensorNumbers(on_values, self._record_view, self._record_foreign)
         self.refs = self._tensors.refs
         self._inputs: list[Ref] = []
@@ -73,6 +77,9 @@ class Recorder(TorchDispatchMode):
         reads_indices = func._schema.name.removesuffix("_") in _READS_INDICES
         given = [self.refs(arg, with_values=reads_indices) for arg in args]
         named = self.refs(kwargs, with_values=reads_indices)
+        self._add_values(func, args, kwargs, given, named)
+        if func in _MOVES_MEMORY:
+            self._check_real(args[0])
         if returns_values(func):
             for ref in refs_in((given, named)):
                 self._read_number(ref, func)
@@ -120,6 +127,25 @@ class Recorder(TorchDispatchMode):
         call = Call(op, tuple(given), named, outputs, *where, scalars, tuple(written), shares)
         self.steps.append(call)
 
+    def _add_values(
+        self,
+        op: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: list[Any],
+        named: dict[str, Any],
+    ) -> None:
+        """Add the values of arguments that decide what is read, in a run on real tensors."""
+        names = _READS_VALUES.get(op._schema.name, ()) if self._on_values else ()
+        for position, declared in enumerate(op._schema.arguments):
+            if declared.name not in names:
+                continue
+            if position < len(args) and isinstance(args[position], Tensor):
+                given[position] = replace(given[position], values=args[position].cpu().clone())
+            elif isinstance(kwargs.get(declared.name), Tensor):
+                values = kwargs[declared.name].cpu().clone()
+                named[declared.name] = replace(named[declared.name], values=values)
+
     def _record_view(self, root: Ref, ref: Ref) -> None:
         """Record a tensor that shares memory with another, although no operation has made it."""
         self._record(_aten.as_strided.default, (root, ref.shape, ref.strides), {}, ref)
@@ -141,12 +167,19 @@ class Recorder(TorchDispatchMode):
         else:
             self._scalars.append(ref)
 
+    def _check_real(self, tensor: Tensor) -> None:
+        """Raise an error if a tensor of the model is to take the memory of a fake tensor."""
+        if not self._on_values and not isinstance(tensor, FakeTensor):
+            raise RuntimeError("This tensor cannot become fake.")  # the model is run again
+
     def run_function(
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]
     ) -> Any:
         """Call `run`, and follow the values that the function reads from tensors."""
         if self._function is not None:
             return run()
+        if function == _SET_DATA and isinstance(args[1], FakeTensor):
+            self._check_real(args[0])
         extracts = function in EXTRACTS_VALUES
         if extracts:
             for tensor in tensors_in(args):
@@ -189,7 +222,8 @@ class Recorder(TorchDispatchMode):
         self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]
     ) -> Any:
         """Call `run`, but record it as one operation in place of its parts."""
-        given, named = tuple(self.refs(arg) for arg in args), self.refs(kwargs)
+        given, named = [self.refs(arg) for arg in args], self.refs(kwargs)
+        self._add_values(op, args, kwargs, given, named)
         with self._silently():
             outputs = run()
         results, _ = self._tensors.made(outputs, (given, named), is_view=False)
@@ -234,12 +268,21 @@ class Recorder(TorchDispatchMode):
 _READS_INDICES = {
     f"aten::{name}"
     for name in (
-        "_unsafe_index", "embedding", "gather", "index", "index_copy", "index_fill", "index_put",
-        "index_select",
+        "_unsafe_index", "_unsafe_index_put", "embedding", "gather", "index", "index_add",
+        "index_copy", "index_fill", "index_put", "index_reduce", "index_select", "masked_fill",
+        "masked_select", "max_unpool2d", "max_unpool3d", "put", "scatter", "scatter_add",
+        "scatter_reduce", "take", "where",
     )
 }  # fmt: skip
+# They read floating-point arguments as positions, or as a mask.
+_READS_VALUES = {
+    "aten::grid_sampler_2d": ("grid",),
+    "aten::grid_sampler_3d": ("grid",),
+    **dict.fromkeys((f"aten::{name}" for name in ATTENTION), ("attn_mask", "attn_bias")),
+}
 
 _aten = torch.ops.aten
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # of `y.data = x`
 _IN_PLACE_VIEWS = {
     _aten.as_strided_.default: _aten.as_strided.default,
     _aten.squeeze_.default: _aten.squeeze.default,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ class Ref:
         strides: Strides of the tensor.
         address: Bytes from the start of the memory that it shares with others to its first element.
         itemsize: Bytes of an element.
+        is_mask: Whether the elements are bool.
         values: A copy of the values of an index tensor, in a run on real tensors.
     """
 
@@ -29,6 +30,7 @@ class Ref:
     strides: tuple[int, ...] = ()
     address: int = 0
     itemsize: int = 1
+    is_mask: bool = False
     values: Tensor | None = field(default=None, compare=False, repr=False)
 
 
@@ -42,6 +44,13 @@ def refs_in(values: Any) -> Iterator[Ref]:
     elif isinstance(values, list | tuple):
         for value in values:
             yield from refs_in(value)
+
+
+def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Whether a tensor of one shape can be expanded to another."""
+    return len(shape) <= len(to) and all(
+        size in (1, target) for size, target in zip(reversed(shape), reversed(to), strict=False)
+    )
 
 
 @dataclass(eq=False)
@@ -155,6 +164,15 @@ class ValueRead:
 
 
 Step = Call | LayerExit | ValueRead
+
+
+def refs_of(step: Step) -> Iterator[Ref]:
+    """Yield the tensors that a step uses."""
+    if isinstance(step, Call):
+        return refs_in((step.args, step.kwargs, step.outputs, step.scalars, step.written))
+    if isinstance(step, ValueRead):
+        return refs_in(step.tensor)
+    return refs_in((step.layer.inputs, step.outputs))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 
 from cifar_resnet.arguments import is_integer
+from cifar_resnet.fields.names import ATTENTION
+from cifar_resnet.fields.positions import taps
 from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.rules.addresses import view_by_address
 from cifar_resnet.fields.rules.indexing import INDEXING
+from cifar_resnet.fields.rules.masks import MASKS, attention
 from cifar_resnet.fields.rules.movement import MOVEMENT
 from cifar_resnet.fields.rules.operation import Geometry, Operation, Rule
+from cifar_resnet.fields.rules.scattering import SCATTERING, everything
 from cifar_resnet.fields.rules.windows import WINDOWS, per_axis, slide
 from cifar_resnet.fields.steps import Ref
 
@@ -120,31 +124,28 @@ def _matmul(op: Operation) -> PositionSets:
     return union(op.shape, parts, compare=False)
 
 
-def _attention(op: Operation) -> PositionSets:
-    """Return the sets of attention: of its query, and of all keys and values or the earlier ones.
-
-    Query, key and value are (..., heads, tokens, features), and so is the result.
-    """
+def _distances(op: Operation) -> PositionSets:
+    """Return the sets of the distances (..., n, k) between rows of (..., n, m) and (..., k, m)."""
     parts = []
-    query = op.sets("query")
-    if query is not None:
-        parts.append(query.reduce([-1]))
-    for name in ("key", "value"):
+    for name, order in (("x1", -1), ("x2", -2)):
         sets = op.sets(name)
-        if sets is None:
-            continue
-        if op["enable_gqa"]:  # several heads use one key; all of them are united, for simplicity
-            sets = sets.reduce([-3])
-        if name == "key":  # each feature of the result depends on all features of the key ...
-            sets = sets.reduce([-1])  # ... but only on the same feature of the value
-        if op["is_causal"]:
-            parts.append(sets.cumulate(-2))
-        else:
-            parts.append(sets.reduce([-2]))
-    bias = op.sets("attn_mask") or op.sets("attn_bias")
-    if bias is not None:
-        parts.append(bias.reduce([-1]))
+        if sets is not None:
+            parts.append(sets.reduce([-1], keepdim=False).unsqueeze(len(op.shape) + order))
     return union(op.shape, parts, compare=False)
+
+
+def _cross(op: Operation) -> PositionSets:
+    """Let each of three coordinates depend on the two others."""
+    turned = [
+        sets.expand(op.shape).window(op["dim"], taps.selected(3, order))
+        for sets in op.operands()
+        for order in ([1, 2, 0], [2, 0, 1])
+    ]
+    return union(op.shape, turned, compare=False)
+
+
+def _loss(op: Operation) -> PositionSets:
+    return everything(op) if op["reduction"] else pointwise(op)
 
 
 def _glu(op: Operation) -> PositionSets:
@@ -190,8 +191,8 @@ def window_rule(
 
 # Operations that PyTorch itself tags as pointwise need no entry here.
 _POINTWISE = (
-    "_conj", "_prelu_kernel", "_to_copy", "alias", "detach", "hardswish", "lift_fresh",
-    "lift_fresh_copy", "log_sigmoid_forward", "native_dropout", "rrelu_with_noise",
+    "_conj", "_prelu_kernel", "_to_copy", "alias", "detach", "floor_divide", "hardswish",
+    "lift_fresh", "lift_fresh_copy", "log_sigmoid_forward", "native_dropout", "rrelu_with_noise",
 )  # fmt: skip
 _NEW = (
     "empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones",
@@ -213,17 +214,18 @@ _BATCH_NORMS = (
     "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
     "miopen_batch_norm", "native_batch_norm",
 )  # fmt: skip
-_ATTENTION = (
-    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention",
+_LOSSES = (
+    "binary_cross_entropy", "huber_loss", "mse_loss", "smooth_l1_loss", "soft_margin_loss",
 )  # fmt: skip
+_GLOBAL = ("_unique2", "bincount", "histc", "nonzero", "unique_consecutive", "unique_dim")
 _PRODUCTS = ("addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv")
 
 RULES: Mapping[str, Rule] = {
     **WINDOWS,
     **MOVEMENT,
     **INDEXING,
+    **MASKS,
+    **SCATTERING,
     **dict.fromkeys(_POINTWISE, pointwise),
     **dict.fromkeys(_NEW, new_values),
     **dict.fromkeys(_FILLS, _fill),
@@ -232,10 +234,14 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"), _cumulative),
     **dict.fromkeys(_BATCH_NORMS, _batch_norm),
     **dict.fromkeys(_PRODUCTS, _matmul),
-    **dict.fromkeys(_ATTENTION, _attention),
+    **dict.fromkeys(ATTENTION, attention),
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
     "glu": _glu,
+    **dict.fromkeys(_LOSSES, _loss),
+    **dict.fromkeys(_GLOBAL, everything),
+    "linalg_cross": _cross,
+    "_cdist_forward": _distances,
 }
 
 
