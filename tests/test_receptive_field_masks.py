@@ -126,3 +126,25 @@ def test_indices_from_the_input_are_exact_along_the_other_axis() -> None:
         output = receptive_field(Function(run), inputs=(X,)).output
         assert output.is_global == (True, False)
         assert compare_with_perturbation(Function(run), X)[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run over the columns of (N, 2, columns) in both directions."""
+        there, back = [torch.zeros(1, 2)], [torch.zeros(1, 2)]
+        for step in x.unbind(2):
+            there.append(self.cell(step, there[-1]))
+        for step in reversed(x.unbind(2)):
+            back.insert(0, self.cell(step, back[0]))
+        return torch.stack(there[1:], 2) + torch.stack(back[:-1], 2)
+
+
+def test_a_bidirectional_recurrent_layer_is_global() -> None:
+    assert receptive_field(Recurrent(), (1, 2, 5)).output.is_global == (True,)
+    assert receptive_field(nn.Conv1d(2, 2, 9, padding=4), (1, 2, 5)).output.is_global == (False,)
+    lstm = receptive_field(nn.LSTM(3, 4, bidirectional=True), (6, 1, 3), spatial_dims=(0,))
+    assert lstm.outputs["0"].is_global == (True,)

@@ -178,7 +178,7 @@ class Propagation:
         by_axis: list[list[PositionSets | None]] = []
         geometry = None
         only_numbers = all(self.sets[ref] is None for ref in call.operands)
-        if only_numbers or all(0 in ref.shape for ref in outputs):  # or there is no element
+        if only_numbers or all(0 in ref.shape for ref in outputs):  # or no element
             return [self._everything(call, ref.shape) for ref in outputs], None
         for axis in range(len(self.dims)):
 
