@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from cifar_resnet import (
     ImageClassifier,
     LastCheckpoint,
     Recipe,
+    receptive_field,
 )
 from cifar_resnet.training.curves import read_curves
 
@@ -357,3 +358,42 @@ def small_vit() -> nn.Module:
     )  # fmt: skip
     nn.init.normal_(vit.heads.head.weight)  # initialized to zeros, whose maps are all 0
     return vit
+
+
+def seen_by_perturbation(network: nn.Module, x: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    """Return which rows of a float64 input each element of the output really depends on.
+
+    Each row is changed by small and by large amounts of both signs. Elements that change are bool
+    (rows, *shape of the output), one tensor for each dimension.
+    """
+    noise = torch.Generator().manual_seed(0)
+    network.eval()
+    with torch.no_grad():
+        before = network(x.clone())
+        answers = []
+        for dim in dims:
+            changed = torch.zeros(x.shape[dim], *before.shape, dtype=torch.bool)
+            for row in range(x.shape[dim]):
+                for scale in (0.3, 3.0, 30.0):
+                    other = x.clone()
+                    part = other.select(dim, row)
+                    part += scale * torch.randn(part.shape, generator=noise, dtype=x.dtype)
+                    after = network(other)
+                    same = after.shape == before.shape
+                    changed[row] |= (after != before) if same else True
+            answers.append(changed)
+    return answers
+
+
+def compare_with_perturbation(network: nn.Module, x: Tensor) -> tuple[bool, bool]:
+    """Return whether the analysis contains all dependencies of the output, and no others."""
+    output = receptive_field(network, inputs=(x.clone(),)).output
+    dims = range(2, x.dim())
+    complete = exact = True
+    for axis, changed in enumerate(seen_by_perturbation(network, x, dims)):
+        others = [d + 1 for d in range(len(output.shape)) if d not in output.unit_dims]
+        found = changed.any(dim=others) if others else changed
+        expected = output.seen(axis)
+        complete &= not bool((found & ~expected).any())
+        exact &= bool((found == expected).all())
+    return complete, exact

@@ -32,6 +32,9 @@ In reading order:
 
 - `steps`: what a trace consists of;
 - `trace`: runs a network and records its trace;
+- `recorder`, `names`: the recorder of operations, and the names under which they are listed;
+- `numbering`, `memory`: which tensors of a run are the same, or share memory;
+- `escapes`: functions that turn values of tensors into numbers;
 - `positions`: position sets along one axis, and how they are combined and stored;
 - `rules`: the rules of all operations;
 - `aliases`: the position sets of each tensor, although views share memory;

@@ -16,11 +16,12 @@ computed again from those of `out` the next time they are needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from cifar_resnet.fields.positions.merging import overwrite
+from cifar_resnet.fields.positions.merging import overwrite, union
 from cifar_resnet.fields.positions.sets import PositionSets
+from cifar_resnet.fields.rules.addresses import overlaps, write_by_address
 from cifar_resnet.fields.steps import Call, Ref, refs_in
 
 AxisSets = tuple[PositionSets, ...]  # of one tensor, along each axis of the input
@@ -71,14 +72,41 @@ class AliasedSets:
         self._sets[ref.index] = sets
         self._stale.discard(ref.index)
         self._mark_views_stale(ref.index)
-        if ref.index in self._made_by:
+        if ref.index in self._made_by and 0 not in ref.shape:
             _, call = self._made_by[ref.index]
             base = call.args[0]
-            self.write(base, _write_back(call, base, ref, self[base], sets))
+            if any(self[scalar] is not None for scalar in call.scalars):
+                # At a position that depends on the input, as in `y[t] = z`: any element of the base
+                # may have been written to.
+                after = self.whole((ref, *call.scalars), base.shape)
+                before = self[base]
+                if before is not None and after is not None:
+                    pairs = zip(before, after, strict=True)
+                    after = tuple(union(base.shape, pair, compare=False) for pair in pairs)
+            else:
+                after = _write_back(call, base, ref, self[base], sets)
+            self.write(base, after)
             # The write to the base has marked all its views stale, this one included. Its sets
             # are known, though, and exact: keep them.
             self._sets[ref.index] = sets
             self._stale.discard(ref.index)
+
+    def whole(self, refs: Iterable[Ref], shape: tuple[int, ...]) -> AxisSets | None:
+        """Return the sets of a tensor of which each element depends on everything in some tensors.
+
+        None if none of these depends on the input.
+        """
+        known = [sets for sets in map(self.__getitem__, refs) if sets is not None]
+        if not known:
+            return None
+        return tuple(
+            union(
+                shape,
+                [sets.reduce(range(len(sets.shape)), keepdim=False) for sets in along],
+                compare=False,
+            )
+            for along in zip(*known, strict=True)
+        )
 
     def _mark_views_stale(self, index: int) -> None:
         for view in self._views.get(index, ()):
@@ -117,13 +145,11 @@ def _write_back(
         return None
     before = old or [PositionSets.empty_like(sets, base.shape) for sets in like]
     written = new or [PositionSets.empty_like(sets, view.shape) for sets in like]
-    return tuple(
-        _into_base(call, view, base.shape, *pair) for pair in zip(before, written, strict=True)
-    )
+    return tuple(_into_base(call, base, view, *pair) for pair in zip(before, written, strict=True))
 
 
 def _into_base(
-    call: Call, view: Ref, shape: tuple[int, ...], before: PositionSets, written: PositionSets
+    call: Call, base: Ref, view: Ref, before: PositionSets, written: PositionSets
 ) -> PositionSets:
     """Invert the operation that made a view: put what was written to the view into the base.
 
@@ -133,8 +159,8 @@ def _into_base(
         y[1:4] += x[:3]             # row i of the view depends on the rows i + 1 and i
         y                           # rows {0}, {0, 1}, {1, 2}, {2, 3}, {4}, ...
     """
-    name = call.name
-    if name in _SAME_ELEMENTS:
+    name, shape = call.name, base.shape
+    if name in _SAME_ELEMENTS and view.itemsize == base.itemsize:
         return written.reshape(shape)
     if name in ("permute", "transpose", "t"):
         order = list(range(len(shape)))
@@ -157,11 +183,13 @@ def _into_base(
             start = sum(ref.shape[dim] for ref in list(refs_in(call.outputs))[:number])
             inside = range(start, start + view.shape[dim])
         return overwrite(before, written, dim, inside)
-    raise NotImplementedError(
-        f"The network writes in place into a view made by {call.op}, called from {call.source}. "
-        "Receptive fields can follow such writes only for slices, splits, and views that are "
-        "reshaped or permuted. Use an out-of-place operation instead."
-    )
+    if overlaps(view):
+        raise NotImplementedError(
+            f"The network writes in place into a view made by {call.op}, called from "
+            f"{call.source}, in which elements overlap. Receptive fields cannot follow such "
+            "writes. Use an out-of-place operation instead."
+        )
+    return write_by_address(base, view, before, written)
 
 
 _SAME_ELEMENTS = {

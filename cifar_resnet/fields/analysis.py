@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -102,7 +103,9 @@ def receptive_field(
         run = trace(model, arguments, on_values=on_values)
         if spatial_dims is None:
             check_batch(run, source)
-        with torch.device("cpu"):  # whatever the default device is
+        # a device context slows each operation down: enter it only if another device is the default
+        on_cpu = torch.get_default_device().type == "cpu"
+        with contextlib.nullcontext() if on_cpu else torch.device("cpu"):
             return Propagation(run, source, dims, ignored, unknown, own).run()
 
     try:

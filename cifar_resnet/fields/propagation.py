@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cifar_resnet.fields.aliases import AliasedSets, AxisSets
+from cifar_resnet.fields.masking import MaskedElements
+from cifar_resnet.fields.names import FUNCTION_NAMES, UNRECORDED
+from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.records import LayerField
 from cifar_resnet.fields.result import ReceptiveFields
 from cifar_resnet.fields.rules.operation import Geometry, Operation, Rule
-from cifar_resnet.fields.rules.registry import pointwise, rule_for
+from cifar_resnet.fields.rules.registry import new_values, pointwise, rule_for
 from cifar_resnet.fields.steps import (
     Call,
     LayerCall,
     LayerExit,
     Ref,
-    Step,
     Trace,
     ValueRead,
+    broadcasts,
     refs_in,
+    refs_of,
 )
 
 
@@ -56,10 +60,12 @@ class Propagation:
         self.rules = rules
         self.sets = AliasedSets(self._apply)
         self.sets[start] = tuple(PositionSets.of_input(start.shape, dim) for dim in dims)
+        self.masked = MaskedElements(self.sets)
         self.layers: list[LayerField] = []
         self.blocks: dict[str, LayerField] = {}
         self.outputs: dict[str, LayerField] = {}
         self.skipped: list[str] = []
+        self.pools: dict[int, Call] = {}  # max poolings by their indices
         self.modules = {step.layer.name for step in trace.steps if isinstance(step, LayerExit)}
         self.calls: Counter[str] = Counter()  # of each function
         self.geometry: dict[LayerCall, Geometry] = {}  # the first window in each leaf
@@ -75,6 +81,7 @@ class Propagation:
                 self._leave(step)
             for index in last_uses.get(number, ()):
                 self.sets.forget(index)
+                self.masked.forget(index)
         if not any(refs_in(self.trace.outputs)):
             raise ValueError(
                 "The model returns no tensor. Expected a tensor, or a list, tuple, dictionary or "
@@ -100,15 +107,15 @@ class Propagation:
         be dropped: those of a large network would not fit into memory together."""
         last: dict[int, int] = {}
         for number, step in enumerate(self.trace.steps):
-            for ref in _refs_of(step):
+            for ref in refs_of(step):
                 last[ref.index] = number
         # A base lives as long as its views and they as long as it, because a write to one changes
         # the others. Going backwards, a view of a view has extended its base before it is reached.
         for step in reversed(self.trace.steps):
             if isinstance(step, Call) and step.is_view:
-                views = [ref.index for ref in refs_in(step.outputs)]
-                longest = max(last[index] for index in (step.args[0].index, *views))
-                last.update(dict.fromkeys((step.args[0].index, *views), longest))
+                scalars = [ref.index for ref in step.scalars]
+                together = [*(ref.index for ref in refs_in((step.args[0], step.outputs))), *scalars]
+                last.update(dict.fromkeys(together, max(last[index] for index in together)))
         uses: dict[int, list[int]] = {}
         for index, number in last.items():
             uses.setdefault(number, []).append(index)
@@ -117,7 +124,7 @@ class Propagation:
     # -- operations -----------------------------------------------------------------------------
 
     def _call(self, call: Call) -> None:
-        kind = _FUNCTION_NAMES.get(call.name, call.name)
+        kind = FUNCTION_NAMES.get(call.name, call.name)
         layer = call.layers[-1]  # the innermost
         in_leaf = layer.inner == 0 and layer.name
         if in_leaf:
@@ -135,42 +142,51 @@ class Propagation:
         if in_leaf:
             if geometry is not None:
                 self.geometry.setdefault(layer, geometry)
-        elif call.name not in _UNRECORDED:
+        elif call.name not in UNRECORDED:
             self._record(self.layers, name, kind, call.outputs, geometry, call.source)
 
     def _evaluate(self, call: Call, where: str) -> Geometry | None:
         """Store what the outputs of an operation depend on, and return its window, if any."""
         if not any(refs_in(call.outputs)):  # it asks for a property and makes no tensor
             return None
-        if all(self.sets[ref] is None for ref in call.operands):
+        if all(self.sets[ref] is None for ref in (*call.operands, *call.scalars)):
             results: list[AxisSets | None] = [None for _ in refs_in(call.outputs)]
             geometry = None
         else:
             results, geometry = self._apply(call, where)
+            if self.masked.watches(call):
+                rule = rule_for(call.op, call.name, self.rules)
+                results = self.masked.follow(call, results, is_pointwise=rule is pointwise)
         for ref, result in zip(refs_in(call.outputs), results, strict=True):
             if call.is_view:
                 self.sets.add_view(ref, call, result)
             else:
                 self.sets.write(ref, result)
+        if call.name.startswith("max_pool"):
+            self.pools.update({ref.index: call for ref in list(refs_in(call.outputs))[1:]})
+        for ref in call.written:
+            self.sets.write(ref, self._everything(call, ref.shape))
         return geometry
 
     def _apply(self, call: Call, where: str = "") -> tuple[list[AxisSets | None], Geometry | None]:
         """Apply the rule of an operation once for each axis.
 
-        Returns:
-            What each output depends on, and the window of the operation, if any.
+        Return what each output depends on, and the window of the operation, if any.
         """
         rule = rule_for(call.op, call.name, self.rules) or self._without_rule(call)
         outputs = list(refs_in(call.outputs))
         by_axis: list[list[PositionSets | None]] = []
         geometry = None
+        only_numbers = all(self.sets[ref] is None for ref in call.operands)
+        if only_numbers or all(0 in ref.shape for ref in outputs):  # or no element
+            return [self._everything(call, ref.shape) for ref in outputs], None
         for axis in range(len(self.dims)):
 
             def sets_of(ref: Ref, axis: int = axis) -> PositionSets | None:
                 sets = self.sets[ref]
                 return None if sets is None else sets[axis]
 
-            operation = Operation(call, sets_of, where)
+            operation = Operation(call, sets_of, where, pools=self.pools)
             result = rule(operation)
             geometry = operation.geometry
             each = list(result) if isinstance(result, Sequence) else [result] * len(outputs)
@@ -179,7 +195,32 @@ class Propagation:
         for by_output in zip(*by_axis, strict=True):
             known = tuple(sets for sets in by_output if sets is not None)
             results.append(known or None)
+        if any(self.sets[ref] is not None for ref in call.scalars):
+            results = [
+                self._with_scalars(call, rule, result, ref.shape)
+                for result, ref in zip(results, outputs, strict=True)
+            ]
         return results, geometry
+
+    def _with_scalars(
+        self, call: Call, rule: Rule, result: AxisSets | None, shape: tuple[int, ...]
+    ) -> AxisSets | None:
+        """Add what the numbers among the arguments depend on.
+
+        A number may be a position, as in `torch.roll(x, t)`. If the operation does more than to
+        compute each element from those at the same place, it may then read any element.
+        """
+        if result is None or rule not in (pointwise, new_values):
+            return self._everything(call, shape)
+        numbers = self.sets.whole(call.scalars, shape)
+        assert numbers is not None
+        return tuple(
+            union(shape, pair, compare=False) for pair in zip(result, numbers, strict=True)
+        )
+
+    def _everything(self, call: Call, shape: tuple[int, ...]) -> AxisSets | None:
+        """Let each element depend on everything that an operation reads."""
+        return self.sets.whole((*call.operands, *call.scalars), shape)
 
     def _without_rule(self, call: Call) -> Rule:
         layer = call.layers[-1].name or type(call.layers[-1].module).__name__
@@ -205,7 +246,7 @@ class Propagation:
         if self.sets[step.tensor] is None:
             return
         message = (
-            f"{step.by}() extracts values from a tensor that depends on the input ({step.source})"
+            f"{step.by} extracts values from a tensor that depends on the input ({step.source})"
         )
         if self.unknown != "skip":
             raise NotImplementedError(
@@ -243,7 +284,7 @@ class Propagation:
     def _check_ignored(self, step: LayerExit) -> None:
         given = [ref.shape for ref in refs_in(step.layer.inputs)]
         for ref in refs_in(step.outputs):
-            if self.sets[ref] is None and not any(_broadcasts(ref.shape, s) for s in given):
+            if self.sets[ref] is None and not any(broadcasts(ref.shape, s) for s in given):
                 raise ValueError(
                     f"Layer {step.layer.name!r} cannot be ignored: it turns the shapes {given} "
                     f"into {ref.shape}, so it is unknown which units of its output belong to "
@@ -294,14 +335,6 @@ class Propagation:
             return
 
 
-def _refs_of(step: Step) -> Iterator[Ref]:
-    if isinstance(step, Call):
-        return refs_in((step.args, step.kwargs, step.outputs))
-    if isinstance(step, ValueRead):
-        return refs_in(step.tensor)
-    return refs_in((step.layer.inputs, step.outputs))
-
-
 def _numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}#{number}"
 
@@ -311,35 +344,3 @@ def _fitted(sets: PositionSets | None, ref: Ref) -> PositionSets | None:
     if sets is None or sets.shape == ref.shape:
         return sets
     return sets.reduce(range(len(sets.shape)), keepdim=False).expand(ref.shape)
-
-
-def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
-    return len(shape) <= len(to) and all(
-        size in (1, target) for size, target in zip(reversed(shape), reversed(to), strict=False)
-    )
-
-
-# Names of operations that users know by another name.
-_FUNCTION_NAMES = {
-    "convolution": "conv",
-    "max_pool2d_with_indices": "max_pool2d",
-    "max_pool3d_with_indices": "max_pool3d",
-    "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d": "adaptive_avg_pool3d",
-    "_softmax": "softmax",
-    "_log_softmax": "log_softmax",
-    "addmm": "linear",
-    "mm": "linear",
-    "bmm": "matmul",
-    "baddbmm": "matmul",
-    "constant_pad_nd": "pad",
-    "native_layer_norm": "layer_norm",
-    "native_group_norm": "group_norm",
-    "native_batch_norm": "batch_norm",
-}
-
-# Operations that change neither values nor fields, and would only lengthen the table.
-_UNRECORDED = {
-    "view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "squeeze", "unsqueeze",
-    "expand", "alias", "detach", "clone", "_to_copy", "lift_fresh", "copy",
-}  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,18 @@ class Ref:
             own, although it shares the memory.
         shape: Shape of the tensor.
         strides: Strides of the tensor.
+        address: Bytes from the start of the memory that it shares with others to its first element.
+        itemsize: Bytes of an element.
+        is_mask: Whether the elements are bool.
         values: A copy of the values of an index tensor, in a run on real tensors.
     """
 
     index: int
     shape: tuple[int, ...]
     strides: tuple[int, ...] = ()
+    address: int = 0
+    itemsize: int = 1
+    is_mask: bool = False
     values: Tensor | None = field(default=None, compare=False, repr=False)
 
 
@@ -38,6 +44,13 @@ def refs_in(values: Any) -> Iterator[Ref]:
     elif isinstance(values, list | tuple):
         for value in values:
             yield from refs_in(value)
+
+
+def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Whether a tensor of one shape can be expanded to another."""
+    return len(shape) <= len(to) and all(
+        size in (1, target) for size, target in zip(reversed(shape), reversed(to), strict=False)
+    )
 
 
 @dataclass(eq=False)
@@ -70,6 +83,9 @@ class Call:
         outputs: The same for its outputs.
         layers: The layer calls in which it happened, from the model itself to the innermost.
         source: File and line of the caller's code.
+        scalars: Tensors whose value was passed as a number, such as t in `torch.roll(x, t)`.
+        written: Tensors that it writes to and that are not among its outputs.
+        shares_memory: Whether the output shares memory with the first argument.
     """
 
     op: torch._ops.OpOverload
@@ -78,6 +94,9 @@ class Call:
     outputs: Any
     layers: tuple[LayerCall, ...]
     source: str
+    scalars: tuple[Ref, ...] = ()
+    written: tuple[Ref, ...] = ()
+    shares_memory: bool = False
 
     @property
     def name(self) -> str:
@@ -113,7 +132,8 @@ class Call:
     @property
     def is_view(self) -> bool:
         """Whether the outputs share memory with the first argument, which is not written to."""
-        return bool(self.op.is_view) and bool(self.args) and isinstance(self.args[0], Ref)
+        shares = bool(self.op.is_view) or self.shares_memory
+        return shares and bool(self.args) and isinstance(self.args[0], Ref)
 
     def declares(self, name: str) -> bool:
         """Whether the operation has an argument of this name."""
@@ -144,6 +164,15 @@ class ValueRead:
 
 
 Step = Call | LayerExit | ValueRead
+
+
+def refs_of(step: Step) -> Iterator[Ref]:
+    """Yield the tensors that a step uses."""
+    if isinstance(step, Call):
+        return refs_in((step.args, step.kwargs, step.outputs, step.scalars, step.written))
+    if isinstance(step, ValueRead):
+        return refs_in(step.tensor)
+    return refs_in((step.layer.inputs, step.outputs))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,30 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from cifar_resnet.fields.leftovers import Caches
-from cifar_resnet.fields.steps import Call, LayerCall, LayerExit, Ref, Step, Trace, ValueRead
-from cifar_resnet.model_state import in_this_thread, preserve_state, process_settings
+from cifar_resnet.fields.recorder import Recorder
+from cifar_resnet.fields.steps import LayerExit, Trace
+from cifar_resnet.model_state import preserve_state, process_settings
 
 
 class TraceError(Exception):
@@ -54,8 +44,8 @@ def trace(model: nn.Module, inputs: Sequence[Any], *, on_values: bool | None = N
             values.
     """
     if on_values:
-        return _trace(_Recorder(model, True), inputs)
-    recorder = _Recorder(model, False)
+        return _trace(Recorder(model, True), inputs)
+    recorder = Recorder(model, False)
     caches = Caches(model)
     run = None
     try:
@@ -65,17 +55,17 @@ def trace(model: nn.Module, inputs: Sequence[Any], *, on_values: bool | None = N
             raise
     finally:
         caches.remove(recorder.fakes)
-    return run or _trace(_Recorder(model, True), inputs)
+    return run or _trace(Recorder(model, True), inputs)
 
 
-def _trace(recorder: _Recorder, inputs: Sequence[Any]) -> Trace:
+def _trace(recorder: Recorder, inputs: Sequence[Any]) -> Trace:
     model, on_values = recorder.root.module, recorder.on_values
     fake = contextlib.nullcontext() if on_values else FakeTensorMode(allow_non_fake_inputs=True)
     with preserve_state(model), _without_fused_kernels(), torch.no_grad(), fake as mode:
         # copies, as the model may write to them
         copy = Tensor.clone if mode is None else mode.from_tensor
         inputs = tree_map_only(Tensor, copy, list(inputs))
-        refs = tuple(recorder.ref(x) if isinstance(x, Tensor) else None for x in inputs)
+        refs = tuple(recorder.input(x) if isinstance(x, Tensor) else None for x in inputs)
         with recorder, _KeepWhole(recorder), recorder.watch_layers():
             try:
                 outputs = recorder.refs(model(*inputs))
@@ -103,135 +93,6 @@ def _without_fused_kernels() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-class _Recorder(TorchDispatchMode):
-    """Collects the steps of one run."""
-
-    def __init__(self, model: nn.Module, on_values: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.steps: list[Step] = []
-        self.root = LayerCall("", model, 1)
-        self.on_values = on_values
-        self._names = {module: name for name, module in model.named_modules() if name}
-        self._numbers: Counter[nn.Module] = Counter()
-        self._stack = [self.root]
-        self._failed: tuple[BaseException, str] | None = None  # the last error, and its layer
-        self._indices = WeakTensorKeyDictionary()
-        self._count = 0
-        self._silent = False
-
-    def layer_of(self, error: BaseException) -> str:
-        """Return the name of the layer that raised an error; "" for the model itself."""
-        return self._failed[1] if self._failed and self._failed[0] is error else ""
-
-    def fakes(self) -> list[Tensor]:
-        """Return the tensors without values that are still alive after the run."""
-        self._failed = None  # the error refers to the frames of the run
-        return [tensor for tensor in self._indices if isinstance(tensor, FakeTensor)]
-
-    def ref(self, tensor: Tensor, *, with_values: bool = False) -> Ref:
-        index = self._indices.get(tensor)
-        if index is None:
-            index = self._indices[tensor] = self._count
-            self._count += 1  # not len(_indices): entries of tensors that are freed disappear
-        values = None
-        if with_values and self.on_values and not tensor.is_floating_point():
-            values = tensor.detach().cpu().clone()  # the model may write to it later
-        shape = tuple(int(size) for size in tensor.shape)
-        strides = tensor.stride() if tensor.layout == torch.strided else ()
-        return Ref(index, shape, strides, values)
-
-    def refs(self, values: Any, *, with_values: bool = False) -> Any:
-        """Return the same lists, tuples and dictionaries, with a `Ref` in place of each tensor."""
-        if isinstance(values, Tensor):
-            return self.ref(values, with_values=with_values)
-        if is_dataclass(values) and not isinstance(values, type):
-            values = {field.name: getattr(values, field.name) for field in fields(values)}
-        if isinstance(values, Mapping):
-            return {key: self.refs(value, with_values=with_values) for key, value in values.items()}
-        if isinstance(values, list | tuple):
-            return [self.refs(value, with_values=with_values) for value in values]
-        return values
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "prim":  # asks for a property and computes nothing
-            return func(*args, **kwargs)
-        if _dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-            # In inference mode, composite operations arrive here before PyTorch decomposes them.
-            # Decompose them now, and record their parts.
-            with self:
-                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        # arguments first: an in-place operation would change the shape that they had
-        reads_indices = func._schema.name.removesuffix("_") in _READS_INDICES
-        given = [self.refs(arg, with_values=reads_indices) for arg in args]
-        named = self.refs(kwargs, with_values=reads_indices)
-        outputs = func(*args, **kwargs)
-        if not self._silent:
-            if func in _IN_PLACE_VIEWS:
-                # `y.t_()` writes nothing. It makes y a view of what y was, which other views of the
-                # same memory still refer to: record `t`, with a new number for y.
-                func = _IN_PLACE_VIEWS[func]
-                del self._indices[args[0]]
-            call = Call(
-                func, tuple(given), named, self.refs(outputs), tuple(self._stack), _source()
-            )
-            self.steps.append(call)
-        return outputs
-
-    def record_as(
-        self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]
-    ) -> Any:
-        """Call `run`, but record it as one operation in place of its parts."""
-        given, named = tuple(self.refs(arg) for arg in args), self.refs(kwargs)
-        self._silent = True
-        try:
-            outputs = run()
-        finally:
-            self._silent = False
-        call = Call(op, given, named, self.refs(outputs), tuple(self._stack), _source())
-        self.steps.append(call)
-        return outputs
-
-    def record_reading(self, tensor: Tensor, by: str) -> None:
-        self.steps.append(ValueRead(self.ref(tensor), by, _source()))
-
-    @contextlib.contextmanager
-    def watch_layers(self) -> Iterator[None]:
-        """Follow the calls of submodules, with global hooks so that the model gets none."""
-
-        def enter(module: nn.Module, args: Any) -> None:
-            if module in self._names:
-                for outer in self._stack:
-                    outer.inner += 1
-                self._numbers[module] += 1
-                call = LayerCall(self._names[module], module, self._numbers[module])
-                call.inputs = self.refs(args)
-                self._stack.append(call)
-
-        def leave(module: nn.Module, args: Any, outputs: Any) -> None:
-            if module not in self._names:
-                return
-            layer = self._stack.pop()
-            error = sys.exc_info()[1]
-            if outputs is None and error is not None:  # the model may catch it and continue
-                if self._failed is None or self._failed[0] is not error:
-                    self._failed = error, layer.name
-                return
-            self.steps.append(LayerExit(layer, self.refs(outputs)))
-
-        handles = [
-            register_module_forward_pre_hook(in_this_thread(enter)),
-            register_module_forward_hook(in_this_thread(leave), always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
 class _KeepWhole(TorchFunctionMode):
     """Records some functions as a whole, because their parts hide what they do.
 
@@ -240,7 +101,7 @@ class _KeepWhole(TorchFunctionMode):
     dimensions of size 1 are rows and columns. `item` and similar methods extract values.
     """
 
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self._recorder = recorder
 
@@ -248,10 +109,10 @@ class _KeepWhole(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._recorder.silent:
+            return func(*args, **kwargs)
         op = None
         given = kwargs
-        if func in _EXTRACTS_VALUES and isinstance(args[0], Tensor):
-            self._recorder.record_reading(args[0], func.__name__)
         if func is torch.nn.functional.scaled_dot_product_attention:
             op = _aten.scaled_dot_product_attention.default
         elif func in _SHUFFLES:
@@ -262,50 +123,19 @@ class _KeepWhole(TorchFunctionMode):
                 op = _aten._pad_circular.default
                 args, given = (named["input"], list(named["pad"])), {}
                 kwargs = {"mode": "circular"}
-        if op is None:
-            return func(*args, **kwargs)
-        return self._recorder.record_as(op, args, given, lambda: func(*args, **kwargs))
+        function, arguments = func, (args, kwargs)
 
+        def run() -> Any:
+            if op is None:
+                return func(*args, **kwargs)
+            return self._recorder.record_as(op, args, given, lambda: func(*args, **kwargs))
 
-_READS_INDICES = {
-    f"aten::{name}"
-    for name in (
-        "_unsafe_index", "embedding", "gather", "index", "index_copy", "index_fill", "index_put",
-        "index_select",
-    )
-}  # fmt: skip
+        return self._recorder.run_function(function, *arguments, run)
+
 
 _aten = torch.ops.aten
-_IN_PLACE_VIEWS = {
-    _aten.as_strided_.default: _aten.as_strided.default,
-    _aten.squeeze_.default: _aten.squeeze.default,
-    _aten.squeeze_.dim: _aten.squeeze.dim,
-    _aten.squeeze_.dims: _aten.squeeze.dims,
-    _aten.t_.default: _aten.t.default,
-    _aten.transpose_.default: _aten.transpose.int,
-    _aten.unsqueeze_.default: _aten.unsqueeze.default,
-}
-
 _SHUFFLES = {
     torch.channel_shuffle: _aten.channel_shuffle.default,
     torch.pixel_shuffle: _aten.pixel_shuffle.default,
     torch.pixel_unshuffle: _aten.pixel_unshuffle.default,
 }
-
-# `bool` is missing on purpose: it chooses a branch, and the branch taken is followed.
-_EXTRACTS_VALUES = {
-    Tensor.__array__, Tensor.__complex__, Tensor.__dlpack__, Tensor.__float__, Tensor.__index__,
-    Tensor.__int__, Tensor.item, Tensor.numpy, Tensor.tolist,
-}  # fmt: skip
-
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
-
-
-def _source() -> str:
-    """Return the innermost `file:line` that belongs neither to PyTorch nor to this package."""
-    frame = sys._getframe(2)
-    inside = (_TORCH, _HERE, "<frozen")
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

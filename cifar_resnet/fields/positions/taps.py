@@ -103,10 +103,12 @@ def adaptive_windows(size: int, units: int) -> Taps:
     return _taps(size, taps, Fraction(size // units) if size % units == 0 else None)
 
 
-def selected(size: int, elements: Sequence[int]) -> Taps:
-    """Return one tap per unit, to the given elements. Elements out of range are read as nothing."""
-    virtual = torch.tensor(list(elements), dtype=torch.int64)[None]
-    taps = _taps(size, virtual, None)
+def selected(size: int, elements: Sequence[int] | Tensor) -> Taps:
+    """Return the taps to the given elements, one for each unit or (k, n).
+
+    Elements out of range are read as nothing.
+    """
+    taps = _taps(size, torch.atleast_2d(torch.as_tensor(elements, dtype=torch.int64)), None)
     return replace(taps, virtual=taps.actual)  # no pattern that could continue beyond the borders
 
 

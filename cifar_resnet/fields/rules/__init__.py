@@ -15,6 +15,7 @@ its tensors (except indices, which decide what is read).
 In reading order:
 
 - `operation`: what a rule is given, and what it returns;
+- `addresses`: views of any kind, by the addresses of their elements;
 - `windows`: convolution, pooling, interpolation, padding, unfolding;
 - `movement`: views, slices, concatenation and other operations that only move elements;
 - `indexing`: operations that read or write the elements named by an index tensor;

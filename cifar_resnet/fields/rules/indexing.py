@@ -15,14 +15,8 @@ import torch
 from cifar_resnet.fields.positions import taps
 from cifar_resnet.fields.positions.merging import overwrite, union
 from cifar_resnet.fields.positions.sets import PositionSets
-from cifar_resnet.fields.rules.operation import Operation, Rule, ValuesNeededError
+from cifar_resnet.fields.rules.operation import Operation, Rule, values_of
 from cifar_resnet.fields.steps import Ref, refs_in
-
-
-def _values(index: Ref) -> torch.Tensor:
-    if index.values is None:
-        raise ValuesNeededError
-    return index.values
 
 
 def _any_element(op: Operation) -> PositionSets:
@@ -65,7 +59,7 @@ def _selection(ref: Ref, indices: Sequence[Ref | None]) -> _Selection:
         if index is None:
             dim += 1
             continue
-        values = _values(index)
+        values = values_of(index)
         if values.dtype in (torch.bool, torch.uint8):  # a mask stands for one index per dimension
             for along in values.nonzero(as_tuple=True):
                 by_dim[dim] = along
@@ -95,28 +89,65 @@ def _index(op: Operation) -> PositionSets:
     ref, sets = op.first
     indices: Sequence[Ref | None] = op["indices"]
     if any(op.sets_of(index) is not None for index in refs_in(indices)):
-        return _any_element(op)
+        return _index_from_input(op, indices)
     chosen = _selection(ref, indices)
     sets = sets.permute(chosen.order).reshape(chosen.shape)
     window = taps.selected(chosen.shape[chosen.dim], chosen.elements)
     return sets.window(chosen.dim, window).reshape(op.shape)
 
 
+def _index_from_input(op: Operation, indices: Sequence[Ref | None]) -> PositionSets:
+    """Let each element depend on its index, and on all elements that the index may select."""
+    ref, sets = op.first
+    dims: list[int] = []
+    at = 0
+    for index in indices:
+        width = len(index.shape) if index is not None and index.is_mask else 1
+        dims += range(at, at + width) if index is not None else ()
+        at += width
+    adjacent = dims == list(range(dims[0], dims[-1] + 1))
+    start = dims[0] if adjacent else 0
+    rank = len(op.shape) - (len(ref.shape) - len(dims))  # of the indices, broadcast
+    kept = [size for dim, size in enumerate(ref.shape) if dim not in dims]
+    before, after = kept[:start], kept[start:]
+    read = sets.reduce(dims, keepdim=False).reshape((*before, *[1] * rank, *after))
+    parts = [read]
+    for index in refs_in(indices):
+        own = op.sets_of(index)
+        if own is None:
+            continue
+        if index.is_mask:  # the order of the elements depends on all of the mask
+            own = own.reduce(range(len(index.shape)), keepdim=False)
+        parts.append(own.reshape((*own.shape, *[1] * len(after))))
+    return union(op.shape, parts, compare=False)
+
+
 def _index_select(op: Operation) -> PositionSets:
     ref, sets = op.first
-    if op.sets("index") is not None:
-        return _any_element(op)
-    dim = op["dim"]
-    elements = _values(op["index"]).flatten().tolist()
+    dim = op["dim"] % max(len(ref.shape), 1)
+    own = op.sets("index")
+    if own is not None:
+        if not ref.shape:
+            return _any_element(op)
+        along = own.reshape((-1, *[1] * (len(ref.shape) - dim - 1)))
+        return union(op.shape, [sets.reduce([dim]), along], compare=False)
+    elements = values_of(op["index"]).flatten().tolist()
     return sets.window(dim, taps.selected(ref.shape[dim], elements))
 
 
 def _gather(op: Operation) -> PositionSets:
     sets = op.sets("self")
     index = op.sets("index")
-    if sets is None or index is not None:
-        return _any_element(op)
-    values = _values(op["index"])
+    if index is not None:
+        if sets is None:
+            return index
+        dim = op["dim"] % max(len(index.shape), 1)
+        for other, size in enumerate(op.shape):  # a corner of the other dimensions is read
+            if other != dim and sets.shape[other] != size:
+                sets = sets.window(other, taps.sliced(sets.shape[other], 0, 1, size))
+        return union(op.shape, [sets.reduce([dim]) if sets.shape else sets, index], compare=False)
+    assert sets is not None
+    values = values_of(op["index"])
     return sets.gather(op["dim"], values)
 
 
@@ -124,7 +155,7 @@ def _index_put(op: Operation) -> PositionSets:
     """Follow `x[indices] = values`, or `+=` if the argument `accumulate` is True."""
     indices: Sequence[Ref | None] = op["indices"]
     if any(op.sets_of(index) is not None for index in refs_in(indices)):
-        return _any_element(op)
+        return _masked_put(op, indices) or _any_element(op)
     ref, old = op.first
     new = op.sets("values")
     chosen = _selection(ref, indices)
@@ -143,13 +174,28 @@ def _index_put(op: Operation) -> PositionSets:
     return result.reshape(split).permute(back)
 
 
+def _masked_put(op: Operation, indices: Sequence[Ref | None]) -> PositionSets | None:
+    """Follow `x[mask] = number`: each element depends on its place in the mask, too."""
+    ref, old = op.first
+    masks = list(refs_in(indices))
+    if len(masks) > 1 or not masks[0].is_mask or math.prod(op["values"].shape) != 1:
+        return None
+    mask, new = op.sets_of(masks[0]), op.sets("values")
+    assert mask is not None
+    trailing = len(ref.shape) - indices.index(masks[0]) - len(mask.shape)
+    parts = [old, mask.reshape((*mask.shape, *[1] * trailing))]
+    if new is not None:
+        parts.append(new.reshape(()))
+    return union(op.shape, parts, compare=False)
+
+
 def _index_fill(op: Operation) -> PositionSets:
     """Follow `index_fill`, and `index_copy`, which writes a tensor in place of one value."""
     ref, old = op.first
     if op.sets("index") is not None:
         return _any_element(op)
     dim = op["dim"] % len(ref.shape)
-    elements = [element % ref.shape[dim] for element in _values(op["index"]).flatten().tolist()]
+    elements = [element % ref.shape[dim] for element in values_of(op["index"]).flatten().tolist()]
     shape = (*ref.shape[:dim], len(elements), *ref.shape[dim + 1 :])
     new = op.sets("source" if op.call.name == "index_copy" else "value")
     written = PositionSets.empty_like(old, shape) if new is None else new.expand(shape)
@@ -164,7 +210,7 @@ def _embedding(op: Operation) -> PositionSets:
     if index is not None:
         return _any_element(op)
     ref, table = op.first
-    rows = _values(op["indices"]).flatten().tolist()
+    rows = values_of(op["indices"]).flatten().tolist()
     return table.window(0, taps.selected(ref.shape[0], rows)).reshape(op.shape)
 
 
@@ -172,7 +218,7 @@ INDEXING: dict[str, Rule] = {
     **dict.fromkeys(("index", "_unsafe_index"), _index),
     "index_select": _index_select,
     "gather": _gather,
-    "index_put": _index_put,
+    **dict.fromkeys(("index_put", "_unsafe_index_put"), _index_put),
     **dict.fromkeys(("index_copy", "index_fill"), _index_fill),
     "embedding": _embedding,
 }

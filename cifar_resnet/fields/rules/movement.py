@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+import torch
+
 from cifar_resnet.fields.positions import taps
 from cifar_resnet.fields.positions.merging import concatenate
 from cifar_resnet.fields.positions.sets import PositionSets
+from cifar_resnet.fields.rules.addresses import view_by_address
 from cifar_resnet.fields.rules.operation import Operation, Rule
 
 
 def _reshape(op: Operation) -> PositionSets:
+    if op.call.op is torch.ops.aten.view.dtype:
+        return view_by_address(op)
     return op.first[1].reshape(op.shape)
-
-
-def _as_strided(op: Operation) -> PositionSets:
-    ref, sets = op.first
-    # the address of each element stays the same, as when PyTorch restores a layout
-    same = ref.shape == op.shape and all(
-        size == 1 or mine == new
-        for size, mine, new in zip(ref.shape, ref.strides, op["stride"], strict=True)
-    )
-    if not same or op["storage_offset"]:
-        raise NotImplementedError(
-            f"{op.call.op}, called from {op.call.source}, reads memory by its address, which "
-            "receptive fields cannot follow. Use slices, unfold or reshape instead."
-        )
-    return sets
 
 
 def _permute(op: Operation) -> PositionSets:
@@ -171,7 +161,7 @@ def _channel_shuffle(op: Operation) -> PositionSets:
 
 MOVEMENT: dict[str, Rule] = {
     **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias"), _reshape),
-    "as_strided": _as_strided,
+    "as_strided": view_by_address,
     **dict.fromkeys(("permute", "transpose", "t"), _permute),
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,

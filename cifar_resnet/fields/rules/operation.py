@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.steps import Call, Ref
@@ -15,6 +17,13 @@ class ValuesNeededError(Exception):
 
     The model is then run again on real tensors.
     """
+
+
+def values_of(ref: Ref) -> Tensor:
+    """Return the values of an argument. They are known in a run on real tensors."""
+    if ref.values is None:
+        raise ValuesNeededError
+    return ref.values
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,19 @@ class Operation:
         sets_of: Returns what a tensor depends on, or None if it does not depend on the input.
         where: Name under which a merge of misaligned branches is reported.
         geometry: Set by the rules of operations that slide.
+        pools: The max poolings before, by the number of the indices that they returned.
     """
 
     call: Call
     sets_of: Callable[[Ref], PositionSets | None]
     where: str
     geometry: Geometry | None = None
+    pools: Mapping[int, Call] = field(default_factory=dict)
+
+    def made_by(self, indices: Ref) -> Operation | None:
+        """Return the max pooling that returned these indices. None if it is unknown."""
+        pool = self.pools.get(indices.index)
+        return None if pool is None else Operation(pool, self.sets_of, self.where)
 
     def __getitem__(self, argument: str) -> Any:
         return self.call.argument(argument)

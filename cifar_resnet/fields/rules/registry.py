@@ -8,11 +8,16 @@ from typing import Any
 import torch
 
 from cifar_resnet.arguments import is_integer
+from cifar_resnet.fields.names import ATTENTION
+from cifar_resnet.fields.positions import taps
 from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
+from cifar_resnet.fields.rules.addresses import view_by_address
 from cifar_resnet.fields.rules.indexing import INDEXING
+from cifar_resnet.fields.rules.masks import MASKS, attention
 from cifar_resnet.fields.rules.movement import MOVEMENT
 from cifar_resnet.fields.rules.operation import Geometry, Operation, Rule
+from cifar_resnet.fields.rules.scattering import SCATTERING, everything
 from cifar_resnet.fields.rules.windows import WINDOWS, per_axis, slide
 from cifar_resnet.fields.steps import Ref
 
@@ -119,31 +124,28 @@ def _matmul(op: Operation) -> PositionSets:
     return union(op.shape, parts, compare=False)
 
 
-def _attention(op: Operation) -> PositionSets:
-    """Return the sets of attention: of its query, and of all keys and values or the earlier ones.
-
-    Query, key and value are (..., heads, tokens, features), and so is the result.
-    """
+def _distances(op: Operation) -> PositionSets:
+    """Return the sets of the distances (..., n, k) between rows of (..., n, m) and (..., k, m)."""
     parts = []
-    query = op.sets("query")
-    if query is not None:
-        parts.append(query.reduce([-1]))
-    for name in ("key", "value"):
+    for name, order in (("x1", -1), ("x2", -2)):
         sets = op.sets(name)
-        if sets is None:
-            continue
-        if op["enable_gqa"]:  # several heads use one key; all of them are united, for simplicity
-            sets = sets.reduce([-3])
-        if name == "key":  # each feature of the result depends on all features of the key ...
-            sets = sets.reduce([-1])  # ... but only on the same feature of the value
-        if op["is_causal"]:
-            parts.append(sets.cumulate(-2))
-        else:
-            parts.append(sets.reduce([-2]))
-    bias = op.sets("attn_mask") or op.sets("attn_bias")
-    if bias is not None:
-        parts.append(bias.reduce([-1]))
+        if sets is not None:
+            parts.append(sets.reduce([-1], keepdim=False).unsqueeze(len(op.shape) + order))
     return union(op.shape, parts, compare=False)
+
+
+def _cross(op: Operation) -> PositionSets:
+    """Let each of three coordinates depend on the two others."""
+    turned = [
+        sets.expand(op.shape).window(op["dim"], taps.selected(3, order))
+        for sets in op.operands()
+        for order in ([1, 2, 0], [2, 0, 1])
+    ]
+    return union(op.shape, turned, compare=False)
+
+
+def _loss(op: Operation) -> PositionSets:
+    return everything(op) if op["reduction"] else pointwise(op)
 
 
 def _glu(op: Operation) -> PositionSets:
@@ -158,29 +160,47 @@ def window_rule(
     padding: int | tuple[int, ...] = 0,
     dilation: int | tuple[int, ...] = 1,
 ) -> Rule:
-    """Make a rule for an operation that slides over (N, C, *spatial) and mixes the channels."""
+    """Make a rule for an operation that slides over (N, C, *spatial) and mixes the channels.
+
+    The window is that of the first argument. Another argument with the spatial shape of the result,
+    such as the offsets of a deformable convolution, is read at the position of the unit; any other
+    is read everywhere.
+    """
 
     def rule(op: Operation) -> PositionSets:
-        sets = op.first[1].reduce([1], keepdim=False).unsqueeze(1)
-        number = len(sets.shape) - 2
+        ref, sets = op.first
+        sets = sets.reduce([1])
+        number = len(ref.shape) - 2
         geometry = Geometry(
             *(per_axis(v, number) for v in (kernel_size, stride, padding, dilation))
         )
-        return slide(op, sets.expand((sets.shape[0], op.shape[1], *sets.shape[2:])), geometry)
+        parts = [slide(op, sets.expand((ref.shape[0], op.shape[1], *ref.shape[2:])), geometry)]
+        for other in op.call.operands:
+            own = op.sets_of(other)
+            if own is None or other == ref:
+                continue
+            at_unit = other.shape[2:] == op.shape[2:] and other.shape[0] == op.shape[0]
+            parts.append(own.reduce([1] if at_unit else range(len(other.shape))))
+            if not at_unit:
+                parts[-1] = parts[-1].reshape((1,) * len(op.shape))
+        return parts[0] if len(parts) == 1 else union(op.shape, parts, compare=False)
 
     return rule
 
 
 # Operations that PyTorch itself tags as pointwise need no entry here.
 _POINTWISE = (
-    "_conj", "_prelu_kernel", "_to_copy", "alias", "detach", "hardswish", "lift_fresh",
-    "lift_fresh_copy", "log_sigmoid_forward", "native_dropout", "rrelu_with_noise",
+    "_conj", "_prelu_kernel", "_to_copy", "alias", "detach", "floor_divide", "hardswish",
+    "lift_fresh", "lift_fresh_copy", "log_sigmoid_forward", "native_dropout", "rrelu_with_noise",
 )  # fmt: skip
 _NEW = (
     "empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones",
     "new_zeros", "ones_like", "rand_like", "randint_like", "randn_like", "zero", "zeros_like",
 )  # fmt: skip
-_FILLS = ("bernoulli", "cauchy", "exponential", "fill", "log_normal", "normal", "uniform")
+_FILLS = (
+    "arange", "bernoulli", "cauchy", "exponential", "fill", "full", "linspace", "log_normal",
+    "logspace", "normal", "scalar_tensor", "uniform",
+)  # fmt: skip
 _REDUCTIONS = (
     "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "kthvalue",
     "linalg_vector_norm", "logsumexp", "max", "mean", "median", "min", "mode", "nanmedian",
@@ -193,17 +213,18 @@ _BATCH_NORMS = (
     "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
     "miopen_batch_norm", "native_batch_norm",
 )  # fmt: skip
-_ATTENTION = (
-    "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention",
+_LOSSES = (
+    "binary_cross_entropy", "huber_loss", "mse_loss", "smooth_l1_loss", "soft_margin_loss",
 )  # fmt: skip
+_GLOBAL = ("_unique2", "bincount", "histc", "nonzero", "unique_consecutive", "unique_dim")
 _PRODUCTS = ("addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv")
 
 RULES: Mapping[str, Rule] = {
     **WINDOWS,
     **MOVEMENT,
     **INDEXING,
+    **MASKS,
+    **SCATTERING,
     **dict.fromkeys(_POINTWISE, pointwise),
     **dict.fromkeys(_NEW, new_values),
     **dict.fromkeys(_FILLS, _fill),
@@ -212,10 +233,14 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"), _cumulative),
     **dict.fromkeys(_BATCH_NORMS, _batch_norm),
     **dict.fromkeys(_PRODUCTS, _matmul),
-    **dict.fromkeys(_ATTENTION, _attention),
+    **dict.fromkeys(ATTENTION, attention),
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
     "glu": _glu,
+    **dict.fromkeys(_LOSSES, _loss),
+    **dict.fromkeys(_GLOBAL, everything),
+    "linalg_cross": _cross,
+    "_cdist_forward": _distances,
 }
 
 
@@ -229,6 +254,8 @@ def rule_for(op: torch._ops.OpOverload, name: str, own: Mapping[str, Rule]) -> R
             return own[key]
     if name in RULES:
         return RULES[name]
+    if op.namespace == "aten" and op.is_view:
+        return view_by_address
     tagged = [op]
     if op.namespace == "aten" and hasattr(torch.ops.aten, name):
         # Only some overloads have the tag. `abs_` does not, but `abs` does.
