@@ -422,14 +422,14 @@ def test_writing_into_a_view_is_followed() -> None:
     assert output.pixels((3,))[0].tolist() == [4, 6]
 
 
-def test_writing_into_a_view_that_cannot_be_followed_is_refused() -> None:
+def test_writing_into_a_diagonal_is_followed() -> None:
     def run(m: nn.Module, x: Tensor) -> Tensor:
         out = x.clone()
-        out.diagonal(dim1=1, dim2=2).add_(1)
+        out.diagonal(dim1=1, dim2=2).copy_(x[..., 5])
         return out
 
-    with pytest.raises(NotImplementedError, match="no receptive-field rule .* aten.diagonal"):
-        receptive_field(Net(run), (1, 2, 16))
+    output = output_of(Net(run))
+    assert [output.pixels((0, unit))[0].tolist() for unit in (0, 1)] == [[5], [1]]
 
 
 def test_recurrent_layers_see_the_past() -> None:

@@ -239,3 +239,18 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 
 def gated(x: Tensor) -> Tensor:
     return gate(x, x.mean((0, 2, 3)))
+
+
+class KeywordOnly(nn.Module):
+    def forward(self, *, x: Tensor) -> Tensor:
+        return x
+
+
+def test_models_that_cannot_be_called_or_recorded_are_explained() -> None:
+    def either(x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x.flip(2), (x,))
+
+    with pytest.raises(ValueError, match=r"higher-order operation cond.* in plain PyTorch"):
+        receptive_field(Function(either), SIZE)
+    with pytest.raises(ValueError, match="passes them by name"):
+        receptive_field(KeywordOnly(), SIZE)

@@ -140,7 +140,18 @@ def failure_message(error: TraceError, shape: Sequence[int], inputs: Any) -> str
     cause = error.__cause__
     layer = f" in layer {error.layer!r}" if error.layer else ""
     remedy = "Check the input's shape: it must be (N, C, *spatial), such as (1, 3, 32, 32)."
-    if isinstance(cause, TypeError) and "argument" in str(cause):
+    if "HigherOrderOperator" in str(cause):
+        operation = str(cause).partition("HigherOrderOperator ")[2].partition(" ")[0]
+        return (
+            f"The model calls torch's higher-order operation {operation}{layer}, whose parts "
+            "cannot be recorded. Call the function that it would choose or run, in plain PyTorch."
+        )
+    if isinstance(cause, TypeError) and "positional argument but" in str(cause):
+        remedy = (
+            "If the arguments of forward are keyword-only, wrap the model in a module that passes "
+            "them by name."
+        )
+    elif isinstance(cause, TypeError) and "argument" in str(cause):
         remedy = (
             "If the model has several inputs, pass inputs=(a, b) and source=, the index of the one "
             "to follow."
