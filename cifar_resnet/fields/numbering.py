@@ -38,6 +38,7 @@ class TensorNumbers:
         self._indices = WeakTensorKeyDictionary()
         self._count = 0
         self._memory = SharedMemory()
+        self._random: set[int] = set()
         self._seen: dict[int, tuple[Ref, Place | None]] = {}  # each tensor as it was last
 
     def alive(self) -> list[Tensor]:
@@ -71,13 +72,17 @@ class TensorNumbers:
         """Return the same lists, tuples and dictionaries, with a `Ref` in place of each tensor."""
         return self._in_structure(values, lambda x: self.ref(x, with_values=with_values))
 
-    def made(self, outputs: Any, given: Any, *, is_view: bool) -> tuple[Any, bool]:
+    def made(
+        self, outputs: Any, given: Any, *, is_view: bool, is_random: bool = False
+    ) -> tuple[Any, bool]:
         """Return the `Ref`s of the results of an operation.
 
         Args:
             outputs: What it returned.
             given: The `Ref`s of its arguments.
             is_view: Whether PyTorch declares that they share memory with the first argument.
+            is_random: Whether the operation draws random numbers. What is computed from such
+                results is random, too.
 
         Returns:
             The `Ref`s, and whether one of them shares memory with the first argument.
@@ -88,12 +93,18 @@ class TensorNumbers:
         )
         shares = False
 
+        is_random = is_random or any(ref.is_random for ref in refs_in(given))
+
         def make(tensor: Tensor) -> Ref:
             nonlocal shares
             index = self._indices.get(tensor)
+            if is_random and index is not None:
+                self._random.add(index)
             if index is not None and any(ref.index == index for ref in refs_in(given)):
                 return self._placed(index, tensor)[0]  # it was written to, and may have grown
             self._indices.pop(tensor, None)
+            if is_random:
+                self._random.add(self._count)  # the number that it gets
             ref, place = self._numbered(tensor)
             if place is None:
                 return ref
@@ -136,7 +147,8 @@ class TensorNumbers:
             strides = tuple(map(int, tensor.stride())) if tensor.layout == torch.strided else ()
             address = 0 if place is None else place.address
             is_mask = tensor.dtype == torch.bool
-            ref = Ref(index, shape, strides, address, tensor.element_size(), is_mask)
+            is_random = index in self._random
+            ref = Ref(index, shape, strides, address, tensor.element_size(), is_mask, is_random)
         self._seen[index] = ref, place
         return ref, place
 

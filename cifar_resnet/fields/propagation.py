@@ -178,7 +178,9 @@ class Propagation:
         by_axis: list[list[PositionSets | None]] = []
         geometry = None
         only_numbers = all(self.sets[ref] is None for ref in call.operands)
-        if only_numbers or all(0 in ref.shape for ref in outputs):  # or no element
+        is_empty = all(0 in ref.shape for ref in outputs)
+        keeps_dims = rule is pointwise or call.name in ("slice", "narrow")
+        if only_numbers or (is_empty and not keeps_dims):
             return [self._everything(call, ref.shape) for ref in outputs], None
         for axis in range(len(self.dims)):
 

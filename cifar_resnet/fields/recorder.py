@@ -102,7 +102,12 @@ class Recorder(TorchDispatchMode):
             given[0] = self._tensors.root(args[0])
         written = list(written_by(func, args, kwargs))
         outputs = with_arguments(func, outputs, written)
-        results, shares = self._tensors.made(outputs, (given, named), is_view=func.is_view)
+        results, shares = self._tensors.made(
+            outputs,
+            (given, named),
+            is_view=func.is_view,
+            is_random=torch.Tag.nondeterministic_seeded in func.tags,
+        )
         changed = self.refs([tensor for _, tensor in written])
         if not any(refs_in(results)) and changed:  # it writes to arguments and returns nothing
             results = changed

@@ -22,6 +22,7 @@ class Ref:
         address: Bytes from the start of the memory that it shares with others to its first element.
         itemsize: Bytes of an element.
         is_mask: Whether the elements are bool.
+        is_random: Whether the values come from a random number generator.
         values: A copy of the values of an index tensor, in a run on real tensors.
     """
 
@@ -31,6 +32,7 @@ class Ref:
     address: int = 0
     itemsize: int = 1
     is_mask: bool = False
+    is_random: bool = False
     values: Tensor | None = field(default=None, compare=False, repr=False)
 
 

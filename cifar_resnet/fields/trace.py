@@ -65,7 +65,8 @@ def _trace(recorder: Recorder, inputs: Sequence[Any]) -> Trace:
         # copies, as the model may write to them
         copy = Tensor.clone if mode is None else mode.from_tensor
         inputs = tree_map_only(Tensor, copy, list(inputs))
-        refs = tuple(recorder.input(x) if isinstance(x, Tensor) else None for x in inputs)
+        tree_map_only(Tensor, recorder.input, inputs)  # also those in lists
+        refs = tuple(recorder.refs(x) if isinstance(x, Tensor) else None for x in inputs)
         with recorder, _KeepWhole(recorder), recorder.watch_layers():
             try:
                 outputs = recorder.refs(model(*inputs))

@@ -35,10 +35,10 @@ def _union(op: Operation, parts: list[PositionSets | None]) -> PositionSets | No
 def _chosen(op: Operation, mask: str, inside: str, outside: str) -> PositionSets | None:
     """Follow `torch.where(mask, inside, outside)`."""
     own, mine, theirs = op.sets(mask), op.sets(inside), op.sets(outside)
-    if own is not None:
-        return _union(op, [own, mine, theirs])
-    if (mine is None and theirs is None) or not isinstance(op[mask], Ref):
+    if (own is None and mine is None and theirs is None) or not isinstance(op[mask], Ref):
         return None
+    if own is not None or op[mask].is_random:
+        return _union(op, [own, mine, theirs])
     chosen = values_of(op[mask]).bool()
     mine, theirs = (None if sets is None else sets.expand(op.shape) for sets in (mine, theirs))
     return _union(op, [kept(mine, chosen), kept(theirs, ~chosen)])

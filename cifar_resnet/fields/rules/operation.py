@@ -20,7 +20,16 @@ class ValuesNeededError(Exception):
 
 
 def values_of(ref: Ref) -> Tensor:
-    """Return the values of an argument. They are known in a run on real tensors."""
+    """Return the values of an argument. They are known in a run on real tensors.
+
+    Raises:
+        NotImplementedError: If they are random.
+    """
+    if ref.is_random:
+        raise NotImplementedError(
+            "The values of an index are random, so it selects other elements in each run. Store "
+            "one choice in a buffer of the model."
+        )
     if ref.values is None:
         raise ValuesNeededError
     return ref.values
