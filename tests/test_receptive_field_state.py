@@ -166,9 +166,11 @@ def test_a_run_that_needs_values_keeps_no_tensor_without_them() -> None:
 
     network = Net(run)
     network.store = {}
+    before = {id(found) for found in gc.get_objects() if type(found) is FakeTensor}
     receptive_field(network, SIZE)
     gc.collect()
-    assert not any(type(found) is FakeTensor for found in gc.get_objects())
+    after = {id(found) for found in gc.get_objects() if type(found) is FakeTensor}
+    assert after <= before
     assert type(network(torch.zeros(SIZE))) is Tensor
 
 
