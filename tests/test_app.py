@@ -341,7 +341,7 @@ def test_without_the_data_the_gallery_says_what_to_do(tmp_path: Path) -> None:
     pictures, summary, there = bare.gallery("quarter", 5, views.ANY, views.ANY, False)
     assert (pictures, there) == ([], False)
     assert "The test set is not on disk" in summary
-    assert "put one of cifar-10-binary.tar.gz" in summary
+    assert "put one of cifar-10-python.tar.gz" in summary
     with pytest.raises(DatasetError):
         bare.errors("quarter")
     assert classify(bare)[0]  # the rest works
