@@ -329,6 +329,11 @@ def test_with_the_inline_backend_a_figure_is_displayed_once() -> None:
         assert set(data) == {"image/png", "text/plain"}
 
 
+def test_a_figure_is_recognized_by_libraries_that_compare_names() -> None:
+    # Gradio looks for "matplotlib" in the module of a class, Weights & Biases at its beginning.
+    assert type(show_samples(_data(), n=1)).__module__.startswith("matplotlib.")
+
+
 def test_a_figure_can_be_pickled_and_saved(tmp_path: Path) -> None:
     fig = show_samples(_data(), n=2)
     again = pickle.loads(pickle.dumps(fig))

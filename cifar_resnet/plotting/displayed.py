@@ -16,6 +16,9 @@ class DisplayedFigure(Figure):
     displayed once in either case.
     """
 
+    # Gradio and Weights & Biases recognize figures by the module of their class.
+    __module__ = Figure.__module__
+
     def savefig(self, fname: Any, *, transparent: bool | None = None, **options: Any) -> None:
         """Save the figure, by default with its own background, which its text contrasts with."""
         if not (rcParams["savefig.transparent"] if transparent is None else transparent):
@@ -26,3 +29,11 @@ class DisplayedFigure(Figure):
         content = io.BytesIO()
         self.savefig(content, format="png", dpi="figure", transparent=False)
         return content.getvalue()
+
+    def __reduce__(self) -> Any:
+        return _empty, (), self.__getstate__()
+
+
+def _empty() -> DisplayedFigure:
+    """Return a figure that is about to be unpickled."""
+    return DisplayedFigure.__new__(DisplayedFigure)
