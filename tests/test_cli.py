@@ -254,6 +254,7 @@ def test_runs_with_damaged_or_hostile_files(smoke: tuple[Path, str], tmp_path: P
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a compiler")
 def test_a_compiled_run_with_the_other_network(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

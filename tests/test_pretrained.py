@@ -51,7 +51,11 @@ def test_the_weights_of_the_package_are_listed() -> None:
         assert weights.path.stat().st_size < 1.5e6 * (width / 16) ** 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    # the full network takes a minute
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "full" else []) for name in NAMES],
+)
 def test_the_weights_of_the_package_have_the_stated_accuracy(name: str, arrays: Arrays) -> None:
     stated = next(w for w in pretrained_weights() if w.name == name).training["accuracy"]
     model = CustomResNet.from_pretrained(name)
