@@ -8,8 +8,8 @@ from .data.sources import load_cifar10 as load_cifar10
 from .fields.analysis import receptive_field as receptive_field
 from .fields.effective import EffectiveReceptiveField as EffectiveReceptiveField
 from .fields.effective import effective_receptive_field as effective_receptive_field
+from .fields.mismatch import ReceptiveFieldMismatchError as ReceptiveFieldMismatchError
 from .fields.probe import ProbeReport as ProbeReport
-from .fields.probe import ReceptiveFieldMismatchError as ReceptiveFieldMismatchError
 from .fields.probe import check_receptive_field as check_receptive_field
 from .fields.records import AxisField as AxisField
 from .fields.records import LayerField as LayerField

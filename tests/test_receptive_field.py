@@ -17,7 +17,7 @@ from helpers import Net
 from torch import Tensor, nn
 
 from cifar_resnet import CustomResNet, check_receptive_field, receptive_field
-from cifar_resnet.fields.probe import ReceptiveFieldMismatchError
+from cifar_resnet.fields.mismatch import ReceptiveFieldMismatchError
 
 HALF = Fraction(1, 2)
 

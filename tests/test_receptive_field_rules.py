@@ -15,7 +15,7 @@ from helpers import Function, compare_with_perturbation
 from torch import Tensor, nn
 
 from cifar_resnet import check_receptive_field, receptive_field
-from cifar_resnet.fields.probe import ReceptiveFieldMismatchError
+from cifar_resnet.fields.mismatch import ReceptiveFieldMismatchError
 from cifar_resnet.fields.rules.registry import RULES
 from cifar_resnet.fields.steps import Call
 from cifar_resnet.fields.trace import trace

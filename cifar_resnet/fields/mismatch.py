@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+__all__ = ["ReceptiveFieldMismatchError"]
+
 
 class ReceptiveFieldMismatchError(AssertionError):
     """Raised if the analysis and the experiment disagree about a layer."""

@@ -30,7 +30,7 @@ from cifar_resnet.fields.positions.terms import MAX_SET_LENGTH
 from cifar_resnet.fields.records import LayerField
 from cifar_resnet.model_state import preserve_state, unwrap_compiled
 
-__all__ = ["ProbeReport", "ReceptiveFieldMismatchError", "check_receptive_field"]
+__all__ = ["ProbeReport", "check_receptive_field"]
 
 
 _SPOT_ROWS = 16  # rows that are changed even if NaN and the analysis agree
