@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +63,17 @@ def test_training_images_are_normalized_and_complete(data_dir: Path, arrays: Arr
     assert abs(images.std(dim=(0, 2, 3)) - 1).max() < 1e-3
     assert torch.bincount(labels).tolist() == [5000] * 10
     # each image comes with its own label: the sorted pairs are the same
-    ours = sorted(
-        zip(
-            images.double().sum(dim=(1, 2, 3)).round(decimals=2).tolist(),
-            labels.tolist(),
-            strict=True,
-        )
-    )
-    in_order = torch.cat([images for _, images, _ in data.train_dataloader().in_order()])
-    plain = in_order.double().sum(dim=(1, 2, 3)).round(decimals=2)
-    assert ours == sorted(zip(plain.tolist(), arrays.train_labels.tolist(), strict=True))
+    ours = sorted(zip(sums(images.split(1000)), labels.tolist(), strict=True))
+    in_order = (images for _, images, _ in data.train_dataloader().in_order())
+    assert ours == sorted(zip(sums(in_order), arrays.train_labels.tolist(), strict=True))
+
+
+def sums(batches: Iterable[Tensor]) -> list[float]:
+    return [
+        total
+        for images in batches
+        for total in images.double().sum(dim=(1, 2, 3)).round(decimals=2).tolist()
+    ]
 
 
 def test_the_split_is_stratified_and_does_not_depend_on_the_seed(data_dir: Path) -> None:

@@ -99,7 +99,7 @@ def _expected(key: Key, record: LayerField, axis: int) -> list[_Expected]:
     jump = measures.jump
     if jump is None or jump <= 0 or not measures.uniform:
         return []
-    dim = record.dims_along(axis)[0]
+    dim = record.dims_by_axis[axis][0]
     at = record.unit_dims.index(dim)
     found = []
     for unit in dict.fromkeys((record.middle[at], 0, record.unit_shape[at] - 1)):

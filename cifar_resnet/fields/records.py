@@ -247,9 +247,10 @@ class LayerField:
         positions = positions.view(-1, *[1] * len(self.unit_shape))
         return (positions >= -seen[0]) & (positions <= seen[1])
 
-    def dims_along(self, axis: int) -> tuple[int, ...]:
-        """Return the dimensions of the output that run along an axis of the input."""
-        return self._sets[axis].unit_dims
+    @property
+    def dims_by_axis(self) -> tuple[tuple[int, ...], ...]:
+        """Dimensions of the output that run along each axis of the input."""
+        return tuple(sets.unit_dims for sets in self._sets)
 
     def _index_by_dim(self, unit: Sequence[int] | None) -> dict[int, int]:
         if unit is None and 0 in self.unit_shape:
