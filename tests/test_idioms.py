@@ -145,6 +145,7 @@ def with_new_head() -> CustomResNet:
 def test_a_pretrained_network_is_trained_in_training_mode(
     make: Callable[[], CustomResNet], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="pytorch_lightning.utilities.rank_zero")
     recipe = replace(SGD_RECIPE, learning_rate=0.01)
     expected, given = ImageClassifier(make().train(), recipe), ImageClassifier(make(), recipe)
     losses, got = Collect(), Collect()
