@@ -30,6 +30,7 @@ def harness(*arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_runs_are_kept_continued_and_summarized(data_dir: Path, tmp_path: Path) -> None:
     results = tmp_path / "tuning.jsonl"
     results.write_text('{"a line of another": "script"}\n')

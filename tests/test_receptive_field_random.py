@@ -215,6 +215,7 @@ SLIDING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(data=st.data())
