@@ -13,6 +13,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.nn.parameter import is_lazy
 
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -98,6 +102,24 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
     # another thread may be compiling the model
     return torch.compiler.disable(guarded) if "torch._dynamo" in sys.modules else guarded
+
+
+@contextlib.contextmanager
+def watch_modules(
+    enter: Callable[[nn.Module, Any], None], leave: Callable[[nn.Module, Any, Any], None]
+) -> Iterator[None]:
+    """Call functions before and after every module that this thread runs, with global hooks, so
+    that no module gets any. `leave` is called after an error, too, with None as the output.
+    """
+    handles = [
+        register_module_forward_pre_hook(in_this_thread(enter)),
+        register_module_forward_hook(in_this_thread(leave), always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

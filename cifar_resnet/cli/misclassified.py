@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
     from cifar_resnet.data.cifar10 import CLASSES
     from cifar_resnet.data.class_names import class_index
     from cifar_resnet.misclassified.cams import CamOptions
+    from cifar_resnet.misclassified.collector import ScanOptions
     from cifar_resnet.misclassified.figures import FigureOptions, draw_all
-    from cifar_resnet.misclassified.scan import ScanOptions, scan
+    from cifar_resnet.misclassified.scan import scan
     from cifar_resnet.plotting.saving import save_figures
 
     network = load_network(args.network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -218,18 +219,7 @@ def _held_out(val_split: Any) -> int:
         f"val_split must be a count in [0, {_SIZE}) or a fraction in [0, 1) of the {_SIZE} "
         f"training images, but got {val_split!r}."
     )
-    if arguments.is_integer(val_split):
-        count = int(val_split)
-    elif isinstance(val_split, Real) and not isinstance(val_split, bool):
-        fraction = float(val_split)
-        if not 0 <= fraction < 1:
-            raise ValueError(expected)
-        count = round(fraction * _SIZE)
-    else:
-        raise TypeError(expected)
-    if not 0 <= count < _SIZE:
-        raise ValueError(expected)
-    return count
+    return _as_count(val_split, _SIZE, range(_SIZE), lambda share: 0 <= share < 1, expected)
 
 
 def _count(subset: Any, available: int) -> int:
@@ -238,16 +228,24 @@ def _count(subset: Any, available: int) -> int:
         f"subset must be a count in [1, {available}] or a fraction in (0, 1] of the {available} "
         f"training images that the other arguments leave, but got {subset!r}."
     )
-    if arguments.is_integer(subset):
-        count = int(subset)
-    elif isinstance(subset, Real) and not isinstance(subset, bool):
-        if not 0 < float(subset) <= 1:
-            raise ValueError(expected)
-        count = round(float(subset) * available)
+    counts = range(1, available + 1)
+    return _as_count(subset, available, counts, lambda share: 0 < share <= 1, expected)
+
+
+def _as_count(
+    value: Any, total: int, counts: range, is_fraction: Callable[[float], bool], message: str
+) -> int:
+    """Return a count, or a fraction of a total as a count."""
+    if arguments.is_integer(value):
+        count = int(value)
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        if not is_fraction(float(value)):
+            raise ValueError(message)
+        count = round(float(value) * total)
     else:
-        raise TypeError(expected)
-    if not 1 <= count <= available:
-        raise ValueError(expected)
+        raise TypeError(message)
+    if count not in counts:
+        raise ValueError(message)
     return count
 
 

@@ -19,14 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.utils._pytree import tree_map_only
 
 from cifar_resnet.fields.algorithms import NoKernelGetsNan
-from cifar_resnet.model_state import in_this_thread
+from cifar_resnet.fields.numbering import tensors_in
+from cifar_resnet.model_state import watch_modules
 
 Key = tuple[str, str]  # "layer" or "output", and its name
 Found = dict[Key, Tensor]  # bool (rows, *unit_shape): which units depend on each row
@@ -272,26 +269,5 @@ def _layer_outputs(model: nn.Module, note: Callable[[Key, Any], None]) -> Iterat
             if output is not None:  # else it has raised an error
                 note(("layer", name), output)
 
-    handles = [
-        register_module_forward_pre_hook(in_this_thread(enter)),
-        register_module_forward_hook(in_this_thread(leave), always_call=True),
-    ]
-    try:
+    with watch_modules(enter, leave):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a structure of dataclasses, mappings, lists and tuples."""
-    if is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from tensors_in(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from tensors_in(inner)

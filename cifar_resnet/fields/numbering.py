@@ -181,7 +181,9 @@ class TensorNumbers:
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Yield every tensor in a structure of lists, tuples and dictionaries."""
+    """Yield every tensor in a structure of dataclasses, lists, tuples and dictionaries."""
+    if is_dataclass(values):
+        values = vars(values)
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, Mapping):

@@ -23,9 +23,9 @@ from cifar_resnet.fields.experiments import (
     Found,
     Key,
     Watched,
-    tensors_in,
 )
 from cifar_resnet.fields.mismatch import ReceptiveFieldMismatchError, listed
+from cifar_resnet.fields.numbering import tensors_in
 from cifar_resnet.fields.positions.terms import MAX_SET_LENGTH
 from cifar_resnet.fields.records import LayerField
 from cifar_resnet.model_state import preserve_state, unwrap_compiled

@@ -14,10 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cifar_resnet.fields.escapes import (
@@ -31,7 +27,7 @@ from cifar_resnet.fields.escapes import (
 from cifar_resnet.fields.names import ATTENTION
 from cifar_resnet.fields.numbering import TensorNumbers, tensors_in, with_arguments, written_by
 from cifar_resnet.fields.steps import Call, LayerCall, LayerExit, Ref, Step, ValueRead, refs_in
-from cifar_resnet.model_state import in_this_thread
+from cifar_resnet.model_state import watch_modules
 
 
 class Recorder(TorchDispatchMode):
@@ -264,15 +260,8 @@ class Recorder(TorchDispatchMode):
                 return
             self.steps.append(LayerExit(layer, self.refs(outputs)))
 
-        handles = [
-            register_module_forward_pre_hook(in_this_thread(enter)),
-            register_module_forward_hook(in_this_thread(leave), always_call=True),
-        ]
-        try:
+        with watch_modules(enter, leave):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 _READS_INDICES = {

@@ -12,9 +12,10 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cifar_resnet import arguments
 from cifar_resnet.misclassified.cams import CamOptions
+from cifar_resnet.misclassified.collector import ScanOptions
 from cifar_resnet.misclassified.figures import FigureOptions, check_drawable, draw_all
 from cifar_resnet.misclassified.records import MisclassifiedSamples
-from cifar_resnet.misclassified.scan import ScanOptions, scan
+from cifar_resnet.misclassified.scan import scan
 from cifar_resnet.misclassified.tested import TestedSamples, flattened
 from cifar_resnet.plotting.loggers import log_figures
 from cifar_resnet.plotting.saving import save_figures

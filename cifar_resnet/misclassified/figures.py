@@ -16,11 +16,12 @@ from cifar_resnet import arguments
 from cifar_resnet.data.reading import Source
 from cifar_resnet.misclassified.cams import METHODS, CamOptions, check_visible
 from cifar_resnet.misclassified.cells import CellLayout, draw_cell
+from cifar_resnet.misclassified.collector import ScanOptions
 from cifar_resnet.misclassified.diagrams import show_calibration, show_confusion_matrix
 from cifar_resnet.misclassified.layers import Reshape
 from cifar_resnet.misclassified.maps import Maps, maps_of_batch, maps_of_errors
 from cifar_resnet.misclassified.records import MisclassifiedSamples
-from cifar_resnet.misclassified.scan import ScanOptions, scan
+from cifar_resnet.misclassified.scan import scan
 from cifar_resnet.model_state import unwrap_compiled
 from cifar_resnet.plotting.canvas import Canvas, check_figure, draws
 from cifar_resnet.plotting.pictures import as_rgb

@@ -260,6 +260,11 @@ def _ramp(size: int) -> Tensor:
     return torch.linspace(0, 1, size, dtype=torch.double, device="cpu")
 
 
+def _places_of_tokens(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the places down and across of tokens in the order of the rows."""
+    return _ramp(height).repeat_interleave(width), _ramp(width).repeat(height)
+
+
 def _fit(places: Tensor, expected: Tensor) -> tuple[float, float]:
     """Return the correlation of places with the expected ones (from 0 to 1), and the distance in
     bands from the first to the last one; (0, 0) if they decrease.
@@ -290,7 +295,7 @@ def _tokens(images: int, axis: int, places: Tensor) -> Layout | None:
                 if number % height:
                     continue
                 width = number // height
-                expected = _ramp(height).repeat_interleave(width), _ramp(width).repeat(height)
+                expected = _places_of_tokens(height, width)
                 own = places[:, first : first + number]
                 both = [_fit(own[kind], expected[kind]) for kind in (0, 1)]
                 if all(map(_is_good, both)):
@@ -308,5 +313,5 @@ def _are_tokens_of(layout: Layout, places: Tensor) -> bool:
     own = places[:, layout.first : layout.first + height * width]
     if own.shape[1] != height * width:
         return False
-    down, across = _ramp(height).repeat_interleave(width), _ramp(width).repeat(height)
+    down, across = _places_of_tokens(height, width)
     return _fit(own[0], down)[0] > 0.5 and _fit(own[1], across)[0] > 0.5

@@ -11,8 +11,7 @@ from torch import nn
 
 from cifar_resnet import arguments
 from cifar_resnet.data.reading import Batch, as_source
-from cifar_resnet.misclassified.collector import ErrorCollector
-from cifar_resnet.misclassified.collector import ScanOptions as ScanOptions
+from cifar_resnet.misclassified.collector import ErrorCollector, ScanOptions
 from cifar_resnet.misclassified.execution import run_on_device
 from cifar_resnet.misclassified.image_range import warn_if_not_normalized
 from cifar_resnet.misclassified.progress import progress_bar
