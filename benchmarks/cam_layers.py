@@ -1,18 +1,20 @@
 """Compare the default maps of 38 classifiers with Grad-CAM, and print a table of their layers.
 
-The networks have random weights. `python docs/cam_layers.py` prints the table of the guide. It
-needs timm.
+The networks have random weights. `python benchmarks/cam_layers.py` prints the
+table of the guide and appends the correlations to results/cam_layers.jsonl. It needs timm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from importlib.metadata import version
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from machine import RESULTS, append, machine
 from torch import Tensor, nn
 
 from cifar_resnet.misclassified.cams import CamOptions, cams_and_layers
@@ -155,4 +157,13 @@ def line(family: Family, row: Row) -> str:
 if __name__ == "__main__":
     print("| network | library | layer | grid |", "| --- | --- | --- | ---: |", sep="\n")
     for each in FAMILIES:
-        print(line(each, compare(each)), flush=True)
+        row = compare(each)
+        print(line(each, row), flush=True)
+        result: dict[str, Any] = {
+            "benchmark": "default layer",
+            "library": each.library,
+            "network": each.name,
+        }
+        result |= {"usual_layer": each.layer, **row._asdict(), "seed": 0, "runs": 1}
+        result |= {"library_version": version(each.library), **machine()}
+        append(RESULTS / "cam_layers.jsonl", result)
