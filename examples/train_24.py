@@ -45,6 +45,7 @@ def main() -> None:
         logger=TensorBoardLogger("runs", name="train_24"),
         callbacks=[LearningRateMonitor("step")],
         log_every_n_steps=10,
+        limit_val_batches=0,  # no images are held out
     )
     trainer.fit(model, data)
     trainer.test(model, data)

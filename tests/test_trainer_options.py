@@ -14,6 +14,7 @@
 | loggers, logger=False, enable_checkpointing=False, ModelCheckpoint, EarlyStopping | here |
 | ckpt_path (resume) | test_classifier, test_datamodule |
 | deterministic, precision, profiler, detect_anomaly, barebones | here |
+| Timer, DeviceStatsMonitor, RichProgressBar, OnExceptionCheckpoint, ModelPruning | here |
 | log_every_n_steps | test_classifier |
 | fit again: one trainer, two trainers, after test | here |
 | loaders in place of a data module | test_classifier, test_datamodule |
@@ -33,11 +34,16 @@ import torch
 from helpers import Collect, Flat, per_sample, small, trainer
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
+    DeviceStatsMonitor,
     EarlyStopping,
     EMAWeightAveraging,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    RichProgressBar,
     StochasticWeightAveraging,
+    Timer,
     WeightAveraging,
 )
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -734,6 +740,39 @@ def test_profiling_and_anomaly_detection_do_not_change_a_run(
 ) -> None:
     watched = fitted(data_dir, tmp_path, resnet("sgd"), **options)
     assert torch.equal(flat(watched), flat(fitted(data_dir, tmp_path, resnet("sgd"))))
+
+
+@pytest.mark.filterwarnings("ignore:.*was called without a model:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available:UserWarning")
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda _: Timer("00:00:10:00"),
+        lambda _: DeviceStatsMonitor(cpu_stats=True),
+        lambda _: RichProgressBar(),
+        lambda folder: OnExceptionCheckpoint(folder),
+    ],
+)
+def test_callbacks_that_watch_do_not_change_a_run(
+    data_dir: Path, tmp_path: Path, callback: Any
+) -> None:
+    watch = callback(tmp_path)
+    options: dict[str, Any] = {"enable_progress_bar": isinstance(watch, RichProgressBar)}
+    if isinstance(watch, DeviceStatsMonitor):
+        options["logger"] = CSVLogger(tmp_path)
+    if isinstance(watch, OnExceptionCheckpoint):
+        options["enable_checkpointing"] = True
+    watched = fitted(data_dir, tmp_path, resnet("muon"), callbacks=[watch], **options)
+    assert torch.equal(flat(watched), flat(fitted(data_dir, tmp_path, resnet("muon"))))
+
+
+def test_pruning_reaches_its_fraction(data_dir: Path, tmp_path: Path) -> None:
+    """Muon, which keeps the norm of a kernel, must not revive weights that were removed."""
+    pruning = ModelPruning("l1_unstructured", amount=0.25, use_lottery_ticket_hypothesis=False)
+    model = fitted(data_dir, tmp_path, resnet("muon"), callbacks=[pruning])
+    weights = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    removed = sum(int((weight == 0).sum()) for weight in weights)
+    assert removed >= 0.25 * sum(weight.numel() for weight in weights) - len(weights)
 
 
 def test_a_profiler_records_every_step(data_dir: Path, tmp_path: Path) -> None:
