@@ -1,4 +1,5 @@
-"""Whether a tag may be released: it agrees with the version, the changelog and the citation.
+"""Whether a tag may be released: it agrees with the version, the changelog and the citation, and
+whether the documentation installs from PyPI.
 
 python .ci/check_release.py v0.1.0
 """
@@ -32,6 +33,11 @@ def problems(tag: str, root: Path = ROOT) -> list[str]:
         wrong.append("The newest entry of CHANGELOG.md has no date: write it as 2026-01-31.")
     elif cited != changed:
         wrong.append(f"date-released in CITATION.cff is {cited}, but CHANGELOG.md says {changed}.")
+    wrong += [
+        f"{name} installs from a clone (pip install .): write pip install cifar-resnet."
+        for name in ("README.md", "docs/snippets/install.md")
+        if re.search(r"pip install \"?\.", (root / name).read_text(encoding="utf-8"))
+    ]
     return wrong if tag.startswith("v") else [f"A release's tag starts with v, but got {tag!r}."]
 
 

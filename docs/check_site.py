@@ -2,10 +2,10 @@
 
     python docs/check_site.py site --axe node_modules/axe-core/axe.min.js
 
-Report requests to other servers, console errors, pages wider than the window, images without
-alternative text, and with `--axe` (from `npm install axe-core`) serious and critical accessibility
-problems. Exit with 1 if there are any. Needs playwright and Chromium; a Chromium on the path is
-preferred.
+Report requests to other servers, console errors, pages wider than the window, lines of code that do
+not fit at desktop width, images without alternative text, and with `--axe` (from `npm install axe-
+core`) serious and critical accessibility problems. Exit with 1 if there are any. Needs playwright
+and Chromium; a Chromium on the path is preferred.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from typing import Any, Literal
 WIDTHS = (1280, 390)
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 SERIOUS = ("serious", "critical")
+# the longest line of each code block that is wider than its box
+CUT_LINES = """blocks => blocks
+    .filter(block => block.scrollWidth > block.clientWidth)
+    .map(block => block.innerText.split("\\n").reduce((a, b) => a.length > b.length ? a : b))"""
 
 
 def main() -> None:
@@ -101,6 +105,9 @@ def look(page: Any, address: str, name: str, axe: Path | None) -> Iterator[str]:
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     if wide > 0:
         yield f"{wide} pixels wider than the window"
+    if page.viewport_size["width"] == max(WIDTHS):
+        for line in page.eval_on_selector_all("pre > code", CUT_LINES):
+            yield f"code scrolls sideways: {line}"
     for source in page.eval_on_selector_all(
         "img:not([alt]), img[alt='']", "e => e.map(i => i.src)"
     ):
