@@ -13,6 +13,7 @@ import tomllib
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ ROOT = Path(__file__).parents[1]
 COMMAND = ("-m", "cifar_resnet", "app")
 RED, GREEN, BLUE, WHITE = (220, 30, 40), (30, 200, 60), (20, 40, 210), (255, 255, 255)
 EXAMPLES = sorted((ROOT / "cifar_resnet/cli/demo/images").glob("*.png"))
+MAPS = views.MapOptions(True, "gradcam", "residual3", 0.5)
+NO_MAPS = replace(MAPS, draw=False)
 
 
 # --- uploads -----------------------------------------------------------------------------------
@@ -205,12 +208,12 @@ def shown(data_dir: Path) -> views.Demo:
 HORSE = next(path for path in EXAMPLES if path.stem.endswith("horse"))
 
 
-def classify(shown: views.Demo, name: str = "quarter", **changes: Any) -> Any:
-    options: dict[str, Any] = {
-        "pixels": images.read_image(HORSE), "top_k": 3, "cam": True, "method": "gradcam",
-        "layer": "residual3", "opacity": 0.5, "target": views.PREDICTED,
+def classify(shown: views.Demo, name: str = "quarter", **changes: Any) -> views.Answer:
+    chosen: dict[str, Any] = {
+        "pixels": images.read_image(HORSE), "top_k": 3, "target": views.PREDICTED,
     }  # fmt: skip
-    return shown.classify(name=name, **options | changes)
+    options = {key: changes.pop(key) for key in [*changes] if key in vars(MAPS)}
+    return shown.classify(name=name, options=replace(MAPS, **options), **chosen | changes)
 
 
 def test_the_weights_of_the_package_are_offered_with_their_accuracy(shown: views.Demo) -> None:
@@ -221,49 +224,53 @@ def test_the_weights_of_the_package_are_offered_with_their_accuracy(shown: views
 
 @pytest.mark.parametrize("name", [weights.name for weights in pretrained_weights()])
 def test_the_probabilities_are_those_of_the_network(shown: views.Demo, name: str) -> None:
-    shares, _, _ = classify(shown, name, top_k=10)
+    shares = classify(shown, name, top_k=10).probabilities
+    assert shares is not None
     pixels = torch.tensor(images.read_image(HORSE)).permute(2, 0, 1).div(255)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cifar10.MEAN, cifar10.STD))
     expected = CustomResNet.from_pretrained(name)((pixels - mean)[None] / std)[0].exp()
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     for number, each in enumerate(cifar10.CLASSES):
         assert shares[each] == pytest.approx(expected[number].item(), abs=1e-5)
-    assert classify(shown, name, top_k=2)[0] == dict(list(shares.items())[:2])
+    assert classify(shown, name, top_k=2).probabilities == dict(list(shares.items())[:2])
     assert shown.network(name).training is False
 
 
 def test_the_map_lies_over_the_image(shown: views.Demo) -> None:
-    plain = classify(shown, cam=False)[1]
+    plain = classify(shown, draw=False)
+    assert plain.map is None
     pixels = images.read_image(HORSE)
-    assert np.array_equal(np.asarray(plain)[:: drawing.ZOOM, :: drawing.ZOOM], pixels)
-    assert np.array_equal(classify(shown, opacity=0)[1], plain)
-    half, full = (np.asarray(classify(shown, opacity=o)[1], float) for o in (0.5, 1))
-    assert np.abs(half - (np.asarray(plain, float) + full) / 2).max() <= 1
+    assert np.array_equal(np.asarray(plain.seen)[:: drawing.ZOOM, :: drawing.ZOOM], pixels)
+    assert np.array_equal(classify(shown, opacity=0).map, plain.seen)
+    half, full = (np.asarray(classify(shown, opacity=o).map, float) for o in (0.5, 1))
+    assert np.abs(half - (np.asarray(plain.seen, float) + full) / 2).max() <= 1
     # the brightest color of viridis is where the map has its maximum
     assert np.abs(full - (253, 231, 37)).sum(2).min() <= 3
 
 
 def test_the_map_follows_class_method_and_layer(shown: views.Demo) -> None:
     pictures = [
-        np.asarray(classify(shown, opacity=1, **changes)[1]).tobytes()
+        np.asarray(classify(shown, opacity=1, **changes).map).tobytes()
         for changes in ({}, {"target": "ship"}, {"method": "hirescam"}, {"layer": "layer1"})
     ]
     assert len(set(pictures)) == 4
-    winner = next(iter(classify(shown)[0]))
-    assert np.array_equal(classify(shown, target=winner)[1], classify(shown)[1])
-    caption = classify(shown, target="ship", method="layercam", layer="layer1")[2]
-    assert caption.startswith("LayerCAM of layer1 (16 x 16), for ship.")
-    assert "independent of the class" in classify(shown, method="eigencam")[2]
+    winner = next(iter(classify(shown).probabilities or {}))
+    assert np.array_equal(classify(shown, target=winner).map, classify(shown).map)
+    text = classify(shown, target="ship", method="layercam", layer="layer1").text
+    assert "LayerCAM of layer1 (16 x 16), for ship." in text
+    assert "independent of the class" in classify(shown, method="eigencam").text
 
 
 @pytest.mark.parametrize("method", [method for _, method in views.METHODS])
 def test_every_method_and_layer_gives_a_picture(shown: views.Demo, method: str) -> None:
     for _, layer in shown.layers("quarter"):
-        assert classify(shown, method=method, layer=layer)[1].size == (32 * drawing.ZOOM,) * 2
+        picture = classify(shown, method=method, layer=layer).map
+        assert picture is not None
+        assert picture.size == (32 * drawing.ZOOM,) * 2
 
 
 def test_without_an_image_it_asks_for_one(shown: views.Demo) -> None:
-    assert classify(shown, pixels=None) == (None, None, "Choose an image.")
+    assert classify(shown, pixels=None) == views.Answer("Choose an image.")
 
 
 def test_without_evidence_it_says_so(tmp_path: Path) -> None:
@@ -271,19 +278,33 @@ def test_without_evidence_it_says_so(tmp_path: Path) -> None:
     torch.nn.init.zeros_(network.head.weight)
     network.save_pretrained(tmp_path / "blind.safetensors")
     blind = views.Demo(weights=str(tmp_path / "blind.safetensors"))
-    _, picture, caption = classify(blind, "blind.safetensors", target="dog")
-    assert caption == "Grad-CAM finds no evidence for dog."
-    assert np.array_equal(picture, classify(blind, "blind.safetensors", cam=False)[1])
+    answer = classify(blind, "blind.safetensors", target="dog")
+    assert answer.text.endswith("Grad-CAM finds no evidence for dog.")
+    assert np.array_equal(answer.map, answer.seen)
+
+
+def test_what_is_known_about_an_image_is_said(shown: views.Demo) -> None:
+    assert classify(shown).text.startswith("**Right:** this is a horse.")
+    unknown = images.read_image(HORSE).copy()
+    unknown[0, 0, 0] ^= 1
+    assert classify(shown, pixels=unknown).text.startswith("Grad-CAM of residual3")
+    error = shown.errors("quarter")[0]
+    answer = classify(shown, pixels=views.pixels_of(error))
+    assert answer.text.startswith(f"**Wrong:** this is a {error.true_name}.")
+    assert f"for {error.predicted_name} and for {error.true_name}" in answer.text
+    expected = classify(shown, pixels=views.pixels_of(error), target=error.true_name)
+    assert np.array_equal(answer.true_map, expected.map)
+    assert expected.true_map is None
 
 
 def test_sessions_at_the_same_time_do_not_disturb_each_other(shown: views.Demo) -> None:
-    expected = np.asarray(classify(shown)[1])
+    expected = np.asarray(classify(shown).map)
     failures: list[object] = []
 
     def look() -> None:
         for _ in range(12):
             try:
-                if not np.array_equal(classify(shown)[1], expected):
+                if not np.array_equal(classify(shown).map, expected):
                     failures.append("another picture")
             except Exception as error:
                 failures.append(error)
@@ -297,17 +318,16 @@ def test_sessions_at_the_same_time_do_not_disturb_each_other(shown: views.Demo) 
 
 
 def test_the_gallery_shows_the_worst_errors(shown: views.Demo) -> None:
-    pictures, summary, there = shown.gallery("quarter", 5, views.ANY, views.ANY, False)
+    gallery = shown.gallery("quarter", 5, views.ANY, views.ANY, NO_MAPS)
     found = shown.errors("quarter")
-    assert there
-    assert len(pictures) == 5
-    assert (
-        f"{found.total - found.errors:,} of 10,000 test images are classified correctly" in summary
-    )
-    assert f"Shown are 5 of {found.errors:,} errors, highest loss first." in summary
+    assert len(gallery.pictures) == 5
+    correct = found.total - found.errors
+    assert f"{correct:,} of 10,000 test images are classified correctly" in gallery.text
+    assert f"Shown are 5 of {found.errors:,} errors, highest loss first." in gallery.text
     stated = {weights.name: weights.training["accuracy"] for weights in pretrained_weights()}
     assert found.accuracy == pytest.approx(stated["quarter"], abs=5e-4)
-    for (picture, caption), sample in zip(pictures, found, strict=False):
+    assert [sample.index for sample in gallery.samples] == [sample.index for sample in found][:5]
+    for (picture, caption), sample in zip(gallery.pictures, found, strict=False):
         assert caption.startswith(f"{sample.true_name} predicted as {sample.predicted_name}, ")
         assert f"(#{sample.index}" in caption
         assert ("label suspect" in caption) is sample.suspect
@@ -316,35 +336,55 @@ def test_the_gallery_shows_the_worst_errors(shown: views.Demo) -> None:
 
 
 def test_the_gallery_is_filtered(shown: views.Demo) -> None:
-    pictures, summary, _ = shown.gallery("quarter", 48, "cat", "dog", False)
+    gallery = shown.gallery("quarter", 48, "cat", "dog", NO_MAPS)
     number = int(shown.errors("quarter").confusion[3, 5])
-    assert f"Shown are {min(number, 48)} of {number} errors of cat predicted as dog" in summary
-    assert all(caption.startswith("cat predicted as dog, ") for _, caption in pictures)
-    pictures, _, _ = shown.gallery("quarter", 48, views.ANY, "ship", False)
-    assert all(" predicted as ship, " in caption for _, caption in pictures)
-    pictures, summary, there = shown.gallery("quarter", 48, "cat", "cat", False)
-    assert not pictures
-    assert there
-    assert summary.endswith("True and predicted class must differ: change one of them.")
+    assert f"Shown are {min(number, 48)} of {number} errors of cat predicted as dog" in gallery.text
+    assert all(caption.startswith("cat predicted as dog, ") for _, caption in gallery.pictures)
+    gallery = shown.gallery("quarter", 48, views.ANY, "ship", NO_MAPS)
+    assert all(" predicted as ship, " in caption for _, caption in gallery.pictures)
+    gallery = shown.gallery("quarter", 48, "cat", "cat", NO_MAPS)
+    assert not gallery.pictures
+    assert gallery.confusion is not None
+    assert gallery.text.endswith("True and predicted class must differ: change one of them.")
 
 
 def test_the_gallery_with_maps(shown: views.Demo) -> None:
-    plain, _, _ = shown.gallery("quarter", 3, views.ANY, views.ANY, False)
-    mapped, summary, _ = shown.gallery("quarter", 3, views.ANY, views.ANY, True)
-    assert "Grad-CAM for the predicted class" in summary
-    assert [caption for _, caption in mapped] == [caption for _, caption in plain]
-    assert all(a.tobytes() != b.tobytes() for (a, _), (b, _) in zip(plain, mapped, strict=True))
+    chosen = replace(MAPS, method="layercam", layer="layer1")
+    plain = shown.gallery("quarter", 3, views.ANY, views.ANY, NO_MAPS).pictures
+    mapped = shown.gallery("quarter", 3, views.ANY, views.ANY, chosen)
+    assert "LayerCAM of layer1 (16 x 16), for the predicted class" in mapped.text
+    assert [caption for _, caption in mapped.pictures] == [caption for _, caption in plain]
+    for (picture, _), (map_, _), sample in zip(plain, mapped.pictures, mapped.samples, strict=True):
+        assert picture.tobytes() != map_.tobytes()
+        answer = classify(shown, pixels=views.pixels_of(sample), method="layercam", layer="layer1")
+        assert np.abs(np.asarray(answer.map, float) - np.asarray(map_, float)).max() <= 1
+
+
+def test_the_matrix_counts_every_error_and_can_be_clicked(shown: views.Demo) -> None:
+    picture = shown.gallery("quarter", 1, views.ANY, views.ANY, NO_MAPS).confusion
+    assert picture is not None
+    counts = shown.errors("quarter").confusion
+    for row, true in enumerate(cifar10.CLASSES):
+        for column, predicted in enumerate(cifar10.CLASSES):
+            corner = [drawing.MARGIN + drawing.CELL * position for position in (column, row)]
+            for offset in (0, drawing.CELL - 1):  # every pixel of a cell belongs to it
+                pair = drawing.confused_pair([c + offset for c in corner], cifar10.CLASSES)
+                assert pair == ((true, predicted) if row != column else None)
+            if row != column:  # the more errors, the less green
+                green = picture.getpixel((corner[0] + 3, corner[1] + 3))[1]
+                assert (green < 255) == (counts[row, column] > 0)
+    assert drawing.confused_pair((5, 200), cifar10.CLASSES) is None
 
 
 def test_without_the_data_the_gallery_says_what_to_do(tmp_path: Path) -> None:
     bare = views.Demo(str(tmp_path / "empty"))
-    pictures, summary, there = bare.gallery("quarter", 5, views.ANY, views.ANY, False)
-    assert (pictures, there) == ([], False)
-    assert "The test set is not on disk" in summary
-    assert "put one of cifar-10-python.tar.gz" in summary
+    gallery = bare.gallery("quarter", 5, views.ANY, views.ANY, MAPS)
+    assert gallery == views.Gallery(gallery.text)
+    assert "The test set is not on disk" in gallery.text
+    assert "put one of cifar-10-python.tar.gz" in gallery.text
     with pytest.raises(DatasetError):
         bare.errors("quarter")
-    assert classify(bare)[0]  # the rest works
+    assert classify(bare).probabilities  # the rest works
 
 
 def test_a_unit_is_found_by_its_center(shown: views.Demo) -> None:
@@ -377,7 +417,7 @@ def test_the_region_of_a_unit_is_drawn(shown: views.Demo) -> None:
 
 
 def test_a_layer_that_the_network_lacks_becomes_the_last(shown: views.Demo) -> None:
-    assert classify(shown, layer="residual2")[2].startswith("Grad-CAM of residual3 (4 x 4)")
+    assert "Grad-CAM of residual3 (4 x 4)" in classify(shown, layer="residual2").text
     assert "Unit (0, 0) of pool" in shown.field(None, "quarter", "residual2", 5, 5)[3]
     assert shown.layer("quarter-best", "residual2") == "residual2"
 
@@ -506,15 +546,16 @@ def test_without_gradio_it_says_what_to_install(tmp_path: Path) -> None:
 def test_the_server_answers_programs(url: str, shown: views.Demo, tmp_path: Path) -> None:
     client_module = pytest.importorskip("gradio_client")
     client = client_module.Client(url, verbose=False, download_files=tmp_path)
-    client.predict(client_module.handle_file(HORSE), api_name="/take")
+    request = {"image": client_module.handle_file(HORSE), "weights": "quarter", "top_k": 2,
+               "layer": "layer3", "target": "ship"}  # fmt: skip
     (probabilities, picture, caption), (_, again, _) = (
-        client.predict("quarter", 2, True, "gradcam", "layer3", 0.5, "ship", api_name="/classify")
-        for _ in range(2)
+        client.predict(**request, api_name="/classify") for _ in range(2)
     )
-    expected = classify(shown, top_k=2)[0]
+    expected = classify(shown, top_k=2).probabilities
+    assert expected is not None
     assert probabilities["label"] == next(iter(expected))
     assert [each["label"] for each in probabilities["confidences"]] == list(expected)
-    assert caption.startswith("Grad-CAM of layer3 (4 x 4), for ship.")
+    assert "Grad-CAM of layer3 (4 x 4), for ship." in caption
     with Image.open(picture) as first, Image.open(again) as second:
         assert first.size == (32 * drawing.ZOOM,) * 2
         assert np.array_equal(first, second)
@@ -570,7 +611,7 @@ def page(url: str, chromium: Any) -> Iterator[Any]:
     page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(url)
-    page.get_by_text("Grad-CAM of residual3").wait_for()
+    page.get_by_text("Grad-CAM of residual3").first.wait_for()
     yield page
     page.close()
     own = (url, "data:", "blob:")
@@ -592,8 +633,8 @@ def winner(page: Any, name: str) -> Any:
 
 def prediction(shown: views.Demo, path: Path) -> str:
     """The class that the weights chosen at the start predict."""
-    answer = classify(shown, shown.choices[0][1], pixels=images.read_image(path))[0]
-    return str(next(iter(answer)))
+    answer = classify(shown, shown.choices[0][1], pixels=images.read_image(path))
+    return next(iter(answer.probabilities or {}))
 
 
 def test_an_upload_is_classified_and_explained(
@@ -609,15 +650,16 @@ def test_an_upload_is_classified_and_explained(
     choose(page, "Method", "HiResCAM")
     choose(page, "Evidence for", "ship")
     page.get_by_text("HiResCAM of layer1 (16 x 16), for ship").wait_for()
-    page.get_by_label("Class activation map", exact=True).uncheck()
-    page.get_by_text("The image at 32 x 32 pixels.").wait_for()
+    page.get_by_label("Class activation maps", exact=True).uncheck()
+    page.get_by_text("HiResCAM of layer1").wait_for(state="hidden")
+    page.locator("#map img").wait_for(state="hidden")
 
 
 def test_other_weights_have_other_layers(page: Any, shown: views.Demo) -> None:
     labels = {name: label for label, name in shown.choices}
     name = "quarter-best"
     cat = next(path for path in EXAMPLES if path.stem.endswith("cat"))
-    shares, _, _ = classify(shown, name, pixels=images.read_image(cat))
+    shares = classify(shown, name, pixels=images.read_image(cat)).probabilities or {}
     choose(page, "Weights", labels[name])
     choose(page, "Layer", "residual2 (8 x 8)")
     page.get_by_text("Grad-CAM of residual2 (8 x 8)").wait_for()
@@ -648,11 +690,31 @@ def test_the_gallery_is_filtered_in_the_page(page: Any, shown: views.Demo) -> No
     choose(page, "True class", "cat")
     choose(page, "Predicted class", "dog")
     page.get_by_text("errors of cat predicted as dog").wait_for()
-    page.get_by_label("Class activation maps").check()
-    page.get_by_text("Grad-CAM for the predicted class").wait_for()
+    choose(page, "Method", "LayerCAM")
+    page.get_by_text("LayerCAM of residual3 (4 x 4), for the predicted class").wait_for()
     captions = page.locator("#errors .caption-label").all_inner_texts()
     assert captions
     assert all(caption.startswith("cat predicted as dog, ") for caption in captions)
+
+
+def test_an_error_is_opened(page: Any, shown: views.Demo) -> None:
+    page.get_by_role("tab", name="Errors").click()
+    page.get_by_text("Shown are 12 of").wait_for()
+    error = shown.gallery(shown.choices[0][1], 12, views.ANY, views.ANY, NO_MAPS).samples[3]
+    page.locator("#errors .thumbnail-item").nth(3).click()
+    page.get_by_text(f"this is a {error.true_name}.").wait_for()
+    page.locator("#true-map img").wait_for()
+    winner(page, error.predicted_name).wait_for()
+
+
+def test_two_networks_side_by_side(page: Any, shown: views.Demo) -> None:
+    cat = next(path for path in EXAMPLES if path.stem.endswith("cat"))
+    answer = classify(shown, "quarter-best", pixels=images.read_image(cat))
+    choose(page, "Compare with", next(k for k, v in shown.choices if v == "quarter-best"))
+    page.get_by_text("Probabilities of the other network").wait_for()
+    winner(page, next(iter(answer.probabilities or {}))).last.wait_for()
+    choose(page, "Compare with", views.NO_NETWORK)
+    page.get_by_text("Probabilities of the other network").wait_for(state="hidden")
 
 
 def test_a_click_chooses_a_unit(page: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
 from cifar_resnet import LayerField
@@ -13,6 +15,7 @@ from cifar_resnet.plotting import palette
 
 ZOOM = 12  # screen pixels per image pixel
 MARK = ImageColor.getrgb(palette.VERMILION)
+CELL, MARGIN = 46, 92  # pixels of the confusion matrix
 
 
 def enlarged(pixels: Pixels, cam: Tensor | None = None, opacity: float = 0.5) -> Image.Image:
@@ -55,3 +58,47 @@ def draw_units(field: LayerField, unit: tuple[int, int]) -> Image.Image:
             )
             draw.rectangle(box, MARK if (row, column) == unit else "white", "#888888")
     return grid
+
+
+def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Image.Image:
+    """Draw how often each class (row) is predicted as each other class (column)."""
+    side = MARGIN + CELL * len(classes)
+    picture = Image.new("RGB", (side, side), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    largest = max(
+        [
+            1,
+            *(
+                n
+                for row, line in enumerate(counts)
+                for column, n in enumerate(line)
+                if row != column
+            ),
+        ]
+    )
+    for row, name in enumerate(classes):
+        middle = MARGIN + CELL * row + CELL // 2
+        draw.text((MARGIN - 6, middle), name, "black", font, "rm")
+        label = Image.new("RGB", (MARGIN, CELL), "white")
+        ImageDraw.Draw(label).text((6, CELL // 2), name, "black", font, "lm")
+        picture.paste(label.rotate(90, expand=True), (MARGIN + CELL * row, 0))
+        for column, number in enumerate(counts[row]):
+            left, top = MARGIN + CELL * column, MARGIN + CELL * row
+            box = (left, top, left + CELL - 1, top + CELL - 1)
+            if row == column:
+                draw.rectangle(box, "#dddddd")
+                continue
+            share = number / largest
+            color = tuple(round(255 + share * (part - 255)) for part in MARK)
+            draw.rectangle(box, color, "#888888")
+            if number:
+                draw.text((left + CELL // 2, middle), f"{number}", "black", font, "mm")
+    return picture
+
+
+def confused_pair(point: Sequence[float], classes: Sequence[str]) -> tuple[str, str] | None:
+    """Return true and predicted class at a point (x, y) of the matrix, or None beside its cells."""
+    column, row = (int((position - MARGIN) // CELL) for position in point)
+    if row == column or not (0 <= row < len(classes) and 0 <= column < len(classes)):
+        return None
+    return classes[row], classes[column]

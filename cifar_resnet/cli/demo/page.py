@@ -3,62 +3,34 @@
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from cifar_resnet.cli.demo.drawing import ZOOM
-from cifar_resnet.cli.demo.views import ANY, CLASSES, METHODS, PREDICTED, Demo, nearest_unit
+from cifar_resnet.cli.demo.drawing import ZOOM, confused_pair
+from cifar_resnet.cli.demo.look import INTRODUCTION, NAMES, PREPROCESSING, STYLE, THEME, about
+from cifar_resnet.cli.demo.views import (
+    ANY,
+    CLASSES,
+    EXAMPLES,
+    METHODS,
+    NO_NETWORK,
+    PREDICTED,
+    Answer,
+    Demo,
+    Gallery,
+    MapOptions,
+    nearest_unit,
+    pixels_of,
+)
 from cifar_resnet.cli.images import SIDE, Pixels, read_image
 
-# Named NUMBER-CLASS.png; sorted by class.
-EXAMPLES = sorted(
-    (Path(__file__).parent / "images").glob("*.png"),
-    key=lambda path: CLASSES.index(path.stem.partition("-")[2]),
+PICTURES = (  # of the first tab: label, and identifier in the page
+    ("What the network gets", "seen"),
+    ("Class activation map", "map"),
+    ("For the true class", "true-map"),
 )
-INTRODUCTION = f"""# CIFAR-10 with a custom ResNet
-The network distinguishes ten classes: {", ".join(CLASSES)}. It always predicts one of them, even if
-the image shows something else.
-"""
-PREPROCESSING = (
-    f"The network receives the central square of the image, scaled to {SIDE} x {SIDE} pixels. "
-    "Transparent pixels become white. The first frame of an animation is used."
-)
-
-
-# System fonts: nothing is loaded from other sites. The grays are dark enough to be read.
-THEME = gr.themes.Default(
-    primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"]
-).set(body_text_color_subdued="*neutral_500", slider_color="*primary_600")
-STYLE = """
-.pixels img, #examples img { image-rendering: pixelated }
-:is(.pixels, #figure) label[data-testid=block-label] { position: static; width: fit-content }
-#upload img { width: 100%; height: 100%; object-fit: contain }
-#errors .grid-wrap { max-height: none }
-#errors .grid-container { grid-auto-rows: auto }
-#errors .thumbnail-item, #errors .thumbnail-item img { height: auto }
-#errors .caption-label { position: static; max-width: none; white-space: normal }
-button[role=tab].selected { color: var(--body-text-color) }
-@media (max-width: 640px) { #errors .grid-container { grid-template-columns: 1fr 1fr } }
-"""
-# Names for screen readers: Gradio gives its clickable pictures none, or numbers.
-NAMES = r"""
-<script>
-const named = (button, name) => button.setAttribute("aria-label", name);
-const without = "button:has(img):not([aria-label])";
-new MutationObserver(() => {
-  for (const button of document.querySelectorAll(`#examples ${without}`))
-    named(button, button.querySelector("img").src.match(/\d+-(\w+).png$/)[1]);
-  for (const id of ["seen", "region", "grid"])
-    for (const button of document.querySelectorAll(`#${id} ${without}`))
-      named(button, document.querySelector(`#${id} label`).innerText);
-  for (const button of document.querySelectorAll("#errors button[aria-label^=Thumbnail]"))
-    if (button.innerText) named(button, button.innerText);
-}).observe(document, { childList: true, subtree: true });
-</script>
-"""
 
 
 def build(demo: Demo) -> gr.Blocks:
@@ -71,90 +43,162 @@ def build(demo: Demo) -> gr.Blocks:
     page = gr.Blocks(title="CIFAR-10 with a custom ResNet", delete_cache=(600, 3600))
     with page:
         gr.Markdown(INTRODUCTION)
-        name = gr.Dropdown(demo.choices, value=first, label="Weights")
-        pixels, opened = gr.State(), gr.State(False)
+        with gr.Row():
+            name = gr.Dropdown(demo.choices, value=first, label="Weights", scale=2, min_width=280)
+            method = gr.Dropdown(METHODS, value="gradcam", label="Method", min_width=150)
+            layer = gr.Dropdown(layers, value=layers[-1][1], label="Layer", min_width=150)
+            opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", min_width=150)
+            cam = gr.Checkbox(True, label="Class activation maps", min_width=240)
+        pixels, opened, samples = gr.State(), gr.State(False), gr.State(())
 
-        with gr.Tab("Classify"), gr.Row():
-            with gr.Column():
-                upload = gr.Image(
-                    str(EXAMPLES[CLASSES.index("cat")]),
-                    label="Image", sources=["upload", "clipboard"],
-                    type="filepath", height=300, buttons=[], elem_id="upload",
-                )  # fmt: skip
-                gr.Markdown(PREPROCESSING)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Classify", id="classify"):
+                with gr.Row():
+                    with gr.Column():
+                        upload = gr.Image(
+                            str(EXAMPLES[CLASSES.index("cat")]),
+                            label="Image", sources=["upload", "clipboard"], format="png",
+                            type="filepath", height=300, buttons=[], elem_id="upload",
+                        )  # fmt: skip
+                        gr.Markdown(PREPROCESSING)
+                    with gr.Column():
+                        probabilities = gr.Label(label="Probabilities")
+                    with gr.Column(scale=2):
+                        caption = gr.Markdown()
+                        with gr.Row():
+                            seen, map_, true_map = (
+                                gr.Image(label=label, elem_id=id_, min_width=100, **view)
+                                for label, id_ in PICTURES
+                            )
+                with gr.Row():
+                    top_k = gr.Slider(
+                        1, len(CLASSES), 3, step=1, label="Classes to list", min_width=240
+                    )  # fmt: skip
+                    targets = [PREDICTED, *classes]
+                    target = gr.Dropdown(targets, label="Evidence for", min_width=240)
+                    others: Any = [NO_NETWORK, *demo.choices]
+                    other = gr.Dropdown(
+                        others, value=NO_NETWORK, label="Compare with", min_width=240
+                    )  # fmt: skip
+                with gr.Row(visible=False) as comparison:
+                    with gr.Column():
+                        other_probabilities = gr.Label(label="Probabilities of the other network")
+                    with gr.Column():
+                        other_caption = gr.Markdown()
+                    with gr.Column():
+                        other_map = gr.Image(label="Map of the other network", **view)
                 gr.Examples(
                     [[str(path)] for path in EXAMPLES], upload,
                     label="Or the first test image of each class",
                     elem_id="examples",
                 )  # fmt: skip
-            with gr.Column():
-                probabilities = gr.Label(label="Probabilities")
-                top_k = gr.Slider(1, len(CLASSES), 3, step=1, label="Classes to list")
-                seen = gr.Image(label="What the network gets", elem_id="seen", **view)
-                caption = gr.Markdown()
-            with gr.Column():
-                cam = gr.Checkbox(True, label="Class activation map")
-                method = gr.Dropdown(METHODS, value="gradcam", label="Method")
-                layer = gr.Dropdown(layers, value=layers[-1][1], label="Layer")
-                target = gr.Dropdown([PREDICTED, *classes], label="Evidence for")
-                opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of the map")
 
-        with gr.Tab("Errors") as errors_tab:
-            with gr.Row():
-                count = gr.Slider(1, 48, 12, step=1, label="Errors to show", min_width=240)
-                true = gr.Dropdown([ANY, *classes], label="True class", min_width=240)
-                predicted = gr.Dropdown([ANY, *classes], label="Predicted class", min_width=240)
-            with_maps = gr.Checkbox(False, label="Class activation maps")
-            summary = gr.Markdown("The network classifies the test set, which takes a few seconds.")
-            fetch = gr.Button("Download CIFAR-10 (170 MB)", visible=False)
-            errors = gr.Gallery(
-                label="Errors", format="png", object_fit="contain", columns=6, height="auto",
-                buttons=[], elem_id="errors", elem_classes="pixels",
-            )  # fmt: skip
-
-        with gr.Tab("Receptive fields") as fields_tab:
-            gr.Markdown(
-                "A unit is one spatial position of a layer's output. The pixels of the image that "
-                "it depends on are framed. Click on the image or on the units, or move the sliders."
-            )
-            with gr.Row():
-                unit_layer = gr.Dropdown(
-                    all_layers, value="residual1", label="Layer of the unit", min_width=240
+            with gr.Tab("Errors", id="errors") as errors_tab:
+                with gr.Row():
+                    count = gr.Slider(1, 48, 12, step=1, label="Errors to show", min_width=240)
+                    true = gr.Dropdown([ANY, *classes], label="True class", min_width=240)
+                    predicted = gr.Dropdown(
+                        [ANY, *classes], label="Predicted class", min_width=240
+                    )  # fmt: skip
+                summary = gr.Markdown(
+                    "The network classifies the test set, which takes a few seconds."
                 )
-                row = gr.Slider(0, 15, 8, step=1, label="Row of the unit", min_width=240)
-                column = gr.Slider(0, 15, 8, step=1, label="Column of the unit", min_width=240)
-            sentence = gr.Markdown()
-            with gr.Row():
-                region = gr.Image(label="What the unit reads", elem_id="region", **view)
-                grid = gr.Image(label="The units of the layer", elem_id="grid", **view)
-                figure = gr.Plot(
-                    label="With the part outside the image", format="png", elem_id="figure"
-                )
+                fetch = gr.Button("Download CIFAR-10 (170 MB)", visible=False)
+                errors = gr.Gallery(
+                    label="Errors: click on one to open it", format="png", object_fit="contain",
+                    columns=6, height="auto", buttons=[], elem_id="errors", elem_classes="pixels",
+                    allow_preview=False,
+                )  # fmt: skip
+                confusion = gr.Image(
+                    label="How often each class (row) is predicted as another (column): click on a "
+                    "number to see these errors",
+                    elem_id="confusion", **view,
+                )  # fmt: skip
 
-        def take(payload: dict[str, Any] | None) -> Pixels | None:
+            with gr.Tab("Receptive fields", id="fields") as fields_tab:
+                gr.Markdown(
+                    "A unit is one spatial position of a layer's output. The pixels of the image "
+                    "that it depends on are framed. Click on the image or on the units, or move "
+                    "the sliders."
+                )
+                with gr.Row():
+                    unit_layer = gr.Dropdown(
+                        all_layers, value="residual1", label="Layer of the unit", min_width=240
+                    )
+                    row = gr.Slider(0, 15, 8, step=1, label="Row of the unit", min_width=240)
+                    column = gr.Slider(0, 15, 8, step=1, label="Column of the unit", min_width=240)
+                sentence = gr.Markdown()
+                with gr.Row():
+                    region = gr.Image(label="What the unit reads", elem_id="region", **view)
+                    grid = gr.Image(label="The units of the layer", elem_id="grid", **view)
+                    figure = gr.Plot(
+                        label="With the part outside the image", format="png", elem_id="figure"
+                    )
+
+        with gr.Accordion("About", open=False):
+            gr.Markdown(about(demo.choices))
+
+        def take(image: dict[str, Any] | None) -> Pixels | None:
             try:
-                return None if payload is None else read_image(payload["path"])
+                return None if image is None else read_image(image["path"])
             except ValueError as error:
                 raise gr.Error(
                     str(error), title="The image was not accepted", print_exception=False
                 ) from None
 
-        def classify(*chosen: Any) -> Any:
-            scores, picture, text = demo.classify(*chosen)
-            return scores, None if picture is None else _unique(picture), text
+        def show_answer(pixels: Any, name: str, top_k: int, target: str, *options: Any) -> Any:
+            return shown(demo.classify(pixels, name, top_k, MapOptions(*options), target))
+
+        def compare(
+            pixels: Any, name: str, top_k: int, target: str, other: str, *options: Any
+        ) -> Any:
+            if other == NO_NETWORK:
+                return gr.Row(visible=False), None, "", None
+            answer = demo.classify(pixels, other, top_k, MapOptions(*options), target)
+            return gr.Row(visible=True), answer.probabilities, answer.text, _unique(answer.map)
+
+        def answer(
+            image: dict[str, Any] | None,
+            weights: str,
+            top_k: int,
+            class_activation_map: bool,
+            method: str,
+            layer: str,
+            opacity: float,
+            target: str,
+        ) -> Any:
+            """Classify an image in one call, for programs."""
+            options = MapOptions(class_activation_map, method, layer, opacity)
+            found = demo.classify(take(image), weights, top_k, options, target)
+            return found.probabilities, _unique(found.map or found.seen), found.text
 
         def show_errors(name: str, opened: bool, *chosen: Any) -> Any:
             if not opened:  # classify the test set only when the tab is opened
-                return gr.skip(), gr.skip(), gr.skip()
-            return gallery_of(name, *chosen, download=False)
+                return [gr.skip()] * 5
+            return gallery_of(name, *chosen)
 
-        def download_and_show(name: str, *chosen: Any) -> Any:
-            return gallery_of(name, *chosen, download=True)
+        def gallery_of(
+            name: str, count: int, true: str, predicted: str, *options: Any, download: bool = False
+        ) -> Any:
+            found: Gallery = demo.gallery(
+                name, count, true, predicted, MapOptions(*options), download=download
+            )
+            named = [(_unique(picture), text) for picture, text in found.pictures]
+            missing = found.confusion is None
+            return (
+                named, found.text, gr.Button(visible=missing), _unique(found.confusion),
+                [pixels_of(sample) for sample in found.samples],
+            )  # fmt: skip
 
-        def gallery_of(*chosen: Any, download: bool) -> Any:
-            pictures, summary, is_on_disk = demo.gallery(*chosen, download=download)
-            named = [(_unique(picture), text) for picture, text in pictures]
-            return named, summary, gr.Button(visible=not is_on_disk)
+        def download_and_show(*chosen: Any) -> Any:
+            return gallery_of(*chosen, download=True)
+
+        def open_error(samples: list[Pixels], event: gr.SelectData) -> Any:
+            return Image.fromarray(samples[event.index]), gr.Tabs(selected="classify")
+
+        def clicked_pair(event: gr.SelectData) -> Any:
+            pair = confused_pair(event.index, CLASSES)
+            return pair if pair is not None else (ANY, ANY)
 
         def show_field(*chosen: Any) -> Any:
             region, grid, figure, text = demo.field(*chosen)
@@ -190,18 +234,34 @@ def build(demo: Demo) -> gr.Blocks:
         # If controls move faster than the network runs, only their last state counts.
         last: Any = {"trigger_mode": "always_last", "show_progress": "hidden"}
         quiet = hidden | last
-        inputs: Any = [pixels, name, top_k, cam, method, layer, opacity, target]
-        filters: Any = [count, true, predicted, with_maps]
-        gallery, unit = [errors, summary, fetch], [name, unit_layer]
+        options: Any = [cam, method, layer, opacity]
+        inputs: Any = [pixels, name, top_k, target]
+        filters: Any = [count, true, predicted, *options]
+        gallery, unit = [errors, summary, fetch, confusion, samples], [name, unit_layer]
         field = {"fn": show_field, "inputs": [pixels, *unit, row, column],
                  "outputs": [region, grid, figure, sentence], **quiet}  # fmt: skip
 
-        gr.on([page.load, upload.change], take, upload, pixels, preprocess=False).failure(
+        gr.on([page.load, upload.change], take, upload, pixels, preprocess=False, **hidden).failure(
             lambda: (None, None), outputs=[upload, pixels], **hidden
         )
         gr.on(
-            [control.change for control in inputs],
-            classify, inputs, [probabilities, seen, caption], **last,
+            [control.change for control in [*inputs, *options]], show_answer, [*inputs, *options],
+            [probabilities, seen, map_, true_map, caption], **quiet,
+        )  # fmt: skip
+        gr.on(
+            [control.change for control in [*inputs, other, *options]], compare,
+            [*inputs, other, *options],
+            [comparison, other_probabilities, other_caption, other_map], **quiet,
+        )  # fmt: skip
+        gr.Button(visible=False).click(
+            answer,
+            [gr.Image(type="filepath", visible=False), name, top_k, *options, target],
+            [
+                gr.Label(visible=False),
+                gr.Image(visible=False, format="png"),
+                gr.Markdown(visible=False),
+            ],
+            preprocess=False, api_name="classify",
         )  # fmt: skip
         name.change(network_layers, [name, layer, unit_layer], [layer, unit_layer], **quiet)
         errors_tab.select(lambda: True, outputs=opened, **hidden)
@@ -210,6 +270,8 @@ def build(demo: Demo) -> gr.Blocks:
             show_errors, [name, opened, *filters], gallery, trigger_mode="always_last", **hidden,
         )  # fmt: skip
         fetch.click(download_and_show, [name, *filters], gallery, **hidden)
+        errors.select(open_error, samples, [upload, tabs], **hidden)
+        confusion.select(clicked_pair, outputs=[true, predicted], **hidden)
         unit_layer.change(middle_unit, unit, [row, column], **quiet).then(**field)
         region.select(clicked_pixel, unit, [row, column], **quiet).then(**field)
         grid.select(clicked_unit, unit, [row, column], **quiet).then(**field)
@@ -217,8 +279,19 @@ def build(demo: Demo) -> gr.Blocks:
     return page
 
 
-def _unique(picture: Image.Image) -> Image.Image:
+def shown(answer: Answer) -> Any:
+    """Return the outputs of the first tab; a picture that does not exist is hidden."""
+    maps = [
+        gr.Image(value=_unique(picture), visible=picture is not None)
+        for picture in (answer.map, answer.true_map)
+    ]
+    return answer.probabilities, _unique(answer.seen), *maps, answer.text
+
+
+def _unique(picture: Image.Image | None) -> Image.Image | None:
     """Make the file unique: Gradio names files by content, and would overwrite one being read."""
+    if picture is None:
+        return None
     picture.info["made"] = uuid.uuid4().hex
     return picture
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,55 @@ from cifar_resnet import (
     pretrained_weights,
     receptive_field,
 )
-from cifar_resnet.cli.demo.drawing import draw_region, draw_units, enlarged
-from cifar_resnet.cli.images import SIDE, Pixels, normalized
+from cifar_resnet.cli.demo.drawing import draw_confusion, draw_region, draw_units, enlarged
+from cifar_resnet.cli.images import SIDE, Pixels, normalized, read_image
 from cifar_resnet.cli.networks import load_network
 from cifar_resnet.data import cifar10
 from cifar_resnet.misclassified import cams
 
 CLASSES = cifar10.CLASSES
 METHODS = [(title, name) for name, (_, title) in cams.METHODS.items()]  # as (label, value)
-PREDICTED, ANY = "the predicted class", "any class"
+PREDICTED, ANY, NO_NETWORK = "the predicted class", "any class", "no other network"
+# The first test image of each class, named NUMBER-CLASS.png; sorted by class.
+EXAMPLES = sorted(
+    (Path(__file__).parent / "images").glob("*.png"),
+    key=lambda path: CLASSES.index(path.stem.partition("-")[2]),
+)
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How class activation maps are drawn, in all tabs."""
+
+    draw: bool
+    method: str
+    layer: str
+    opacity: float
+
+    @property
+    def title(self) -> str:
+        return next(label for label, value in METHODS if value == self.method)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says about an image."""
+
+    text: str
+    probabilities: dict[str, float] | None = None  # of the most probable classes
+    seen: Image.Image | None = None  # the input of the network
+    map: Image.Image | None = None  # for the chosen class
+    true_map: Image.Image | None = None  # for the true class, of an error
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Errors of a network."""
+
+    text: str
+    pictures: Sequence[tuple[Image.Image, str]] = ()  # with captions
+    samples: Sequence[MisclassifiedSample] = ()  # of the pictures
+    confusion: Image.Image | None = None  # None: the test set is not on disk
 
 
 class Demo:
@@ -59,11 +100,15 @@ class Demo:
             raise ValueError("The package contains no weights. Give a network with --weights.")
         self.fields = cache(self._fields)
         self._errors = {}
+        self._true_classes = {
+            read_image(path).tobytes(): path.stem.partition("-")[2] for path in EXAMPLES
+        }
         self._lock = threading.RLock()  # sessions share the networks, and maps add hooks to them
 
     networks: dict[str, CustomResNet]
     choices: list[tuple[str, str]]
     _errors: dict[str, MisclassifiedSamples]
+    _true_classes: dict[bytes, str]  # of the examples and of all errors
 
     def network(self, name: str) -> CustomResNet:
         with self._lock:
@@ -102,49 +147,59 @@ class Demo:
             data.prepare_data()  # outside the lock: a download takes minutes
             with self._lock:
                 if name not in self._errors:
-                    self._errors[name] = find_misclassified(self.network(name), data)
+                    self._errors[name] = found = find_misclassified(self.network(name), data)
+                    self._true_classes |= {
+                        pixels_of(sample).tobytes(): sample.true_name for sample in found
+                    }
         return self._errors[name]
 
-    def _maps(self, name: str, images: Tensor, classes: Sequence[int], **options: Any) -> Tensor:
+    def _maps(
+        self, name: str, images: Tensor, classes: Sequence[int], options: MapOptions
+    ) -> tuple[Tensor, str]:
+        """Return maps, and method and layer in words."""
+        layer = self.layer(name, options.layer)  # it may still be a layer of another network
+        height, width = self.fields(name)[layer].unit_shape
         with self._lock:
-            return compute_cams(self.network(name), images, classes, **options)
+            found = compute_cams(
+                self.network(name), images, classes, method=options.method, target_layers=layer
+            )
+        return found, f"{options.title} of {layer} ({height} x {width})"
 
     # --- what the tabs show --------------------------------------------------------------------
 
     def classify(
-        self,
-        pixels: Pixels | None,
-        name: str,
-        top_k: int,
-        cam: bool,
-        method: str,
-        layer: str,
-        opacity: float,
-        target: str,
-    ) -> tuple[dict[str, float] | None, Image.Image | None, str]:
-        """Return the highest probabilities, the network's input with a map, and its caption."""
+        self, pixels: Pixels | None, name: str, top_k: int, options: MapOptions, target: str
+    ) -> Answer:
+        """Return what a network says about an image, with maps for a class."""
         if pixels is None:
-            return None, None, "Choose an image."
-        layer = self.layer(name, layer)  # it may still be a layer of the previous network
+            return Answer("Choose an image.")
         image = normalized(pixels)
         with self._lock, torch.inference_mode():
             probabilities = self.network(name)(image)[0].exp()
         order = probabilities.argsort(descending=True, stable=True).tolist()
         scores = {CLASSES[number]: float(probabilities[number]) for number in order[:top_k]}
-        number = order[0] if target == PREDICTED else CLASSES.index(target)
-        if not cam:
-            return scores, enlarged(pixels), f"The image at {SIDE} x {SIDE} pixels."
-        found = self._maps(name, image, [number], method=method, target_layers=layer)[0]
-        title = next(label for label, value in METHODS if value == method)
-        if found.max() == 0:
-            return scores, enlarged(pixels), f"{title} finds no evidence for {CLASSES[number]}."
-        height, width = self.fields(name)[layer].unit_shape
-        about = "independent of the class" if method == "eigencam" else f"for {CLASSES[number]}"
-        caption = (
-            f"{title} of {layer} ({height} x {width}), {about}. The brightest color is the maximum "
-            "of this map."
+        winner, truth = CLASSES[order[0]], self._true_classes.get(pixels.tobytes())
+        wrong = truth is not None and truth != winner
+        verdict = (
+            "" if truth is None else f"**{'Wrong' if wrong else 'Right'}:** this is a {truth}.\n\n"
         )
-        return scores, enlarged(pixels, found, opacity), caption
+        if not options.draw:
+            return Answer(verdict, scores, enlarged(pixels))
+        shown = [winner if target == PREDICTED else target]
+        shown += [truth] if wrong and target == PREDICTED and truth is not None else []
+        numbers = [CLASSES.index(name) for name in shown]
+        found, about = self._maps(name, image.expand(len(shown), -1, -1, -1), numbers, options)
+        pictures = [enlarged(pixels, cam, options.opacity) for cam in found]
+        if options.method == "eigencam":
+            about += ", independent of the class"
+            pictures, found, shown = pictures[:1], found[:1], shown[:1]
+        else:
+            about += f", for {' and for '.join(shown)}"
+        caption = f"{about}. The brightest color is the maximum of each map."
+        for each, cam in zip(shown, found, strict=True):
+            if cam.max() == 0:
+                caption += f" {options.title} finds no evidence for {each}."
+        return Answer(verdict + caption, scores, enlarged(pixels), *pictures)
 
     def gallery(
         self,
@@ -152,40 +207,44 @@ class Demo:
         count: int,
         true: str,
         predicted: str,
-        cam: bool,
+        options: MapOptions,
         *,
         download: bool = False,
-    ) -> tuple[list[tuple[Image.Image, str]], str, bool]:
-        """Return errors with captions, a summary, and whether the data are on disk."""
+    ) -> Gallery:
+        """Return errors with captions, and how many there are of each kind."""
         try:
             found = self.errors(name, download=download)
         except DatasetError as error:
-            return [], f"**The test set is not on disk.** {error}", False
+            return Gallery(f"**The test set is not on disk.** {error}")
+        confusion = draw_confusion(found.confusion.tolist(), CLASSES)
         chosen = [
             sample
             for sample in found
             if true in (ANY, sample.true_name) and predicted in (ANY, sample.predicted_name)
         ]
         correct = found.total - found.errors
-        summary = f"{correct:,} of {found.total:,} test images are classified correctly. "
+        text = f"{correct:,} of {found.total:,} test images are classified correctly. "
         if true == predicted != ANY:
-            return [], summary + "True and predicted class must differ: change one of them.", True
+            text += "True and predicted class must differ: change one of them."
+            return Gallery(text, confusion=confusion)
         of = "" if true == predicted == ANY else f" of {true} predicted as {predicted}"
         if not chosen:
-            return [], summary + f"There are no errors{of}.", True
+            return Gallery(f"{text}There are no errors{of}.", confusion=confusion)
         shown = chosen[:count]
-        summary += f"Shown are {len(shown)} of {len(chosen):,} errors{of}, highest loss first."
+        text += f"Shown are {len(shown)} of {len(chosen):,} errors{of}, highest loss first."
         maps: Sequence[Tensor | None] = [None] * len(shown)
-        if cam:
+        if options.draw:
             inputs = torch.stack([sample.inputs for sample in shown])
-            classes = [sample.predicted for sample in shown]
-            maps = list(self._maps(name, inputs, classes))
-            summary += " The maps are Grad-CAM for the predicted class."
+            found_maps, about = self._maps(
+                name, inputs, [sample.predicted for sample in shown], options
+            )
+            maps = list(found_maps)
+            text += f" The maps are {about}, for the predicted class."
         pictures = [
-            (enlarged(_pixels(sample), each), _caption(sample))
+            (enlarged(pixels_of(sample), each, options.opacity), _caption(sample))
             for sample, each in zip(shown, maps, strict=True)
         ]
-        return pictures, summary, True
+        return Gallery(text, pictures, shown, confusion)
 
     def field(
         self, pixels: Pixels | None, name: str, layer: str, row: int, column: int
@@ -207,7 +266,8 @@ class Demo:
         )
 
 
-def _pixels(sample: MisclassifiedSample) -> Pixels:
+def pixels_of(sample: MisclassifiedSample) -> Pixels:
+    """Return the pixels of a test image."""
     pixels: Pixels = sample.image.permute(1, 2, 0).mul(255).round().byte().numpy()
     return pixels
 
