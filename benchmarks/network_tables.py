@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Row = Mapping[str, Any]
-RESULTS = ("verified", "analyzed", "not verified", "disagrees", "refused", "failed")
+RESULTS = ("verified", "analyzed", "not verified", "disagrees", "refused", "stopped", "failed")
 SLOWEST = 10
 BEGIN, END = "<!-- begin of the generated part -->\n", "<!-- end of the generated part -->\n"
 
@@ -26,7 +26,8 @@ def tables(rows: Iterable[Row]) -> str:
         _counts(rows),
         _listed(rows, "disagrees", "Disagreements", "None of the networks."),
         _grouped(rows),
-        _listed(rows, "not verified", "Analyzed, but not verified", "None."),
+        _listed(rows, "stopped", "Stopped in the analysis", ""),
+        _listed(rows, "not verified", "Analyzed, but not verified", ""),
         _slowest(rows),
         _other_measures(rows),
         _versions(rows),
@@ -87,7 +88,7 @@ def _grouped(rows: list[Row]) -> str:
 def _listed(rows: list[Row], result: str, title: str, none: str) -> str:
     found = [row for row in rows if row["result"] == result]
     if not found:
-        return f"## {title}\n\n{none}"
+        return none and f"## {title}\n\n{none}"
     lines = [[row["name"], row["library"], reason(row)] for row in found]
     return f"## {title}\n\n{_table(['network', 'library', 'reason'], lines)}"
 

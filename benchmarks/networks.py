@@ -234,7 +234,8 @@ def _segmentation_models() -> Listed:
     smp = importlib.import_module("segmentation_models_pytorch")
 
     def build(name: str, encoder: str) -> Built:
-        return smp.create_model(name, encoder, encoder_weights=None), ((1, 3, 256, 256),)
+        size = 224 if name == "dpt" else 256  # a vision transformer has one size
+        return smp.create_model(name, encoder, encoder_weights=None), ((1, 3, size, size),)
 
     for name in _ARCHITECTURES:
         yield f"{name} resnet18", partial(build, name.lower(), "resnet18")
