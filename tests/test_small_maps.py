@@ -6,8 +6,11 @@ import pytest
 import torch
 from helpers import Net
 from torch import Tensor, nn
+from torchvision import models
+from torchvision.ops import SqueezeExcitation
 
 from cifar_resnet import check_receptive_field, receptive_field
+from cifar_resnet.fields.result import ReceptiveFields
 
 
 def around(*layers: nn.Module, kernel: int = 3, channels: int = 4) -> nn.Module:
@@ -109,32 +112,64 @@ def test_tokens_of_a_map_can_become_a_map_again_after_a_window_of_one_tap() -> N
 
 
 def test_mobilenet_v2_at_32_pixels_has_the_fields_that_it_has_at_224() -> None:
-    models = pytest.importorskip("torchvision.models")
     field = receptive_field(models.mobilenet_v2(weights=None), (1, 3, 32, 32))
     assert field["features.17.conv.1.0"].size == (491, 491)
     assert field["features.17.conv.1.0"].jump == (32, 32)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5",
-        "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnext50_32x4d",
-        "shufflenet_v2_x0_5", "squeezenet1_0", "vgg11",
-    ],
-)  # fmt: skip
-def test_torchvision_has_the_same_fields_at_every_size(name: str, size: int) -> None:
-    models = pytest.importorskip("torchvision.models")
-    options = {"init_weights": False} if name == "googlenet" else {}
-    model = models.get_model(name, weights=None, **options)
-    small = receptive_field(model, (1, 3, size, size))
-    usual = receptive_field(model, (1, 3, 224, 224))
-    assert list(small) == list(usual)
-    for layer, expected in usual.items():
-        if any(expected.is_global) or not expected.uniform or layer == "avgpool":
-            continue  # it depends on the size of the map
-        if len(expected.unit_shape) == 2 and max(expected.unit_shape) > 1:
+SMALLEST = {  # of the sizes at which torchvision's networks can run
+    "alexnet": 64,
+    "inception_v3": 96,
+    "maxvit_t": 224,  # its windows of 7 x 7 must divide all maps
+    "vit_h_14": 70,  # patches of 14 x 14
+}
+
+
+def compared_with_default_size(name: str, sizes: tuple[int, ...]) -> int:
+    """Compare size, jump, and padding of all layers with those at the default input size.
+
+    Layers that depend on the size of the map are left out: global and adaptive pooling, attention,
+    and what follows. Returns the number of comparisons.
+    """
+    usual_size = models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+
+    def fields(size: int) -> ReceptiveFields:
+        if name.startswith("vit"):  # its number of positions is a part of the model
+            options["image_size"] = size
+        # without values, to save time; RegNets compute their widths with tensors
+        with torch.device("cpu" if name.startswith("regnet") else "meta"):
+            model = models.get_model(name, weights=None, **options)
+        gates = [n for n, m in model.named_modules() if isinstance(m, SqueezeExcitation)]
+        return receptive_field(model, (1, 3, size, size), ignore=gates)
+
+    usual = fields(usual_size)
+    compared = 0
+    for size in sizes:
+        small = fields(size)
+        assert {layer for layer, record in usual.items() if record.is_module} <= small.keys()
+        for layer, expected in usual.items():
+            on_a_map = len(expected.unit_shape) == 2 and max(expected.unit_shape) > 1
+            if not on_a_map or any(expected.is_global) or None in expected.jump:
+                continue
+            if layer == "avgpool" or layer not in small:  # adaptive, or a function not called
+                continue
             measures = (small[layer].size, small[layer].jump, small[layer].padding)
             assert measures == (expected.size, expected.jump, expected.padding), layer
+            compared += 1
+    return compared
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
+def test_fields_at_32_pixels_are_those_at_the_default_size(name: str) -> None:
+    assert compared_with_default_size(name, (32,)) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_every_classifier_has_the_same_fields_at_every_size(name: str) -> None:
+    smallest = SMALLEST.get(name, 32)
+    sizes = dict.fromkeys(max(smallest, size) for size in (32, 64))
+    compared = compared_with_default_size(name, tuple(sizes))
+    attends = name.startswith(("maxvit", "swin", "vit"))  # what follows depends on the map
+    assert compared >= (1 if attends else 10)
