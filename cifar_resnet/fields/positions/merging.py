@@ -12,10 +12,11 @@ from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.positions.taps import NO_TAP, selected
 from cifar_resnet.fields.positions.terms import (
     IRREGULAR,
-    Term,
     common_pitch,
+    concatenate_terms,
     doubled_centers,
     merge_terms,
+    same_sets,
 )
 
 
@@ -89,24 +90,19 @@ def _concatenate_terms(
     """Concatenate parts of a single term each, the common case, by concatenating what is stored."""
     terms = [sets.terms[0] for sets in parts]
     alike = all(term.dims[dim] == 1 for term in terms) and all(
-        term.dims == terms[0].dims
-        and torch.equal(term.seen, terms[0].seen)
-        and torch.equal(term.bounds, terms[0].bounds)
-        for term in terms[1:]
+        same_sets(term, terms[0]) for term in terms[1:]
     )
     if alike and shape[dim] > 1 and terms[0].pitch[dim] is None:
         # branches with the same fields, side by side in the channels: stored once
         return replace(parts[0], shape=shape, terms=(terms[0],))
     others = [max(dims) for dims in zip(*(term.dims for term in terms), strict=True)]
     wide = [[*others[:dim], size, *others[dim + 1 :]] for size in sizes]  # dims of each part
-    seen = torch.cat([t.seen.expand(-1, *d) for t, d in zip(terms, wide, strict=True)], dim + 1)
-    bounds = torch.cat([t.bounds.expand(-1, *d) for t, d in zip(terms, wide, strict=True)], dim + 1)
     pitch = [common_pitch(pitches) for pitches in zip(*(t.pitch for t in terms), strict=True)]
     # If no dimension runs along the axis, this one does now: its elements differ by position. An
     # example are the hidden states of a recurrent layer, stacked over time.
     if pitch[dim] or not any(pitch):
         pitch[dim] = IRREGULAR
-    return PositionSets(shape, (Term(seen, bounds, tuple(pitch)),))
+    return PositionSets(shape, (concatenate_terms(terms, wide, dim, pitch),))
 
 
 def _aligned(a: PositionSets, b: PositionSets) -> bool:

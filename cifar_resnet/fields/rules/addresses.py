@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
-from cifar_resnet.fields.positions.terms import EMPTY, IRREGULAR, MAX_TERM_BYTES, Term
+from cifar_resnet.fields.positions.terms import IRREGULAR, Term, read_term
 from cifar_resnet.fields.rules.operation import Operation
 from cifar_resnet.fields.steps import Ref
 
@@ -63,22 +63,7 @@ def _read_term(term: Term, shape: Sequence[int], elements: Tensor) -> Term:
         same = stored.shape[dim] > 0 and bool((stored == first).all())
         stored = first if same else stored
         pitch.append(None if same or not runs_along else IRREGULAR)
-    size = term.seen.shape[0] * stored[0].numel() * term.seen.element_size()
-    if size > MAX_TERM_BYTES:
-        raise MemoryError(
-            f"The sets of a tensor of shape {tuple(stored.shape[1:])} along this axis would take "
-            f"{size / 2**30:.0f} GB. Analyze a smaller input."
-        )
-
-    def read(values: Tensor, empty: int) -> Tensor:
-        flat = values.flatten(1)
-        flat = torch.cat([flat, flat.new_full((flat.shape[0], 1), empty)], 1)
-        result = flat[:, stored[0]]
-        for tap in stored[1:]:
-            torch.maximum(result, flat[:, tap], out=result)
-        return result
-
-    return Term(read(term.seen, term.empty_value), read(term.bounds, EMPTY), tuple(pitch))
+    return read_term(term, stored, pitch)
 
 
 def elements_at(base: Ref, view: Ref) -> Tensor:
