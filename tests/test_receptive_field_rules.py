@@ -608,10 +608,22 @@ def test_writing_into_overlapping_windows_and_reading_other_memory_are_refused()
 
 
 def test_a_tensor_too_large_for_its_sets_is_refused_before_it_is_made() -> None:
-    network = Function(lambda x: x.repeat(1, 1, 200))
+    network = Function(lambda x: F.interpolate(x, 4096 * 200, mode="linear"))
     gigabytes = 4096 * 4096 * 200 / 2**30  # a byte for each position and element
-    with pytest.raises(MemoryError, match=f"would take {gigabytes:.0f} GB. Analyze a smaller"):
+    message = rf"{gigabytes:.1f} GB, .* 2.0 GB, at .*upsample_linear1d.*rules\.py:.*smaller input"
+    with pytest.raises(MemoryError, match=message):
         receptive_field(network, (1, 1, 4096))
+
+
+def test_all_sets_together_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(*(nn.Conv1d(1, 1, 2) for _ in range(50)))
+    receptive_field(network, (1, 1, 1000))
+    each = 1000 * (1000 + 16)  # a byte for each position and element, and two bounds
+    monkeypatch.setattr("cifar_resnet.fields.positions.packing.MAX_BYTES", 20 * each)
+    with pytest.raises(
+        MemoryError, match=r"the limit of 0\.0 GB, at .*convolution.*layer '(19|20)'"
+    ):
+        receptive_field(network, (1, 1, 1000))
 
 
 def test_asking_for_the_device_needs_no_values() -> None:

@@ -13,15 +13,17 @@ class SetsTooLargeError(MemoryError):
     """The position sets of a network need more memory than they may take."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(
-            f"the position sets would take {number / 2**30:.1f} GB, more than the limit of "
-            f"{MAX_BYTES / 2**30:.0f} GB. Analyze a smaller input, or only the first layers of the "
-            "model"
-        )
+        super().__init__(number)
+        self.number = number
+
+
+def limit() -> int:
+    """Return how many bytes the sets may take."""
+    return MAX_BYTES
 
 
 def check_bytes(number: int) -> None:
-    """Raise an error if something is too large to be computed."""
+    """Raise an error if sets of so many bytes are too large."""
     if number > MAX_BYTES:
         raise SetsTooLargeError(number)
 

@@ -19,7 +19,8 @@ from cifar_resnet.fields.positions.packing import (
 )
 
 EMPTY = -(2**40)  # both bounds of the empty set; every real bound is far larger
-MAX_DIRECT_BYTES = 2**20  # a larger term is packed: each different set is stored once
+# A term of more elements and bytes is packed: each different set is stored once.
+MAX_DIRECT, MAX_DIRECT_BYTES = 4096, 2**20
 MAX_SET_LENGTH = 4096  # on longer axes only the first and the last position of a set are stored
 
 
@@ -107,7 +108,7 @@ class Term:
 
     def fits(self, number: int) -> bool:
         """Whether so many sets are few enough to be stored one by one."""
-        return number * self._set_bytes <= MAX_DIRECT_BYTES
+        return number <= MAX_DIRECT or number * self._set_bytes <= MAX_DIRECT_BYTES
 
     @property
     def _set_bytes(self) -> int:
@@ -284,46 +285,11 @@ def common_pitch(pitches: Sequence[Pitch | None]) -> Pitch | None:
     return IRREGULAR
 
 
-def same_sets(a: Term, b: Term) -> bool:
-    """Whether two terms have the same sets, in the same elements."""
-    if a.dims != b.dims:
-        return False
-    if a.index is None or b.index is None:  # then both are, as they are of the same size
-        return torch.equal(a.seen, b.seen) and torch.equal(a.bounds, b.bounds)
-    both = torch.cat([a.seen, b.seen], 1), torch.cat([a.bounds, b.bounds], 1)
-    mine, theirs = distinct_sets(*both)[2].split([a.bounds.shape[1], b.bounds.shape[1]])
-    return torch.equal(mine[a.index], theirs[b.index])
-
-
 def doubled_centers(term: Term, dim: int) -> Tensor:
     """Return twice the center of each unit along a dimension, which is a whole number."""
     others = [d + 1 for d in range(len(term.dims)) if d != dim]
     bounds = term.extent().amax(others) if others else term.extent()
     return bounds[1] - bounds[0]  # first + last, as bounds[0] is minus the first
-
-
-def concatenate_terms(
-    terms: Sequence[Term], dims: Sequence[Sequence[int]], dim: int, pitch: Sequence[Pitch | None]
-) -> Term:
-    """Concatenate terms that are expanded to the given dims."""
-    size = sum(math.prod(wide) for wide in dims)
-    if terms[0].fits(size):
-        seen, bounds = (
-            torch.cat([x.expand(-1, *wide) for x, wide in zip(values, dims, strict=True)], dim + 1)
-            for values in ([term.seen for term in terms], [term.bounds for term in terms])
-        )
-        return Term(seen, bounds, tuple(pitch))
-    check_bytes(8 * size)
-    parts = [term.packed() for term in terms]
-    numbers, first = [], 0
-    for part, wide in zip(parts, dims, strict=True):
-        assert part.index is not None
-        numbers.append(part.index.expand(*wide) + first)
-        first += part.bounds.shape[1]
-    seen, bounds, number = distinct_sets(
-        torch.cat([part.seen for part in parts], 1), torch.cat([part.bounds for part in parts], 1)
-    )
-    return Term(seen, bounds, tuple(pitch), number[torch.cat(numbers, dim)])
 
 
 def read_term(term: Term, elements: Tensor, pitch: Sequence[Pitch | None]) -> Term:

@@ -20,7 +20,7 @@ from torch import Tensor
 from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.positions.terms import IRREGULAR, Term, read_term
-from cifar_resnet.fields.rules.operation import Operation
+from cifar_resnet.fields.rules.operation import NotFollowedError, Operation
 from cifar_resnet.fields.steps import Ref
 
 NOTHING = -1  # in place of an element: nothing is read
@@ -110,9 +110,8 @@ def view_by_address(op: Operation) -> PositionSets:
         return sets
     elements = elements_at(base, view)
     if bool((elements == NOTHING).any()):
-        raise NotImplementedError(
-            f"{op.call.op}, called from {op.call.source}, reads memory outside the tensor that it "
-            "is given, which receptive fields cannot follow. Use slices, unfold or reshape instead."
+        raise NotFollowedError(
+            "It reads memory outside the tensor that it is given. Use slices, unfold or reshape."
         )
     return read_elements(sets, elements)
 

@@ -12,6 +12,10 @@ from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.steps import Call, Ref
 
 
+class NotFollowedError(NotImplementedError):
+    """A rule cannot tell what an operation reads. The message is the reason, as a sentence."""
+
+
 class ValuesNeededError(Exception):
     """A rule depends on the values of an index tensor, which a run on fake tensors does not have.
 
@@ -23,10 +27,10 @@ def values_of(ref: Ref) -> Tensor:
     """Return the values of an argument. They are known in a run on real tensors.
 
     Raises:
-        NotImplementedError: If they are random.
+        NotFollowedError: If they are random.
     """
     if ref.is_random:
-        raise NotImplementedError(
+        raise NotFollowedError(
             "The values of an index are random, so it selects other elements in each run. Store "
             "one choice in a buffer of the model."
         )
