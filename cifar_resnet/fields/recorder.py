@@ -267,16 +267,18 @@ class Recorder(TorchDispatchMode):
 _READS_INDICES = {
     f"aten::{name}"
     for name in (
-        "_unsafe_index", "_unsafe_index_put", "embedding", "gather", "index", "index_add",
-        "index_copy", "index_fill", "index_put", "index_reduce", "index_select", "masked_fill",
-        "masked_select", "max_unpool2d", "max_unpool3d", "put", "scatter", "scatter_add",
-        "scatter_reduce", "take", "where",
+        "_embedding_bag", "_embedding_bag_forward_only", "_unsafe_index", "_unsafe_index_put",
+        "embedding", "gather", "index", "index_add", "index_copy", "index_fill", "index_put",
+        "index_reduce", "index_select", "masked_fill", "masked_scatter", "masked_select",
+        "max_unpool2d", "max_unpool3d", "put", "scatter", "scatter_add", "scatter_reduce", "take",
+        "where",
     )
 }  # fmt: skip
 # They read floating-point arguments as positions, or as a mask.
 _READS_VALUES = {
     "aten::grid_sampler_2d": ("grid",),
     "aten::grid_sampler_3d": ("grid",),
+    "torchvision::deform_conv2d": ("offset",),
     **dict.fromkeys((f"aten::{name}" for name in ATTENTION), ("attn_mask", "attn_bias")),
 }
 

@@ -20,7 +20,7 @@ from cifar_resnet.fields.positions.packing import (
 
 EMPTY = -(2**40)  # both bounds of the empty set; every real bound is far larger
 # A term of more elements and bytes is packed: each different set is stored once.
-MAX_DIRECT, MAX_DIRECT_BYTES = 4096, 2**20
+MAX_DIRECT, MAX_DIRECT_BYTES = 2048, 2**20
 MAX_SET_LENGTH = 4096  # on longer axes only the first and the last position of a set are stored
 
 
@@ -194,6 +194,10 @@ class Term:
         if all(self.dims[dim] == 1 for dim in dims):  # alike along them
             return Term(self.seen, self.bounds, pitch, self.index)
         axes = [dim + 1 for dim in dims]
+        if 0 in self.dims:  # nothing is read
+            after = [1 if dim in dims else size for dim, size in enumerate(self.dims)]
+            seen = self.seen.new_full((len(self.seen), *after), self.empty_value)
+            return Term(seen, self.bounds.new_full((2, *after), EMPTY), pitch)
         if self.index is None:
             seen, bounds = (x.amax(axes, keepdim=True) for x in (self.seen, self.bounds))
             return Term(seen, bounds, pitch)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.steps import Call, Ref
 
@@ -106,3 +107,13 @@ class Operation:
 
 Result = PositionSets | None | Sequence[PositionSets | None]
 Rule = Callable[[Operation], Result]
+
+
+def whole(sets: PositionSets) -> PositionSets:
+    """Return the sets of a number that depends on all elements."""
+    return sets.reduce(range(len(sets.shape)), keepdim=False)
+
+
+def everything(op: Operation) -> PositionSets:
+    """Let each element depend on all elements of all arguments."""
+    return union(op.shape, [whole(sets) for sets in op.operands()], compare=False)
