@@ -785,3 +785,18 @@ def test_a_function_is_listed_by_the_name_that_users_know(name: str) -> None:
 def test_operations_that_change_neither_values_nor_fields_are_not_listed(name: str) -> None:
     network = network_of(name, PROBED[name])
     assert name not in [record.kind for record in receptive_field(network, SIZE).values()]
+
+
+@pytest.mark.parametrize(
+    "name", ["convolution", "unfold", "im2col", "cat", "bmm", "native_group_norm", "cumsum"]
+)
+def test_equal_sets_stored_once_are_the_same_sets(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Function((PROBED | UP_TO_ROW)[name])
+    one_by_one = receptive_field(network, SIZE).output
+    monkeypatch.setattr("cifar_resnet.fields.positions.terms.MAX_DIRECT", 0)
+    monkeypatch.setattr("cifar_resnet.fields.positions.terms.MAX_DIRECT_BYTES", 0)
+    packed = receptive_field(network, SIZE).output
+    assert packed.axes == one_by_one.axes
+    assert all(packed.seen(axis).equal(one_by_one.seen(axis)) for axis in range(2))
