@@ -8,7 +8,9 @@ import copy
 import io
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -250,7 +252,35 @@ def test_models_that_cannot_be_called_or_recorded_are_explained() -> None:
     def either(x: Tensor) -> Tensor:
         return torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x.flip(2), (x,))
 
-    with pytest.raises(ValueError, match=r"higher-order operation cond.* in plain PyTorch"):
+    with pytest.raises(ValueError, match=r"higher-order operation cond.* Python `if`"):
         receptive_field(Function(either), SIZE)
     with pytest.raises(ValueError, match="passes them by name"):
         receptive_field(KeywordOnly(), SIZE)
+
+
+def in_thread(function: Callable[[], Tensor]) -> Tensor:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_work_in_another_thread_is_noticed_in_a_run_on_values() -> None:
+    index = torch.tensor([2, 0, 1])  # selects, so the model is run on values
+
+    def forward(x: Tensor) -> Tensor:
+        return x.index_select(2, index) + in_thread(lambda: x.mean((2, 3), keepdim=True))
+
+    with pytest.raises(NotImplementedError, match=r"in another thread.*escapes\.py:"):
+        receptive_field(Function(forward), (1, 2, 6, 5))
+
+
+def test_constants_from_numpy_and_other_threads_are_constants() -> None:
+    index = torch.tensor([2, 0, 1])
+
+    def forward(x: Tensor) -> Tensor:
+        numbers = torch.from_numpy(np.arange(5.0, dtype=np.float32))
+        return x.index_select(2, index) * numbers + in_thread(lambda: torch.ones(5))
+
+    assert receptive_field(Function(forward), (1, 2, 6, 5)).output.region((0, 1)) == (
+        (2, 2),
+        (1, 1),
+    )

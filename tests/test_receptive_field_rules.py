@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from helpers import Function, compare_with_perturbation
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from cifar_resnet import check_receptive_field, receptive_field
 from cifar_resnet.fields.mismatch import ReceptiveFieldMismatchError
@@ -223,10 +224,37 @@ EVERYWHERE = (
     }
 )
 
+# Other forms of an operation, with the same rule, which the tests reach through one of them: in
+# training, on quantized tensors, or with results of another type.
+MORE_NAMES = {
+    **dict.fromkeys(("_linalg_eigvals", "geqrf", "linalg_eig", "linalg_lu_solve"), "linalg_qr"),
+    **dict.fromkeys(
+        (
+            "_fake_quantize_learnable_per_channel_affine",
+            "_fake_quantize_learnable_per_tensor_affine",
+            "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+            "fake_quantize_per_channel_affine_cachemask",
+            "quantize_per_channel",
+        ),
+        "fake_quantize_per_tensor_affine_cachemask",
+    ),
+    "_embedding_bag": "_embedding_bag_forward_only",
+    **dict.fromkeys(("dequantize", "quantize_per_tensor"), "complex"),
+}
 ROWS = torch.tensor([3, 0, 5])
 MASK = torch.arange(48).view(8, 6) % 5 < 3
 GRID = torch.rand(1, 3, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 2.6
 GRID = GRID - 1.3
+LABELS = torch.tensor([1, 0, 2, 3, 1, 2, 0, 1])
+TABLE = torch.arange(18.0, dtype=torch.float64).view(3, 6).cos()
+OFFSETS = torch.randn(1, 24, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+COMPLEX = torch.complex(*torch.ones(2, 3, 4, 3, 3, dtype=torch.float64))
+
+
+def ones(*size: int) -> Tensor:
+    return torch.ones(*size, dtype=torch.float64)
+
+
 # Compared with changes of the input in float64: NaN does not pass through masks, or passes too far.
 PERTURBED = {
     "masked_fill": lambda x: x.masked_fill(MASK, 0.0),
@@ -273,6 +301,69 @@ PERTURBED = {
     "_unique2": lambda x: torch.unique((x * 1e3).round()).double().sum(),
     "unique_consecutive": lambda x: torch.unique_consecutive(x).sum(),
     "unique_dim": lambda x: torch.unique(x, dim=2).sum(),
+    "_upsample_lanczos2d_aa": lambda x: aten._upsample_lanczos2d_aa(x, [3, 4], False),
+    "complex": lambda x: F.conv2d(torch.complex(x, x), COMPLEX, padding=1).imag,
+    "polar": lambda x: torch.polar(x.flip(2), x).real,
+    "addbmm": lambda x: torch.addbmm(x[0, 0, :, :1], x[0, 1:3], ones(2, 6, 8)),
+    "addr": lambda x: torch.addr(x[0, 0], x[0, 1, :, 2], x[0, 2, 3]),
+    "vdot": lambda x: torch.vdot(x[0, 0, 0], x[0, 1, 2]),
+    "trace": lambda x: torch.trace(x[0, 0, :6]),
+    "_trilinear": lambda x: F.bilinear(x, x.flip(2)[..., :5], TABLE[:3, :, None] * ones(5)),
+    "_euclidean_dist": lambda x: torch.cdist(x[:, 0].repeat(1, 5, 1), x[:, 1].repeat(1, 5, 1)),
+    "_pdist_forward": lambda x: torch.pdist(x[0, 0]),
+    "renorm": lambda x: (x * 9).renorm(2, 2, 1.0),
+    "histogram": lambda x: torch.histogram(x.flatten() * 1e4 % 100, 100)[0].var(),
+    "binary_cross_entropy_with_logits": lambda x: F.binary_cross_entropy_with_logits(
+        x, x.flip(2), reduction="none"
+    ),
+    "multi_margin_loss": lambda x: F.multi_margin_loss(x[0, 0], LABELS, margin=99.0),
+    "multilabel_margin_loss_forward": lambda x: F.multilabel_margin_loss(
+        x[0, 0] * 1e-3, LABELS[:, None].expand(8, 6)
+    ),
+    "nll_loss_forward": lambda x: F.nll_loss(x[0, 0].log_softmax(-1), LABELS),
+    "nll_loss2d_forward": lambda x: F.cross_entropy(x, MASK[None].long(), reduction="none"),
+    "_ctc_loss": lambda x: F.ctc_loss(
+        x[0].log_softmax(-1), ones(8, 2).long(), LABELS * 0 + 4, LABELS * 0 + 2
+    ),
+    "bucketize": lambda x: torch.bucketize(x * 1e4, torch.arange(-5e4, 5e4)) * 1.0,
+    "searchsorted": lambda x: torch.searchsorted(torch.arange(-5e4, 5e4).double(), x * 1e4) * 1.0,
+    "isin": lambda x: torch.isin((x * 1e4).long() % 2, LABELS[:1]) * 1.0,
+    "fake_quantize_per_tensor_affine_cachemask": lambda x: torch.fake_quantize_per_tensor_affine(
+        x.float(), 1e-6, 0, -(2**30), 2**30
+    ),
+    "put": lambda x: x.put(LABELS[:2] + 7, x[0, 0, 5, :2], accumulate=True),
+    "masked_scatter": lambda x: x.masked_scatter(MASK, x.flip(2)),
+    "slice_scatter": lambda x: x.slice_scatter(x[:, :, 3:5], 2, 1, 3),
+    "select_scatter": lambda x: x.select_scatter(x[:, :, 0], 2, 3),
+    "diagonal_scatter": lambda x: x.diagonal_scatter(x[:, :, 0], 0, 2, 3),
+    "as_strided_scatter": lambda x: x.as_strided_scatter(x[0, 0, 0, :4], (4,), (2,), 5),
+    "block_diag": lambda x: torch.block_diag(x[0, 0], x[0, 1, :2]),
+    "unfold_backward": lambda x: aten.unfold_backward(x[0, 0], [13], 0, 6, 1),
+    "_embedding_bag_forward_only": lambda x: F.embedding_bag(
+        torch.tensor([1, 2, 0, 7, 3]), x[0, 0], torch.tensor([0, 2, 4]), mode="sum",
+        per_sample_weights=x[0, 1, 2, :5],
+    ),
+    "torchvision::deform_conv2d": lambda x: deform_conv2d(
+        x, OFFSETS, ones(4, 2, 3, 2), padding=1, stride=2
+    ),
+    "_linalg_det": lambda x: torch.linalg.det(x[:, :, :6]),
+    "_linalg_eigh": lambda x: torch.linalg.eigvalsh(x @ x.mT),
+    "_linalg_slogdet": lambda x: torch.linalg.slogdet(x[:, :, :6])[1],
+    "_linalg_solve_ex": lambda x: torch.linalg.solve(x[:, :, :6], ones(6)),
+    "_linalg_svd": lambda x: torch.linalg.svdvals(x),
+    "cholesky_inverse": lambda x: torch.cholesky_inverse(x[:, :, :6]),
+    "linalg_cholesky_ex": lambda x: torch.linalg.cholesky(x.mT @ x)[..., -1, -1],
+    "linalg_householder_product": lambda x: torch.linalg.householder_product(x, x[:, :, 0]).sum(),
+    "linalg_inv_ex": lambda x: torch.linalg.inv(x[:, :, :6]),
+    "linalg_lstsq": lambda x: torch.linalg.lstsq(x, ones(1, 4, 8, 1)).solution,
+    "linalg_lu": lambda x: torch.linalg.lu(x)[2][..., -1, -1] + torch.linalg.lu(x)[1].sum((-2, -1)),
+    "linalg_lu_factor_ex": lambda x: torch.linalg.lu_factor(x)[0].sum((-2, -1)),
+    "linalg_matrix_exp": lambda x: torch.linalg.matrix_exp(x[:, :, :6]),
+    "linalg_pinv": lambda x: torch.linalg.pinv(x),
+    "linalg_qr": lambda x: torch.linalg.qr(x)[1][..., -1, -1],
+    "linalg_solve_triangular": lambda x: torch.linalg.solve_triangular(
+        x[:, :, :6].exp(), ones(1, 4, 6, 1), upper=True
+    )[..., 0, :],
 }  # fmt: skip
 
 
@@ -320,7 +411,9 @@ def test_an_operation_over_the_map_sees_it_all(name: str) -> None:
 
 
 def test_every_rule_is_tested() -> None:
-    assert set(RULES) == {*PROBED, *OVER_ROWS, *UP_TO_ROW, *EVERYWHERE, *PERTURBED}
+    tested = {*PROBED, *OVER_ROWS, *UP_TO_ROW, *EVERYWHERE, *PERTURBED}
+    assert set(RULES) - set(MORE_NAMES) == tested
+    assert all(RULES[name] is RULES[other] for name, other in MORE_NAMES.items())
 
 
 # -- variants of an operation -------------------------------------------------------------------
@@ -608,10 +701,22 @@ def test_writing_into_overlapping_windows_and_reading_other_memory_are_refused()
 
 
 def test_a_tensor_too_large_for_its_sets_is_refused_before_it_is_made() -> None:
-    network = Function(lambda x: x.repeat(1, 1, 200))
+    network = Function(lambda x: F.interpolate(x, 4096 * 200, mode="linear"))
     gigabytes = 4096 * 4096 * 200 / 2**30  # a byte for each position and element
-    with pytest.raises(MemoryError, match=f"would take {gigabytes:.0f} GB. Analyze a smaller"):
+    message = rf"{gigabytes:.1f} GB, .* 2.0 GB, at .*upsample_linear1d.*rules\.py:.*smaller input"
+    with pytest.raises(MemoryError, match=message):
         receptive_field(network, (1, 1, 4096))
+
+
+def test_all_sets_together_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(*(nn.Conv1d(1, 1, 2) for _ in range(50)))
+    receptive_field(network, (1, 1, 1000))
+    each = 1000 * (1000 + 16)  # a byte for each position and element, and two bounds
+    monkeypatch.setattr("cifar_resnet.fields.positions.packing.MAX_BYTES", 20 * each)
+    with pytest.raises(
+        MemoryError, match=r"the limit of 0\.0 GB, at .*convolution.*layer '(19|20)'"
+    ):
+        receptive_field(network, (1, 1, 1000))
 
 
 def test_asking_for_the_device_needs_no_values() -> None:
@@ -680,3 +785,18 @@ def test_a_function_is_listed_by_the_name_that_users_know(name: str) -> None:
 def test_operations_that_change_neither_values_nor_fields_are_not_listed(name: str) -> None:
     network = network_of(name, PROBED[name])
     assert name not in [record.kind for record in receptive_field(network, SIZE).values()]
+
+
+@pytest.mark.parametrize(
+    "name", ["convolution", "unfold", "im2col", "cat", "bmm", "native_group_norm", "cumsum"]
+)
+def test_equal_sets_stored_once_are_the_same_sets(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Function((PROBED | UP_TO_ROW)[name])
+    one_by_one = receptive_field(network, SIZE).output
+    monkeypatch.setattr("cifar_resnet.fields.positions.terms.MAX_DIRECT", 0)
+    monkeypatch.setattr("cifar_resnet.fields.positions.terms.MAX_DIRECT_BYTES", 0)
+    packed = receptive_field(network, SIZE).output
+    assert packed.axes == one_by_one.axes
+    assert all(packed.seen(axis).equal(one_by_one.seen(axis)) for axis in range(2))

@@ -39,6 +39,7 @@ In reading order:
 - `rules`: the rules of all operations;
 - `aliases`: the position sets of each tensor, although views share memory;
 - `records`: what is known about one layer call;
+- `budget`, `refusals`: the limit of memory, and messages for what cannot be followed;
 - `propagation`: applies the rules along the trace and makes the records;
 - `tables`, `figures`: how records are printed and drawn;
 - `result`: the mapping from names to records that the user gets;

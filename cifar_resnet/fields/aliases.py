@@ -22,6 +22,7 @@ from typing import Any
 from cifar_resnet.fields.positions.merging import overwrite, union
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.rules.addresses import overlaps, write_by_address
+from cifar_resnet.fields.rules.operation import NotFollowedError
 from cifar_resnet.fields.steps import Call, Ref, refs_in
 
 AxisSets = tuple[PositionSets, ...]  # of one tensor, along each axis of the input
@@ -50,6 +51,10 @@ class AliasedSets:
             self._stale.discard(ref.index)
             self._recompute(ref.index)
         return self._sets.get(ref.index)
+
+    def values(self) -> list[AxisSets]:
+        """Return the sets of all tensors that depend on the input."""
+        return [sets for sets in self._sets.values() if sets is not None]
 
     def forget(self, index: int) -> None:
         """Drop a tensor that is not used any more, to free its memory."""
@@ -184,10 +189,9 @@ def _into_base(
             inside = range(start, start + view.shape[dim])
         return overwrite(before, written, dim, inside)
     if overlaps(view):
-        raise NotImplementedError(
-            f"The network writes in place into a view made by {call.op}, called from "
-            f"{call.source}, in which elements overlap. Receptive fields cannot follow such "
-            "writes. Use an out-of-place operation instead."
+        raise NotFollowedError(
+            f"It writes in place into a view made by {call.op}, called from {call.source}, in "
+            "which elements overlap. Use an out-of-place operation."
         )
     return write_by_address(base, view, before, written)
 

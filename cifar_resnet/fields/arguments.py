@@ -135,6 +135,13 @@ def check_rules(rules: Any) -> None:
         )
 
 
+_PLAIN_CALL = "Call the function that it would choose or run, in plain PyTorch."
+_PLAIN = {
+    "cond": "Use a Python `if`, or call the branch that it would choose.",
+    "flex_attention": "Use F.scaled_dot_product_attention, with the mask as a tensor.",
+}
+
+
 def failure_message(error: TraceError, shape: Sequence[int], inputs: Any) -> str:
     """Return the message for a model that raises an error of its own, with a remedy."""
     cause = error.__cause__
@@ -144,7 +151,7 @@ def failure_message(error: TraceError, shape: Sequence[int], inputs: Any) -> str
         operation = str(cause).partition("HigherOrderOperator ")[2].partition(" ")[0]
         return (
             f"The model calls torch's higher-order operation {operation}{layer}, whose parts "
-            "cannot be recorded. Call the function that it would choose or run, in plain PyTorch."
+            f"cannot be recorded. {_PLAIN.get(operation, _PLAIN_CALL)}"
         )
     if isinstance(cause, TypeError) and "positional argument but" in str(cause):
         remedy = (

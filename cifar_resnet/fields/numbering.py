@@ -23,14 +23,15 @@ class TensorNumbers:
         on_values: Whether the run is made on real tensors.
         found_view: Called with two tensors that share memory although no operation has made the
             second from the first.
-        found_foreign: Called if a tensor was computed where the recorder does not see it.
+        found_foreign: Called with a tensor that no operation has made. On fake tensors it was
+            computed where the recorder does not see it; else it may be a constant.
     """
 
     def __init__(
         self,
         on_values: bool,
         found_view: Callable[[Ref, Ref], None],
-        found_foreign: Callable[[], None],
+        found_foreign: Callable[[Tensor], None],
     ) -> None:
         self._on_values = on_values
         self._found_view = found_view
@@ -157,8 +158,8 @@ class TensorNumbers:
         if place is None:
             return
         root = self._memory.root(place)
-        if root is None and isinstance(tensor, FakeTensor):
-            self._found_foreign()
+        if root is None and (self._on_values or isinstance(tensor, FakeTensor)):
+            self._found_foreign(tensor)
         if root is None and math.prod(ref.shape) == place.room:  # such as a parameter
             self._memory.set_root(place, ref)
             return

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cifar_resnet.fields.aliases import AliasedSets, AxisSets
+from cifar_resnet.fields.budget import MemoryBudget
 from cifar_resnet.fields.masking import MaskedElements
 from cifar_resnet.fields.names import FUNCTION_NAMES, UNRECORDED
 from cifar_resnet.fields.positions.merging import union
+from cifar_resnet.fields.positions.packing import SetsTooLargeError
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.records import LayerField
+from cifar_resnet.fields.refusals import no_rule, not_followed, too_large, values_read
 from cifar_resnet.fields.result import ReceptiveFields
-from cifar_resnet.fields.rules.operation import Geometry, Operation, Rule
+from cifar_resnet.fields.rules.operation import Geometry, NotFollowedError, Operation, Rule
 from cifar_resnet.fields.rules.registry import new_values, pointwise, rule_for
 from cifar_resnet.fields.steps import (
     Call,
@@ -23,8 +26,8 @@ from cifar_resnet.fields.steps import (
     Trace,
     ValueRead,
     broadcasts,
+    last_uses,
     refs_in,
-    refs_of,
 )
 
 
@@ -61,6 +64,8 @@ class Propagation:
         self.sets = AliasedSets(self._apply)
         self.sets[start] = tuple(PositionSets.of_input(start.shape, dim) for dim in dims)
         self.masked = MaskedElements(self.sets)
+        self.budget = MemoryBudget(self._all_sets)
+        self.recorded: list[PositionSets] = []
         self.layers: list[LayerField] = []
         self.blocks: dict[str, LayerField] = {}
         self.outputs: dict[str, LayerField] = {}
@@ -71,7 +76,7 @@ class Propagation:
         self.geometry: dict[LayerCall, Geometry] = {}  # the first window in each leaf
 
     def run(self) -> ReceptiveFields:
-        last_uses = self._last_uses()
+        forgotten = last_uses(self.trace.steps)
         for number, step in enumerate(self.trace.steps):
             if isinstance(step, Call):
                 self._call(step)
@@ -79,7 +84,7 @@ class Propagation:
                 self._read_values(step)
             else:
                 self._leave(step)
-            for index in last_uses.get(number, ()):
+            for index in forgotten.get(number, ()):
                 self.sets.forget(index)
                 self.masked.forget(index)
         if not any(refs_in(self.trace.outputs)):
@@ -102,25 +107,6 @@ class Propagation:
             sorted(self.ignored),
         )
 
-    def _last_uses(self) -> dict[int, list[int]]:
-        """Return the tensors that are used for the last time by each step, so that their sets can
-        be dropped: those of a large network would not fit into memory together."""
-        last: dict[int, int] = {}
-        for number, step in enumerate(self.trace.steps):
-            for ref in refs_of(step):
-                last[ref.index] = number
-        # A base lives as long as its views and they as long as it, because a write to one changes
-        # the others. Going backwards, a view of a view has extended its base before it is reached.
-        for step in reversed(self.trace.steps):
-            if isinstance(step, Call) and step.is_view:
-                scalars = [ref.index for ref in step.scalars]
-                together = [*(ref.index for ref in refs_in((step.args[0], step.outputs))), *scalars]
-                last.update(dict.fromkeys(together, max(last[index] for index in together)))
-        uses: dict[int, list[int]] = {}
-        for index, number in last.items():
-            uses.setdefault(number, []).append(index)
-        return uses
-
     # -- operations -----------------------------------------------------------------------------
 
     def _call(self, call: Call) -> None:
@@ -136,7 +122,14 @@ class Propagation:
             for ref in refs_in(call.outputs):
                 self.sets[ref] = self._looked_through(ignored, ref)
             return
-        geometry = self._evaluate(call, name)
+        try:
+            geometry = self._evaluate(call, name)
+            known = [sets for sets in map(self.sets.__getitem__, refs_in(call.outputs)) if sets]
+            self.budget.add(sets for axes in known for sets in axes)
+        except SetsTooLargeError as error:
+            raise MemoryError(too_large(call, error.number)) from error
+        except NotFollowedError as error:
+            raise NotImplementedError(not_followed(call, str(error))) from error
         # The operations of a leaf are parts of its record, which is made when it returns. One that
         # is called between layers, such as `F.relu(self.conv(x))`, has its own record.
         if in_leaf:
@@ -225,19 +218,14 @@ class Propagation:
         return self.sets.whole((*call.operands, *call.scalars), shape)
 
     def _without_rule(self, call: Call) -> Rule:
-        layer = call.layers[-1].name or type(call.layers[-1].module).__name__
         if self.unknown == "skip":
             shapes = [ref.shape for ref in refs_in(call.args) if self.sets[ref] is not None]
             output = next(refs_in(call.outputs)).shape
             if any(shape == output for shape in shapes):
+                layer = call.layers[-1].name or type(call.layers[-1].module).__name__
                 self.skipped.append(f"{call.op} in {layer} ({call.source})")
                 return pointwise
-        message = (
-            f"There is no receptive-field rule for the operation {call.op} in layer {layer!r}, "
-            f"called from {call.source}. Pass one: rules={{{call.op._schema.name!r}: rule}}, where "
-            "rule is 'pointwise', 'global', a mapping with kernel_size, stride, padding and "
-            "dilation, or a function"
-        )
+        message = no_rule(call)
         if self.unknown == "skip":
             raise NotImplementedError(
                 f"{message}. It cannot be skipped: its result has another shape than its arguments."
@@ -247,15 +235,18 @@ class Propagation:
     def _read_values(self, step: ValueRead) -> None:
         if self.sets[step.tensor] is None:
             return
-        message = (
-            f"{step.by} extracts values from a tensor that depends on the input ({step.source})"
-        )
+        message = values_read(step)
         if self.unknown != "skip":
             raise NotImplementedError(
                 f"{message}, so what depends on them cannot be followed. Keep them in a tensor, or "
                 "pass unknown='skip' to ignore paths through extracted values."
             )
         self.skipped.append(message)
+
+    def _all_sets(self) -> Iterator[PositionSets]:
+        for sets in self.sets.values():
+            yield from sets
+        yield from self.recorded
 
     # -- layers ---------------------------------------------------------------------------------
 
@@ -332,6 +323,7 @@ class Propagation:
                 self.calls[name] += 1
                 name = _numbered(name, self.calls[name])
             reduced = tuple(axis.reduce_to(units) for axis in sets)
+            self.recorded += reduced
             axes = (tuple(units), self.input_lengths, reduced)
             records.append(LayerField(name, kind, ref.shape, geometry, source, *axes))
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,10 @@ class Recorder(TorchDispatchMode):
         self._tensors = TensorNumbers(on_values, self._record_view, self._record_foreign)
         self.refs = self._tensors.refs
         self._inputs: list[Ref] = []
+        own = [*model.parameters(), *model.buffers()] if on_values else []
+        self._own_memory = {x.untyped_storage().data_ptr() for x in own if not x.is_sparse}
+        # tensors that no operation has made, and where they were used first
+        self.constants: list[tuple[str, str]] = []
         self._function: Any = None  # the function of PyTorch that is running, the outermost one
         self._scalars: list[Ref] = []  # tensors that it has read as numbers
         self._names = {module: name for name, module in model.named_modules() if name}
@@ -156,13 +161,17 @@ class Recorder(TorchDispatchMode):
         """Record a tensor that shares memory with another, although no operation has made it."""
         self._record(_aten.as_strided.default, (root, ref.shape, ref.strides), {}, ref)
 
-    def _record_foreign(self) -> None:
-        for ref in self._inputs:
-            self.steps.append(
-                ValueRead(
-                    ref, "A computation that is not visible, such as in another thread,", _source()
-                )
-            )
+    def _record_foreign(self, tensor: Tensor) -> None:
+        if not self.on_values:
+            self.steps += self.unseen(_source())
+        elif tensor.untyped_storage().data_ptr() not in self._own_memory:
+            with self._silently():
+                self.constants.append((_checksum(tensor), _source()))
+
+    def unseen(self, source: str) -> list[Step]:
+        """Return steps that read all inputs where the recorder does not see it."""
+        by = "A computation that is not visible, such as in another thread,"
+        return [ValueRead(ref, by, source) for ref in self._inputs]
 
     def _read_number(self, ref: Ref, op: Any) -> None:
         """Note that a value becomes a number. If a function of PyTorch does it, as `torch.roll(x,
@@ -192,6 +201,7 @@ class Recorder(TorchDispatchMode):
                 name = f"{function.__name__}()"
                 self.steps.append(ValueRead(self._tensors.ref(tensor), name, _source()))
         self._function = function
+        constants = list(self.constants)
         try:
             with self._silently() if extracts else contextlib.nullcontext():
                 result = run()
@@ -202,6 +212,7 @@ class Recorder(TorchDispatchMode):
             name = f"{getattr(function, '__name__', str(function)).partition('.')[0]}()"
             self.steps += [ValueRead(ref, name, _source()) for ref in scalars]
         if function in FROM_ELEMENTS:
+            self.constants = constants  # its elements are followed
             self._record_elements(result, (args + tuple(kwargs.values()))[-1 if kwargs else 0 :])
         return result
 
@@ -267,16 +278,18 @@ class Recorder(TorchDispatchMode):
 _READS_INDICES = {
     f"aten::{name}"
     for name in (
-        "_unsafe_index", "_unsafe_index_put", "embedding", "gather", "index", "index_add",
-        "index_copy", "index_fill", "index_put", "index_reduce", "index_select", "masked_fill",
-        "masked_select", "max_unpool2d", "max_unpool3d", "put", "scatter", "scatter_add",
-        "scatter_reduce", "take", "where",
+        "_embedding_bag", "_embedding_bag_forward_only", "_unsafe_index", "_unsafe_index_put",
+        "embedding", "gather", "index", "index_add", "index_copy", "index_fill", "index_put",
+        "index_reduce", "index_select", "masked_fill", "masked_scatter", "masked_select",
+        "max_unpool2d", "max_unpool3d", "put", "scatter", "scatter_add", "scatter_reduce", "take",
+        "where",
     )
 }  # fmt: skip
 # They read floating-point arguments as positions, or as a mask.
 _READS_VALUES = {
     "aten::grid_sampler_2d": ("grid",),
     "aten::grid_sampler_3d": ("grid",),
+    "torchvision::deform_conv2d": ("offset",),
     **dict.fromkeys((f"aten::{name}" for name in ATTENTION), ("attn_mask", "attn_bias")),
 }
 
@@ -311,8 +324,16 @@ def _made_of_parts(op: Any) -> DispatchKey | None:
     return None
 
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+def _checksum(tensor: Tensor) -> str:
+    """Return numbers that differ if the values differ, as a string, so that NaN equals NaN."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return ""
+    values = tensor.detach().to(torch.complex128)
+    return f"{values.sum().item()} {values.abs().square().sum().item()} {tuple(tensor.shape)}"
+
+
+_TORCH = str(Path(torch.__file__).parent) + os.sep  # not torchvision
+_HERE = str(Path(__file__).parent) + os.sep
 
 
 def _source() -> str:

@@ -238,7 +238,7 @@ class LayerField:
             raise TypeError(message)
         if not 0 <= axis < len(self._sets):
             raise IndexError(message)
-        term = self._sets[axis].to_single_term(self.unit_dims)
+        term = self._sets[axis].to_single_term(self.unit_dims).direct()
         shape = [size if dim in self.unit_dims else 1 for dim, size in enumerate(self.shape)]
         seen = term.seen.expand(-1, *shape).reshape(len(term.seen), *self.unit_shape)
         if seen.dtype == torch.uint8:
@@ -312,9 +312,12 @@ def _at(sets: PositionSets, index: Mapping[int, int], what: str) -> Tensor:
     """Return `seen` or `bounds` of one unit, given its index by dimension: (L,) or (2,)."""
     found = []
     for term in sets.terms:
+        at = [index.get(dim, 0) if size > 1 else 0 for dim, size in enumerate(term.dims)]
         values: Tensor = getattr(term, what)
-        for dim in reversed(range(len(term.dims))):  # backwards, as `select` removes a dimension
-            values = values.select(dim + 1, index.get(dim, 0) if term.dims[dim] > 1 else 0)
+        if term.index is not None:
+            at = [int(term.index[tuple(at)])]
+        for dim in reversed(range(len(at))):  # backwards, as `select` removes a dimension
+            values = values.select(dim + 1, at[dim])
         found.append(values)
     return torch.stack(found).amax(0)
 

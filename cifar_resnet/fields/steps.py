@@ -177,6 +177,26 @@ def refs_of(step: Step) -> Iterator[Ref]:
     return refs_in((step.layer.inputs, step.outputs))
 
 
+def last_uses(steps: Sequence[Step]) -> dict[int, list[int]]:
+    """Return the tensors that are used for the last time by each step, so that their sets can
+    be dropped: those of a large network would not fit into memory together."""
+    last: dict[int, int] = {}
+    for number, step in enumerate(steps):
+        for ref in refs_of(step):
+            last[ref.index] = number
+    # A base lives as long as its views and they as long as it, because a write to one changes
+    # the others. Going backwards, a view of a view has extended its base before it is reached.
+    for step in reversed(steps):
+        if isinstance(step, Call) and step.is_view:
+            scalars = [ref.index for ref in step.scalars]
+            together = [*(ref.index for ref in refs_in((step.args[0], step.outputs))), *scalars]
+            last.update(dict.fromkeys(together, max(last[index] for index in together)))
+    uses: dict[int, list[int]] = {}
+    for index, number in last.items():
+        uses.setdefault(number, []).append(index)
+    return uses
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """One run of a network.

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from cifar_resnet.fields.leftovers import Caches
 from cifar_resnet.fields.recorder import Recorder
-from cifar_resnet.fields.steps import LayerExit, Trace
+from cifar_resnet.fields.steps import LayerExit, Trace, ValueRead
 from cifar_resnet.model_state import preserve_state, process_settings
 
 
@@ -44,7 +44,7 @@ def trace(model: nn.Module, inputs: Sequence[Any], *, on_values: bool | None = N
             values.
     """
     if on_values:
-        return _trace(Recorder(model, True), inputs)
+        return _trace_on_values(model, inputs)
     recorder = Recorder(model, False)
     caches = Caches(model)
     run = None
@@ -55,7 +55,34 @@ def trace(model: nn.Module, inputs: Sequence[Any], *, on_values: bool | None = N
             raise
     finally:
         caches.remove(recorder.fakes)
-    return run or _trace(Recorder(model, True), inputs)
+    return run or _trace_on_values(model, inputs)
+
+
+def _trace_on_values(model: nn.Module, inputs: Sequence[Any]) -> Trace:
+    """Run the model on real tensors, and again if it uses tensors that no operation has made.
+
+    These are constants, unless they were computed where the recorder does not see it, as in another
+    thread. In the second run the inputs are different, so the values of such a tensor are, too.
+    """
+    recorder = Recorder(model, True)
+    run = _trace(recorder, inputs)
+    if not recorder.constants or any(isinstance(step, ValueRead) for step in run.steps):
+        return run  # nothing to find out, or values leave the tensors in view
+    other = Recorder(model, True)
+    generator = torch.Generator().manual_seed(0)
+
+    def altered(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        return x + torch.rand(x.shape, generator=generator, device="cpu").to(x)
+
+    with contextlib.suppress(TraceError):  # the model may not accept such inputs
+        _trace(other, tree_map_only(Tensor, altered, list(inputs)))
+    for (before, source), (after, _) in zip(recorder.constants, other.constants, strict=False):
+        if before != after:
+            run.steps[:0] = recorder.unseen(source)
+            break
+    return run
 
 
 def _trace(recorder: Recorder, inputs: Sequence[Any]) -> Trace:

@@ -33,7 +33,9 @@ the union of what the poolings of each branch read:
 In reading order:
 
 - `taps`: which elements an operation reads along a dimension, for each element that it makes;
+- `packing`: finding equal sets, and the limit of memory;
 - `terms`: how sets are stored, and how they continue beyond the borders (pitch and period);
+- `sliding`: windows along a dimension;
 - `reshaping`: sets when dimensions are merged or split;
 - `sets`: `PositionSets`, the sets of all elements of a tensor, with one method for each way in
   which an operation can combine them;

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
+from cifar_resnet.fields.positions.packing import check_bytes, distinct_sets
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.positions.taps import NO_TAP, selected
 from cifar_resnet.fields.positions.terms import (
     IRREGULAR,
+    Pitch,
     Term,
     common_pitch,
     doubled_centers,
@@ -89,24 +92,54 @@ def _concatenate_terms(
     """Concatenate parts of a single term each, the common case, by concatenating what is stored."""
     terms = [sets.terms[0] for sets in parts]
     alike = all(term.dims[dim] == 1 for term in terms) and all(
-        term.dims == terms[0].dims
-        and torch.equal(term.seen, terms[0].seen)
-        and torch.equal(term.bounds, terms[0].bounds)
-        for term in terms[1:]
+        _same_sets(term, terms[0]) for term in terms[1:]
     )
     if alike and shape[dim] > 1 and terms[0].pitch[dim] is None:
         # branches with the same fields, side by side in the channels: stored once
         return replace(parts[0], shape=shape, terms=(terms[0],))
     others = [max(dims) for dims in zip(*(term.dims for term in terms), strict=True)]
     wide = [[*others[:dim], size, *others[dim + 1 :]] for size in sizes]  # dims of each part
-    seen = torch.cat([t.seen.expand(-1, *d) for t, d in zip(terms, wide, strict=True)], dim + 1)
-    bounds = torch.cat([t.bounds.expand(-1, *d) for t, d in zip(terms, wide, strict=True)], dim + 1)
     pitch = [common_pitch(pitches) for pitches in zip(*(t.pitch for t in terms), strict=True)]
     # If no dimension runs along the axis, this one does now: its elements differ by position. An
     # example are the hidden states of a recurrent layer, stacked over time.
     if pitch[dim] or not any(pitch):
         pitch[dim] = IRREGULAR
-    return PositionSets(shape, (Term(seen, bounds, tuple(pitch)),))
+    return PositionSets(shape, (_join(terms, wide, dim, pitch),))
+
+
+def _join(
+    terms: Sequence[Term], dims: Sequence[Sequence[int]], dim: int, pitch: Sequence[Pitch | None]
+) -> Term:
+    """Concatenate terms that are expanded to the given dims."""
+    size = sum(math.prod(wide) for wide in dims)
+    if terms[0].fits(size):
+        seen, bounds = (
+            torch.cat([x.expand(-1, *wide) for x, wide in zip(values, dims, strict=True)], dim + 1)
+            for values in ([term.seen for term in terms], [term.bounds for term in terms])
+        )
+        return Term(seen, bounds, tuple(pitch))
+    check_bytes(8 * size)
+    parts = [term.packed() for term in terms]
+    numbers, first = [], 0
+    for part, wide in zip(parts, dims, strict=True):
+        assert part.index is not None
+        numbers.append(part.index.expand(*wide) + first)
+        first += part.bounds.shape[1]
+    seen, bounds, number = distinct_sets(
+        torch.cat([part.seen for part in parts], 1), torch.cat([part.bounds for part in parts], 1)
+    )
+    return Term(seen, bounds, tuple(pitch), number[torch.cat(numbers, dim)])
+
+
+def _same_sets(a: Term, b: Term) -> bool:
+    """Whether two terms have the same sets, in the same elements."""
+    if a.dims != b.dims:
+        return False
+    if a.index is None or b.index is None:  # then both are, as they are of the same size
+        return torch.equal(a.seen, b.seen) and torch.equal(a.bounds, b.bounds)
+    both = torch.cat([a.seen, b.seen], 1), torch.cat([a.bounds, b.bounds], 1)
+    mine, theirs = distinct_sets(*both)[2].split([a.bounds.shape[1], b.bounds.shape[1]])
+    return torch.equal(mine[a.index], theirs[b.index])
 
 
 def _aligned(a: PositionSets, b: PositionSets) -> bool:

@@ -46,8 +46,9 @@ def reshape_term(
         pitches = _reshape_pitch(parts, [new[dim] for dim in theirs], exact)
         for dim, own in zip(theirs, pitches, strict=True):
             pitch[dim] = own
-    seen, bounds = term.apply(lambda x: x.expand(-1, *full).reshape(x.shape[0], *after))
-    return Term(seen, bounds, tuple(pitch))
+    return term.rearrange(
+        lambda x: x.expand(-1, *full).reshape(x.shape[0], *after), pitch, math.prod(after)
+    )
 
 
 def matching_groups(old: Sequence[int], new: Sequence[int]) -> list[Group]:
@@ -158,8 +159,7 @@ def _split_parts(term: Term, shape: Sequence[int]) -> tuple[Term, list[int]]:
             split.append(part if dim > 1 else 1)
             kept.append(slice(None) if differs else slice(0, 1))
             pitch.append(its_pitch)
-    seen, bounds = term.apply(lambda x: x.reshape(-1, *split)[tuple(kept)])
-    return Term(seen, bounds, tuple(pitch)), apart
+    return term.rearrange(lambda x: x.reshape(len(x), *split)[tuple(kept)], pitch), apart
 
 
 def _reshape_pitch(

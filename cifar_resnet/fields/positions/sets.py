@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cifar_resnet.fields.positions.reshaping import Group, reshape_term
+from cifar_resnet.fields.positions.sliding import cumulate_term, window_term
 from cifar_resnet.fields.positions.taps import Taps
 from cifar_resnet.fields.positions.terms import (
     EMPTY,
@@ -20,7 +22,6 @@ from cifar_resnet.fields.positions.terms import (
     Term,
     merge_terms,
     unite_terms,
-    window_term,
 )
 
 
@@ -105,19 +106,7 @@ class PositionSets:
     def _union_over(self, dims: Sequence[int]) -> tuple[Term, ...]:
         if not dims:
             return self.terms
-        axes = [dim + 1 for dim in dims]
-        terms = []
-        for term in self.terms:
-            # nothing to unite if the elements of a term are alike along these dimensions
-            wide = any(term.dims[dim] > 1 for dim in dims)
-            seen, bounds = term.apply(
-                lambda x, wide=wide: x.amax(axes, keepdim=True) if wide else x  # type: ignore[misc]
-            )
-            pitch = [
-                IRREGULAR if dim in dims and old else old for dim, old in enumerate(term.pitch)
-            ]
-            terms.append(Term(seen, bounds, tuple(pitch)))
-        return tuple(terms)
+        return tuple(term.unite(dims) for term in self.terms)
 
     def group(self, dim: int, number: int) -> PositionSets:
         """Divide a dimension into `number` equal groups, each reduced to one element."""
@@ -141,17 +130,7 @@ class PositionSets:
     def cumulate(self, dim: int) -> PositionSets:
         """Give each element the union of itself and those before it, as cumsum does."""
         dim %= len(self.shape)
-        terms = []
-        for term in self.terms:
-            # the maximum so far is the union so far
-            wide = term.dims[dim] > 1
-            seen, bounds = term.apply(
-                lambda x, wide=wide: x.cummax(dim + 1).values if wide else x  # type: ignore[misc]
-            )
-            pitch = list(term.pitch)
-            pitch[dim] = pitch[dim] and IRREGULAR
-            terms.append(Term(seen, bounds, tuple(pitch)))
-        return replace(self, terms=tuple(terms))
+        return replace(self, terms=tuple(cumulate_term(term, dim) for term in self.terms))
 
     def gather(self, dim: int, index: Tensor) -> PositionSets:
         """Select elements by an index tensor, as `torch.gather` does.
@@ -170,23 +149,22 @@ class PositionSets:
             narrow = [
                 slice(0, size if own > 1 else 1) for own, size in zip(term.dims, wide, strict=True)
             ]
-            seen, bounds = term.apply(
-                lambda x, narrow=narrow, wide=wide: (
-                    x[:, *narrow]  # type: ignore[misc]
-                    .expand(-1, *wide)
-                    .gather(dim + 1, index.expand(x.shape[0], *index.shape))
-                )
-            )
-            pitch = tuple(p and IRREGULAR for p in term.pitch)  # the index may reorder anything
-            terms.append(Term(seen, bounds, pitch))
+
+            def select(x: Tensor, narrow: Any = narrow, wide: Any = wide) -> Tensor:
+                corner = x[:, *narrow].expand(-1, *wide)
+                return corner.gather(dim + 1, index.expand(len(x), *index.shape))
+
+            pitch = [p and IRREGULAR for p in term.pitch]  # the index may reorder anything
+            terms.append(term.rearrange(select, pitch, index.numel()))
         return replace(self, shape=tuple(index.shape), terms=tuple(terms))
 
     def permute(self, order: Sequence[int]) -> PositionSets:
         order = [dim % len(self.shape) for dim in order]
         terms = []
         for term in self.terms:
-            seen, bounds = term.apply(lambda x: x.permute(0, *(dim + 1 for dim in order)))
-            terms.append(Term(seen, bounds, tuple(term.pitch[dim] for dim in order)))
+            pitch = [term.pitch[dim] for dim in order]
+            after = (0, *(dim + 1 for dim in order))
+            terms.append(term.rearrange(lambda x, after=after: x.permute(after), pitch))  # type: ignore[misc]
         return replace(self, shape=tuple(self.shape[dim] for dim in order), terms=tuple(terms))
 
     def unsqueeze(self, dim: int) -> PositionSets:
@@ -194,8 +172,8 @@ class PositionSets:
         dim %= len(self.shape) + 1
         terms = []
         for term in self.terms:
-            seen, bounds = term.apply(lambda x: x.unsqueeze(dim + 1))
-            terms.append(Term(seen, bounds, (*term.pitch[:dim], None, *term.pitch[dim:])))
+            pitch = (*term.pitch[:dim], None, *term.pitch[dim:])
+            terms.append(term.rearrange(lambda x: x.unsqueeze(dim + 1), pitch))
         return replace(self, shape=(*self.shape[:dim], 1, *self.shape[dim:]), terms=tuple(terms))
 
     def squeeze(self, dims: Iterable[int]) -> PositionSets:
@@ -205,8 +183,10 @@ class PositionSets:
         terms = []
         for term in self.terms:
             shape = [term.dims[dim] for dim in kept]
-            seen, bounds = term.apply(lambda x, shape=shape: x.reshape(-1, *shape))  # type: ignore[misc]
-            terms.append(Term(seen, bounds, tuple(term.pitch[dim] for dim in kept)))
+            pitch = [term.pitch[dim] for dim in kept]
+            terms.append(
+                term.rearrange(lambda x, shape=shape: x.reshape(len(x), *shape), pitch)  # type: ignore[misc]
+            )
         return replace(self, shape=tuple(self.shape[dim] for dim in kept), terms=tuple(terms))
 
     def expand(self, shape: Sequence[int]) -> PositionSets:
@@ -280,9 +260,9 @@ class PositionSets:
 
     def extent(self) -> Tensor:
         """Return the bounds of the union of all terms: (2, *dims)."""
-        bounds = self.terms[0].bounds
+        bounds = self.terms[0].extent()
         for term in self.terms[1:]:
-            bounds = torch.maximum(bounds, term.bounds)
+            bounds = torch.maximum(bounds, term.extent())
         return bounds
 
     def reduce_to(self, kept: Sequence[int]) -> PositionSets:

@@ -151,7 +151,7 @@ def interpolated(
     Args:
         size: Number of elements along the dimension.
         units: Number of new units.
-        mode: "nearest", "nearest-exact", "linear" or "cubic".
+        mode: "nearest", "nearest-exact", "linear", "cubic" or "lanczos".
         align_corners: Whether the centers of the outermost units and elements coincide.
         scale: New units per element, if the caller gave a scale factor in place of the size.
         antialias: Whether the kernel is widened when the result is smaller.
@@ -175,7 +175,7 @@ def interpolated(
     scale_down = torch.tensor(factor, dtype=torch.float32)
     unit = torch.arange(units, dtype=torch.float32)
     if antialias:  # unit u reads all elements within half a kernel of its center
-        half = (2.0 if mode == "cubic" else 1.0) * scale_down.clamp(min=1)
+        half = {"cubic": 2.0, "lanczos": 3.0}.get(mode, 1.0) * scale_down.clamp(min=1)
         center = scale_down * (unit + 0.5)
         first = (center - half + 0.5).long().clamp(min=0)
         last = (center + half + 0.5).long().clamp(max=size)

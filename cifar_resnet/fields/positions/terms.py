@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cifar_resnet.fields.positions.taps import NO_TAP, Taps
+from cifar_resnet.fields.positions.packing import (
+    check_bytes,
+    distinct,
+    distinct_pairs,
+    distinct_sets,
+)
 
 EMPTY = -(2**40)  # both bounds of the empty set; every real bound is far larger
-MAX_TERM_BYTES = 2**31
+# A term of more elements and bytes is packed: each different set is stored once.
+MAX_DIRECT, MAX_DIRECT_BYTES = 2048, 2**20
 MAX_SET_LENGTH = 4096  # on longer axes only the first and the last position of a set are stored
 
 
@@ -59,12 +66,19 @@ class Term:
     Along the height of an image, all elements of a row have the same set, in each channel. So a
     feature map (1, 64, 32, 32) takes `dims` (1, 1, 32, 1): 32 sets rather than 65,536.
 
+    A large term is packed, as most of its sets are equal. Branches that are concatenated have
+    different sets in different channels; for 1,000 channels of 4 branches and 32 rows, 128 sets
+    are stored, and 32,000 numbers that tell which of them each element has.
+
     Attributes:
         seen: The positions that are really read, as 0 and 1: uint8 (L, *dims) for an axis of length
-            L. If L is above `MAX_SET_LENGTH`, the bounds of these positions: int64 (2, *dims).
-        bounds: Extent of each set as if the input had no borders: int64 (2, *dims), minus the first
-            position and the last one. `EMPTY` twice for the empty set.
+            L. If L is above `MAX_SET_LENGTH`, the bounds of these positions: int64 (2, *dims). If
+            the term is packed, (L, number of sets) or (2, number of sets).
+        bounds: Extent of each set as if the input had no borders: int64 (2, *dims) or, if packed,
+            (2, number of sets): minus the first position and the last one. `EMPTY` twice for the
+            empty set.
         pitch: One for each tensor dimension. None if the dimension does not run along the axis.
+        index: Number of the set of each element: int64 (*dims). None if the term is not packed.
 
     Each of `dims` is the size of the tensor dimension, or 1 if all elements along it are alike.
     """
@@ -72,6 +86,7 @@ class Term:
     seen: Tensor
     bounds: Tensor
     pitch: tuple[Pitch | None, ...]
+    index: Tensor | None = None
 
     # The first position is stored with a minus sign so that the union of two sets is the maximum of
     # the two tensors, for `bounds` as for `seen`: {2, 3} | {3, ..., 7} is max((-2, 3), (-3, 7)) =
@@ -79,29 +94,162 @@ class Term:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        return tuple(self.bounds.shape[1:])
+        return tuple(self.bounds.shape[1:] if self.index is None else self.index.shape)
 
     @property
     def empty_value(self) -> int:
         """Value of `seen` for the empty set."""
         return 0 if self.seen.dtype == torch.uint8 else EMPTY
 
-    def apply(self, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Apply a function to `seen` and to `bounds`, which have the same dims."""
-        return change(self.seen), change(self.bounds)
+    @property
+    def nbytes(self) -> int:
+        index = 0 if self.index is None else self.index.nbytes
+        return self.seen.nbytes + self.bounds.nbytes + index
+
+    def fits(self, number: int) -> bool:
+        """Whether so many sets are few enough to be stored one by one."""
+        return number <= MAX_DIRECT or number * self._set_bytes <= MAX_DIRECT_BYTES
+
+    @property
+    def _set_bytes(self) -> int:
+        return len(self.seen) * self.seen.element_size() + 2 * self.bounds.element_size()
+
+    def packed(self) -> Term:
+        """Return the same term with `index`."""
+        if self.index is not None:
+            return self
+        index = torch.arange(math.prod(self.dims)).view(self.dims)
+        return Term(self.seen.flatten(1), self.bounds.flatten(1), self.pitch, index)
+
+    def direct(self) -> Term:
+        """Return the same term without `index`."""
+        if self.index is None:
+            return self
+        check_bytes(self.index.numel() * self._set_bytes)
+        return Term(self.seen[:, self.index], self.bounds[:, self.index], self.pitch)
+
+    def by_size(self) -> Term:
+        """Return the same term, packed if it is large."""
+        if self.fits(math.prod(self.dims)):
+            return self.direct()
+        if self.index is not None:
+            return self
+        flat = self.packed()
+        seen, bounds, index = distinct_sets(flat.seen, flat.bounds)
+        return Term(seen, bounds, self.pitch, index.view(self.dims))
+
+    def rearrange(
+        self,
+        change: Callable[[Tensor], Tensor],
+        pitch: Sequence[Pitch | None],
+        size: int | None = None,
+    ) -> Term:
+        """Move or repeat elements.
+
+        Args:
+            change: A function from (n, *dims) to (n, *new dims).
+            pitch: The pitch after it.
+            size: Number of elements after it. If None, at most as many as before.
+        """
+        size = math.prod(self.dims) if size is None else size
+        if self.index is None and self.fits(size):
+            return Term(change(self.seen), change(self.bounds), tuple(pitch))
+        check_bytes(8 * size)
+        old = self.packed()
+        assert old.index is not None
+        index = change(old.index[None])[0]
+        return Term(old.seen, old.bounds, tuple(pitch), index).by_size()
+
+    def extent(self) -> Tensor:
+        """Return the bounds of each element: (2, *dims)."""
+        return self.bounds if self.index is None else self.bounds[:, self.index]
+
+    def along(self, dim: int, change: Callable[[Term], Term]) -> Term:
+        """Change a term along one dimension, the same rows of elements only once.
+
+        Args:
+            dim: The dimension.
+            change: A function of terms with two dims, of which the second is the dimension.
+        """
+        old = self.packed()
+        assert old.index is not None
+        others = [*old.dims[:dim], *old.dims[dim + 1 :]]
+        rows = old.index.movedim(dim, -1).reshape(math.prod(others), old.dims[dim])
+        first, same = distinct(rows)
+        rows = rows[first]
+        few = Term(old.seen, old.bounds, (None, self.pitch[dim]), rows).direct()
+        new = change(few).packed()
+        assert new.index is not None
+        seen, bounds, number = distinct_sets(new.seen, new.bounds)
+        check_bytes(8 * len(same) * new.dims[1])
+        index = number[new.index][same].view(*others, new.dims[1]).movedim(-1, dim)
+        pitch = (*self.pitch[:dim], new.pitch[1], *self.pitch[dim + 1 :])
+        return Term(seen, bounds, pitch, index).by_size()
+
+    def unite(self, dims: Sequence[int]) -> Term:
+        """Return the union over some dimensions, which keep the size 1."""
+        pitch = tuple(
+            IRREGULAR if dim in dims and old else old for dim, old in enumerate(self.pitch)
+        )
+        if all(self.dims[dim] == 1 for dim in dims):  # alike along them
+            return Term(self.seen, self.bounds, pitch, self.index)
+        axes = [dim + 1 for dim in dims]
+        if 0 in self.dims:  # nothing is read
+            after = [1 if dim in dims else size for dim, size in enumerate(self.dims)]
+            seen = self.seen.new_full((len(self.seen), *after), self.empty_value)
+            return Term(seen, self.bounds.new_full((2, *after), EMPTY), pitch)
+        if self.index is None:
+            seen, bounds = (x.amax(axes, keepdim=True) for x in (self.seen, self.bounds))
+            return Term(seen, bounds, pitch)
+        after = [1 if dim in dims else size for dim, size in enumerate(self.dims)]
+        kept = [dim for dim in range(len(after)) if dim not in dims]
+        rows = self.index.permute(*kept, *dims).reshape(math.prod(after), -1)
+        first, same = distinct(rows)  # united alike if they have the same rows ...
+        columns = rows[first].T
+        columns = columns[distinct(columns)[0]]  # ... and with the same columns only once
+        seen, bounds = (_union_of_rows(x, columns) for x in (self.seen, self.bounds))
+        seen, bounds, number = distinct_sets(seen, bounds)
+        return Term(seen, bounds, pitch, number[same].view(after)).by_size()
+
+
+def _union_of_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Return the maximum of values (n, sets) over rows of sets (k, *dims): (n, *dims)."""
+    step = max(1, 2**25 // max(1, values[:, :1].nbytes * rows[0].numel()))
+    result = values[:, rows[0]]
+    for start in range(1, len(rows), step):
+        torch.maximum(result, values[:, rows[start : start + step]].amax(1), out=result)
+    return result
+
+
+def _combine(a: Term, b: Term, dims: Sequence[int]) -> Term:
+    """Return the union of two packed terms."""
+    check_bytes(4 * 8 * math.prod(dims))
+    assert a.index is not None
+    assert b.index is not None
+    pairs = a.index.expand(dims), b.index.expand(dims), b.bounds.shape[1]
+    mine, theirs, index = distinct_pairs(*pairs)
+    seen = torch.maximum(a.seen[:, mine], b.seen[:, theirs])
+    bounds = torch.maximum(a.bounds[:, mine], b.bounds[:, theirs])
+    seen, bounds, number = distinct_sets(seen, bounds)
+    return Term(seen, bounds, a.pitch, number[index])
 
 
 def unite_terms(terms: Sequence[Term], dims: Sequence[int]) -> Term:
     """Return the union of terms as one term with the given dims."""
     if len(terms) == 1:
         return terms[0]
+    pitch = tuple(common_pitch(ps) for ps in zip(*(term.pitch for term in terms), strict=True))
+    if not terms[0].fits(math.prod(dims)):
+        united = terms[0].packed()
+        for term in terms[1:]:
+            united = _combine(united, term.packed(), dims)
+        return replace(united, pitch=pitch)
     # -1 keeps the leading dimension (L or 2), which is the same for all
     seen = terms[0].seen.expand(-1, *dims)
     bounds = terms[0].bounds.expand(-1, *dims)
     for term in terms[1:]:
         seen = torch.maximum(seen, term.seen)
         bounds = torch.maximum(bounds, term.bounds)
-    pitch = tuple(common_pitch(ps) for ps in zip(*(term.pitch for term in terms), strict=True))
     return Term(seen, bounds, pitch)
 
 
@@ -144,117 +292,32 @@ def common_pitch(pitches: Sequence[Pitch | None]) -> Pitch | None:
 def doubled_centers(term: Term, dim: int) -> Tensor:
     """Return twice the center of each unit along a dimension, which is a whole number."""
     others = [d + 1 for d in range(len(term.dims)) if d != dim]
-    bounds = term.bounds.amax(others) if others else term.bounds
+    bounds = term.extent().amax(others) if others else term.extent()
     return bounds[1] - bounds[0]  # first + last, as bounds[0] is minus the first
 
 
-def window_term(term: Term, dim: int, size: int, taps: Taps) -> Term:
-    """Return the sets of new elements, each the union of the elements that it taps.
+def read_term(term: Term, elements: Tensor, pitch: Sequence[Pitch | None]) -> Term:
+    """Return the union of k old elements for each new one.
 
     Args:
         term: The sets before.
-        dim: Dimension along which elements are tapped.
-        size: Size of that dimension, which is more than `term.dims[dim]` if all are alike.
-        taps: The elements read by each new element.
+        elements: int64 (k, *new dims), numbers of stored elements in the order of memory. One more
+            than the last stands for the empty set.
+        pitch: The pitch of the result.
     """
-    pitch = list(term.pitch)
-    old = pitch[dim] = pitch[dim] or None
-    if old is not None:
-        pitch[dim] = IRREGULAR
-        if old.step is not None and taps.ratio is not None:
-            # The pattern repeats after the first number n of new units for which n * ratio is a
-            # multiple of the old period. After upsampling by 2 (step 1/2, period 2), a stride of 3
-            # reads the positions 0, 1, 3, 4, 6, ...: step 3/2, and (3 / 2).denominator = 2. A
-            # stride of 2 reads 0, 1, 2, ...: step 1, and (2 / 2).denominator = 1.
-            period = (taps.ratio / old.period).denominator
-            pitch[dim] = Pitch(old.step * taps.ratio, period)
-    if term.dims[dim] == 1 and old is None and not taps.some_empty:
-        return term  # alike along this dimension before, and so after
-    if term.dims[dim] == 1 and old and old.step is not None and 1 < old.period <= size:
-        # a map of 1 by 1 after pixel shuffling: alike so far, but not beyond the borders
-        wide = [*term.dims[:dim], size, *term.dims[dim + 1 :]]
-        seen, bounds = term.apply(lambda x: x.expand(-1, *wide))
-        term = Term(seen, bounds, term.pitch)
-    # `seen` follows the taps inside the tensor. `bounds` follows those that a tensor without
-    # borders would have, but only along the axis: padding of channels adds no input positions.
-    seen_at = taps.actual
-    if term.dims[dim] == 1 and size > 1:  # alike along it: the stored element stands for all
-        pitch[dim] = old and IRREGULAR
-        seen_at = torch.where(seen_at == NO_TAP, NO_TAP, 0)
-        bounds_at = torch.where(taps.virtual == NO_TAP, NO_TAP, 0)
-        if old is None:
-            bounds_at = seen_at
-        source = term.bounds
-    elif old is None:
-        bounds_at, source = seen_at, term.bounds
-    else:
-        bounds_at, source = _extrapolate(term.bounds, dim, old, taps.virtual)
-    seen = _union_of_taps(term.seen, dim, seen_at, term.empty_value)
-    return Term(seen, _union_of_taps(source, dim, bounds_at, EMPTY), tuple(pitch))
-
-
-def _union_of_taps(values: Tensor, dim: int, taps: Tensor, empty_value: int) -> Tensor:
-    """Return the maximum over taps (k, units) along a dimension of values (L or 2, *dims)."""
-    axis = dim + 1
-    shape = list(values.shape)
-    shape[axis] = taps.shape[1]
-    if math.prod(shape) * values.element_size() > MAX_TERM_BYTES:
-        raise MemoryError(
-            f"The sets of a tensor of shape {tuple(shape[1:])} along this axis would take "
-            f"{math.prod(shape) * values.element_size() / 2**30:.0f} GB. Analyze a smaller input."
+    size = elements[0].numel()
+    empty = [(term.seen, term.empty_value), (term.bounds, EMPTY)]
+    if term.index is None and term.fits(size):
+        flat = [F.pad(x.flatten(1), (0, 1), value=value) for x, value in empty]
+        return Term(
+            _union_of_rows(flat[0], elements), _union_of_rows(flat[1], elements), tuple(pitch)
         )
-    if bool((taps == NO_TAP).any()):  # they read one more element at the end, an empty set
-        shape[axis] = 1
-        taps = torch.where(taps == NO_TAP, values.shape[axis], taps)
-        values = torch.cat([values, values.new_full(shape, empty_value)], axis)
-    # tap by tap rather than all at once, which would take k times the memory
-    result = values.index_select(axis, taps[0])
-    for row in taps[1:]:
-        torch.maximum(result, values.index_select(axis, row), out=result)
-    return result
-
-
-def _extrapolate(
-    bounds: Tensor, dim: int, pitch: Pitch, positions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return taps and bounds with the pattern continued to the units outside the tensor.
-
-    A convolution with padding 1 taps unit -1, which does not exist. If the units 0, 1, 2 have the
-    sets {0}, {2}, {4} (step 2, period 1), unit -1 would have {-2}: unit 0, moved by -1 * 2.
-
-    Args:
-        bounds: (2, *dims) of the units of the tensor.
-        dim: Dimension of the units.
-        pitch: Their pitch.
-        positions: The units tapped, (k, units), some of them outside the tensor.
-
-    Returns:
-        The taps counted from the first unit tapped, and the bounds (2, *dims) from that unit on.
-    """
-    axis = dim + 1
-    size = bounds.shape[axis]
-    tapped = positions[positions != NO_TAP]
-    if not tapped.numel():
-        return positions, bounds
-    first, last = int(tapped.min()), int(tapped.max())
-    if first >= 0 and last < size:
-        return positions, bounds
-    units = torch.arange(first, last + 1)
-    inside = (units >= 0) & (units < size)
-    if pitch.step is None or size < pitch.period:  # no pattern, or less than one period of it
-        outside = (positions < 0) | (positions >= size)
-        return torch.where(outside, NO_TAP, positions), bounds
-    # each unit outside repeats the one at the same phase in the first period
-    like = torch.where(inside, units, units % pitch.period)
-    shift = torch.tensor(
-        [
-            int(pitch.step * (unit - base))  # a whole number: unit - base is a multiple of period
-            for unit, base in zip(units.tolist(), like.tolist(), strict=True)
-        ]
-    )
-    shape = [1] * bounds.dim()
-    shape[axis] = len(units)
-    values = bounds.index_select(axis, like)
-    moved_by = torch.stack([-shift, shift]).view(2, *shape[1:])  # minus the first, and the last
-    values = torch.where(values == EMPTY, EMPTY, values + moved_by)
-    return torch.where(positions == NO_TAP, NO_TAP, positions - first), values
+    check_bytes(4 * elements.nbytes)
+    old = term.packed()
+    assert old.index is not None
+    seen, bounds = (F.pad(x.flatten(1), (0, 1), value=value) for x, value in empty)
+    numbers = F.pad(old.index.flatten(), (0, 1), value=old.bounds.shape[1])[elements]
+    result = Term(seen, bounds, tuple(pitch), numbers[0])
+    for tap in numbers[1:]:
+        result = _combine(result, Term(seen, bounds, tuple(pitch), tap), tap.shape)
+    return result.by_size()

@@ -19,6 +19,8 @@ In reading order:
 - `windows`: convolution, pooling, interpolation, padding, unfolding;
 - `movement`: views, slices, concatenation and other operations that only move elements;
 - `indexing`: operations that read or write the elements named by an index tensor;
+- `masks`, `scattering`, `deformable`: masks, elements that are placed one by one, moved taps;
+- `algebra`: products, linear algebra, losses, comparisons with a list;
 - `registry`: all other operations, and the table in which the rule of an operation is looked up.
 
 An operation without a rule raises an error. `tests/test_receptive_field_rules.py` runs every rule.

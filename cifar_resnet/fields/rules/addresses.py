@@ -19,8 +19,8 @@ from torch import Tensor
 
 from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
-from cifar_resnet.fields.positions.terms import EMPTY, IRREGULAR, MAX_TERM_BYTES, Term
-from cifar_resnet.fields.rules.operation import Operation
+from cifar_resnet.fields.positions.terms import IRREGULAR, Term, read_term
+from cifar_resnet.fields.rules.operation import NotFollowedError, Operation
 from cifar_resnet.fields.steps import Ref
 
 NOTHING = -1  # in place of an element: nothing is read
@@ -63,22 +63,7 @@ def _read_term(term: Term, shape: Sequence[int], elements: Tensor) -> Term:
         same = stored.shape[dim] > 0 and bool((stored == first).all())
         stored = first if same else stored
         pitch.append(None if same or not runs_along else IRREGULAR)
-    size = term.seen.shape[0] * stored[0].numel() * term.seen.element_size()
-    if size > MAX_TERM_BYTES:
-        raise MemoryError(
-            f"The sets of a tensor of shape {tuple(stored.shape[1:])} along this axis would take "
-            f"{size / 2**30:.0f} GB. Analyze a smaller input."
-        )
-
-    def read(values: Tensor, empty: int) -> Tensor:
-        flat = values.flatten(1)
-        flat = torch.cat([flat, flat.new_full((flat.shape[0], 1), empty)], 1)
-        result = flat[:, stored[0]]
-        for tap in stored[1:]:
-            torch.maximum(result, flat[:, tap], out=result)
-        return result
-
-    return Term(read(term.seen, term.empty_value), read(term.bounds, EMPTY), tuple(pitch))
+    return read_term(term, stored, pitch)
 
 
 def elements_at(base: Ref, view: Ref) -> Tensor:
@@ -125,9 +110,8 @@ def view_by_address(op: Operation) -> PositionSets:
         return sets
     elements = elements_at(base, view)
     if bool((elements == NOTHING).any()):
-        raise NotImplementedError(
-            f"{op.call.op}, called from {op.call.source}, reads memory outside the tensor that it "
-            "is given, which receptive fields cannot follow. Use slices, unfold or reshape instead."
+        raise NotFollowedError(
+            "It reads memory outside the tensor that it is given. Use slices, unfold or reshape."
         )
     return read_elements(sets, elements)
 

@@ -4,11 +4,13 @@ which elements are read. One that depends on the input may select any of the two
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cifar_resnet.fields.positions.merging import union
+from cifar_resnet.fields.positions.packing import check_bytes
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.positions.terms import EMPTY, IRREGULAR, Term
 from cifar_resnet.fields.rules.addresses import NOTHING, read_elements
@@ -128,22 +130,37 @@ def _attend(sets: PositionSets, allowed: Tensor) -> PositionSets:
     shape = (*sets.shape[:-2], allowed.shape[-2], sets.shape[-1])
     terms = []
     for term in sets.terms:
+        if math.prod(allowed.shape[:-2]) == 1:  # the same pairs in each sample and head
+            pairs = allowed.flatten(0, -2)
+            new = term.along(rank - 2, lambda few, pairs=pairs: _unite_keys(few, pairs))  # type: ignore[misc]
+        else:
+            new = _unite_keys(term.direct(), allowed, features=True)
+        irregular = IRREGULAR if any(term.pitch) else None
+        pitch = tuple(irregular if size > 1 else None for size in new.dims)
+        terms.append(replace(new, pitch=pitch).by_size())
+    return PositionSets(shape, tuple(terms), sets.merged_at, sets.is_global)
 
-        def unite(values: Tensor, empty: int) -> Tensor:
-            dims = torch.broadcast_shapes(values.shape[1:-2], allowed.shape[:-2])
-            size = (len(values), *dims, allowed.shape[-2], values.shape[-1])
+
+def _unite_keys(term: Term, allowed: Tensor, *, features: bool = False) -> Term:
+    """Unite the keys of a term (..., keys) or (..., keys, features) for each query."""
+
+    def unite(values: Tensor, empty: int) -> Tensor:
+        if not features:
+            values = values[..., None]
+        dims = torch.broadcast_shapes(values.shape[1:-2], allowed.shape[:-2])
+        size = (len(values), *dims, allowed.shape[-2], values.shape[-1])
+        check_bytes(math.prod(size) * values.element_size())
+        if empty == 0:  # a product counts in how many of the keys a position is
+            keys = values.expand(*values.shape[:-2], allowed.shape[-1], -1)
+            result = (allowed.float() @ keys.float() > 0).to(values.dtype).expand(size)
+        else:
             result = values.new_full(size, empty)
             for key in range(allowed.shape[-1]):
                 own = values[..., min(key, values.shape[-2] - 1), None, :]
-                chosen = allowed[..., key, None]
-                torch.maximum(result, torch.where(chosen, own, empty), out=result)
-            return result
+                torch.maximum(result, torch.where(allowed[..., key, None], own, empty), out=result)
+        return result if features else result[..., 0]
 
-        seen, bounds = unite(term.seen, term.empty_value), unite(term.bounds, EMPTY)
-        irregular = IRREGULAR if any(term.pitch) else None
-        pitch = tuple(irregular if size > 1 else None for size in bounds.shape[1:])
-        terms.append(Term(seen, bounds, pitch))
-    return PositionSets(shape, tuple(terms), sets.merged_at, sets.is_global)
+    return Term(unite(term.seen, term.empty_value), unite(term.bounds, EMPTY), term.pitch)
 
 
 MASKS: dict[str, Rule] = {

@@ -8,8 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.steps import Call, Ref
+
+
+class NotFollowedError(NotImplementedError):
+    """A rule cannot tell what an operation reads. The message is the reason, as a sentence."""
 
 
 class ValuesNeededError(Exception):
@@ -23,10 +28,10 @@ def values_of(ref: Ref) -> Tensor:
     """Return the values of an argument. They are known in a run on real tensors.
 
     Raises:
-        NotImplementedError: If they are random.
+        NotFollowedError: If they are random.
     """
     if ref.is_random:
-        raise NotImplementedError(
+        raise NotFollowedError(
             "The values of an index are random, so it selects other elements in each run. Store "
             "one choice in a buffer of the model."
         )
@@ -102,3 +107,13 @@ class Operation:
 
 Result = PositionSets | None | Sequence[PositionSets | None]
 Rule = Callable[[Operation], Result]
+
+
+def whole(sets: PositionSets) -> PositionSets:
+    """Return the sets of a number that depends on all elements."""
+    return sets.reduce(range(len(sets.shape)), keepdim=False)
+
+
+def everything(op: Operation) -> PositionSets:
+    """Let each element depend on all elements of all arguments."""
+    return union(op.shape, [whole(sets) for sets in op.operands()], compare=False)

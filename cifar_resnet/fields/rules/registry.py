@@ -9,17 +9,17 @@ import torch
 
 from cifar_resnet.arguments import is_integer
 from cifar_resnet.fields.names import ATTENTION
-from cifar_resnet.fields.positions import taps
 from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.rules.addresses import view_by_address
+from cifar_resnet.fields.rules.algebra import ALGEBRA
+from cifar_resnet.fields.rules.deformable import DEFORMABLE
 from cifar_resnet.fields.rules.indexing import INDEXING
 from cifar_resnet.fields.rules.masks import MASKS, attention
 from cifar_resnet.fields.rules.movement import MOVEMENT
-from cifar_resnet.fields.rules.operation import Geometry, Operation, Rule
-from cifar_resnet.fields.rules.scattering import SCATTERING, everything
+from cifar_resnet.fields.rules.operation import Geometry, Operation, Rule, everything
+from cifar_resnet.fields.rules.scattering import SCATTERING
 from cifar_resnet.fields.rules.windows import WINDOWS, per_axis, slide
-from cifar_resnet.fields.steps import Ref
 
 
 def pointwise(op: Operation) -> PositionSets:
@@ -109,43 +109,10 @@ def _batch_norm(op: Operation) -> PositionSets:
     return _with_parameters(op, sets.blend([dim for dim in range(len(sets.shape)) if dim != 1]), 1)
 
 
-def _matmul(op: Operation) -> PositionSets:
-    """Return the sets of a matrix product (..., n, m) @ (..., m, k), with or without an addend."""
-    args = [arg for arg in op.call.args if isinstance(arg, Ref)]
-    *addends, a, b = args
-    parts = [s for s in map(op.sets_of, addends) if s is not None]
-    left, right = op.sets_of(a), op.sets_of(b)
-    if left is not None:  # element (i, j) depends on all of row i: (..., n, 1)
-        rows = left.reduce([-1], keepdim=False)
-        parts.append(rows if len(b.shape) == 1 else rows.unsqueeze(len(rows.shape)))
-    if right is not None:  # ... and on all of column j: (..., 1, k)
-        columns = right.reduce([len(b.shape) - 2 if len(b.shape) > 1 else 0], keepdim=False)
-        parts.append(columns.unsqueeze(len(columns.shape) - 1) if len(b.shape) > 1 else columns)
-    return union(op.shape, parts, compare=False)
-
-
-def _distances(op: Operation) -> PositionSets:
-    """Return the sets of the distances (..., n, k) between rows of (..., n, m) and (..., k, m)."""
-    parts = []
-    for name, order in (("x1", -1), ("x2", -2)):
-        sets = op.sets(name)
-        if sets is not None:
-            parts.append(sets.reduce([-1], keepdim=False).unsqueeze(len(op.shape) + order))
-    return union(op.shape, parts, compare=False)
-
-
-def _cross(op: Operation) -> PositionSets:
-    """Let each of three coordinates depend on the two others."""
-    turned = [
-        sets.expand(op.shape).window(op["dim"], taps.selected(3, order))
-        for sets in op.operands()
-        for order in ([1, 2, 0], [2, 0, 1])
-    ]
-    return union(op.shape, turned, compare=False)
-
-
-def _loss(op: Operation) -> PositionSets:
-    return everything(op) if op["reduction"] else pointwise(op)
+def _renorm(op: Operation) -> PositionSets:
+    sets = op.first[1]
+    dim = op["dim"] % len(sets.shape)
+    return sets.blend([other for other in range(len(sets.shape)) if other != dim])
 
 
 def _glu(op: Operation) -> PositionSets:
@@ -190,8 +157,9 @@ def window_rule(
 
 # Operations that PyTorch itself tags as pointwise need no entry here.
 _POINTWISE = (
-    "_conj", "_prelu_kernel", "_to_copy", "alias", "detach", "floor_divide", "hardswish",
-    "lift_fresh", "lift_fresh_copy", "log_sigmoid_forward", "native_dropout", "rrelu_with_noise",
+    "_conj", "_prelu_kernel", "_to_copy", "alias", "complex", "dequantize", "detach",
+    "floor_divide", "hardswish", "lift_fresh", "lift_fresh_copy", "log_sigmoid_forward",
+    "native_dropout", "polar", "quantize_per_tensor", "rrelu_with_noise",
 )  # fmt: skip
 _NEW = (
     "empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones",
@@ -213,11 +181,10 @@ _BATCH_NORMS = (
     "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
     "miopen_batch_norm", "native_batch_norm",
 )  # fmt: skip
-_LOSSES = (
-    "binary_cross_entropy", "huber_loss", "mse_loss", "smooth_l1_loss", "soft_margin_loss",
+_GLOBAL = (
+    "_ctc_loss", "_unique2", "bincount", "histc", "histogram", "multi_margin_loss",
+    "multilabel_margin_loss_forward", "nonzero", "trace", "unique_consecutive", "unique_dim",
 )  # fmt: skip
-_GLOBAL = ("_unique2", "bincount", "histc", "nonzero", "unique_consecutive", "unique_dim")
-_PRODUCTS = ("addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv")
 
 RULES: Mapping[str, Rule] = {
     **WINDOWS,
@@ -225,6 +192,7 @@ RULES: Mapping[str, Rule] = {
     **INDEXING,
     **MASKS,
     **SCATTERING,
+    **DEFORMABLE,
     **dict.fromkeys(_POINTWISE, pointwise),
     **dict.fromkeys(_NEW, new_values),
     **dict.fromkeys(_FILLS, _fill),
@@ -232,15 +200,13 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_ALONG, _mix_along),
     **dict.fromkeys(("cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"), _cumulative),
     **dict.fromkeys(_BATCH_NORMS, _batch_norm),
-    **dict.fromkeys(_PRODUCTS, _matmul),
+    **ALGEBRA,
     **dict.fromkeys(ATTENTION, attention),
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
     "glu": _glu,
-    **dict.fromkeys(_LOSSES, _loss),
     **dict.fromkeys(_GLOBAL, everything),
-    "linalg_cross": _cross,
-    "_cdist_forward": _distances,
+    "renorm": _renorm,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,19 +14,9 @@ from cifar_resnet.fields.positions import taps
 from cifar_resnet.fields.positions.merging import union
 from cifar_resnet.fields.positions.sets import PositionSets
 from cifar_resnet.fields.rules.addresses import NOTHING, read_elements
-from cifar_resnet.fields.rules.operation import Operation, Rule, values_of
+from cifar_resnet.fields.rules.operation import Operation, Rule, everything, values_of, whole
 from cifar_resnet.fields.rules.windows import per_axis
 from cifar_resnet.fields.steps import Ref
-
-
-def whole(sets: PositionSets) -> PositionSets:
-    """Return the sets of a number that depends on all elements."""
-    return sets.reduce(range(len(sets.shape)), keepdim=False)
-
-
-def everything(op: Operation) -> PositionSets:
-    """Let each element depend on all elements of all arguments."""
-    return union(op.shape, [whole(sets) for sets in op.operands()], compare=False)
 
 
 def moved(op: Operation) -> PositionSets:
@@ -35,6 +26,78 @@ def moved(op: Operation) -> PositionSets:
     args = [arg.values if isinstance(arg, Ref) else arg for arg in op.call.args[1:]]
     result = op.call.op(numbers, *args, **op.call.kwargs)
     return read_elements(sets, result[None] - 1)  # 0, an element without origin, becomes NOTHING
+
+
+def placed(op: Operation) -> PositionSets:
+    """Follow an operation that only places the elements of several tensors, by running it on
+    numbers: `select_scatter(y, x, 2, 3)` gives each element one of `y` or one of `x`."""
+    names = [declared.name for declared in op.call.op._schema.arguments]
+    parts: list[tuple[Ref, int]] = []
+    count = 1  # 0 is an element without origin
+
+    def numbers(value: Any) -> Any:
+        nonlocal count
+        if isinstance(value, list):
+            return [numbers(each) for each in value]
+        if not isinstance(value, Ref):
+            return value
+        size = math.prod(value.shape)
+        parts.append((value, count))
+        count += size
+        return torch.arange(count - size, count).view(value.shape)
+
+    args = []
+    for name, arg in zip(names, op.call.args, strict=False):
+        if name in ("mask", "index") and isinstance(arg, Ref):
+            if op.sets_of(arg) is not None:
+                return everything(op)
+            args.append(values_of(arg))
+        else:
+            args.append(numbers(arg))
+    options = {name: value for name, value in op.call.kwargs.items() if name != "accumulate"}
+    if op.call.declares("accumulate"):
+        args = args[: names.index("accumulate")]
+    result = op.call.op(*args, **options)
+    read = []
+    for ref, first in parts:
+        sets = op.sets_of(ref)
+        if sets is not None:
+            mine = (result >= first) & (result < first + math.prod(ref.shape))
+            read.append(read_elements(sets, torch.where(mine, result - first, NOTHING)[None]))
+    if op["accumulate"] and op.sets_of(op.call.args[0]) is not None:
+        read.append(op.first[1])
+    return union(op.shape, read, compare=False)
+
+
+def _unfold_backward(op: Operation) -> PositionSets:
+    """Follow the inverse of `unfold`: each element is the sum of those of all its windows."""
+    _, sets = op.first
+    numbers = torch.arange(math.prod(op.shape)).view(op.shape)
+    targets = numbers.unfold(op["dim"], op["size"], op["step"]).flatten()
+    return read_elements(sets, grouped(torch.arange(len(targets)), targets, op.shape))
+
+
+def _embedding_bag(op: Operation) -> list[PositionSets | None]:
+    """Follow the sum of the rows of a table (rows, features) that each bag of indices names."""
+    ref: Ref = op["weight"]
+    indices, offsets = op["indices"], op["offsets"]
+    table, weights = op.sets("weight"), op.sets("per_sample_weights")
+    others: list[PositionSets | None] = [None] * (len(op.call.outputs) - 1)
+    if op.sets("indices") is not None or op.sets("offsets") is not None:
+        return [everything(op), *others]
+    bags = op.shape[0]
+    rows, starts = values_of(indices).long(), values_of(offsets).long()
+    bag = torch.searchsorted(starts[:bags].contiguous(), torch.arange(len(rows)), right=True) - 1
+    parts = []
+    if table is not None:
+        rows_of_bags = grouped(rows, bag, (bags,))  # (k, bags)
+        places = rows_of_bags[..., None] * ref.shape[1] + torch.arange(ref.shape[1])
+        places = torch.where(rows_of_bags[..., None] == NOTHING, NOTHING, places)
+        parts.append(read_elements(table, places))
+    if weights is not None:
+        samples = grouped(torch.arange(len(rows)), bag, (bags, 1))
+        parts.append(read_elements(weights, samples))
+    return [union(op.shape, parts, compare=False), *others]
 
 
 def grouped(sources: Tensor, targets: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -219,6 +282,20 @@ SCATTERING: dict[str, Rule] = {
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scatter),
     **dict.fromkeys(("index_add", "index_reduce"), _index_add),
     "take": _take,
+    **dict.fromkeys(
+        (
+            "as_strided_scatter",
+            "block_diag",
+            "diagonal_scatter",
+            "masked_scatter",
+            "put",
+            "select_scatter",
+            "slice_scatter",
+        ),
+        placed,
+    ),
+    "unfold_backward": _unfold_backward,
+    **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), _embedding_bag),
     "col2im": _col2im,
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _unpool),
     **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), _grid_sample),

@@ -100,6 +100,7 @@ def _interpolate(op: Operation) -> PositionSets:
             "nearest": "nearest",
             "linear": "linear",
             "bicubic": "cubic",
+            "lanczos": "lanczos",
         }.items()
         if part in name
     )
@@ -205,6 +206,7 @@ WINDOWS: dict[str, Rule] = {
             "upsample_bicubic2d",
             "_upsample_bilinear2d_aa",
             "_upsample_bicubic2d_aa",
+            "_upsample_lanczos2d_aa",
         ),
         _interpolate,
     ),
