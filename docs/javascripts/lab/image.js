@@ -54,10 +54,9 @@ export async function readImage(file) {
 export function resize(pixels, side) {
   if (side === SIDE) return pixels;
   const windows = resizingWindows(side);
-  return transposed(
-    resizeRows(transposed(resizeRows(pixels, side, side, windows), side, SIDE), side, SIDE, windows),
-    SIDE, SIDE,
-  );
+  const narrow = resizeRows(pixels, side, side, windows); // (side, 32, 3)
+  const turned = transposed(narrow, side, SIDE); // (32, side, 3)
+  return transposed(resizeRows(turned, SIDE, side, windows), SIDE, SIDE);
 }
 
 const FIXED_POINT = 2 ** 22;

@@ -32,8 +32,14 @@ function start(network) {
   let isRestoring = false;
   let isTouched = false; // the address is written after the first change by the user
 
+  /** State whether everything on the page belongs to the same image. */
+  function setSettled(value) {
+    find("page").dataset.settled = value;
+  }
+
   function changed() {
     version += 1;
+    setSettled(false);
     isTouched ||= !isRestoring;
     frame ??= requestAnimationFrame(update);
   }
@@ -41,6 +47,7 @@ function start(network) {
   function unitChanged() {
     isTouched ||= !isRestoring;
     isNew.unit = true;
+    setSettled(false);
     wait();
   }
 
@@ -73,11 +80,11 @@ function start(network) {
       image ? prediction.describe(shown.outputs) : "",
       unit ? find("unit-text").textContent : "",
     ].join(" ");
-    if (!image) return;
+    if (!image) return setSettled(frame === null);
     inside.show(shown.pixels, shown.input, shown.outputs);
     const current = version;
     await prediction.showViews(network, shown.pixels, () => version !== current);
-    find("page").dataset.version = current; // everything belongs to the same image
+    setSettled(version === current && !isNew.image && !isNew.unit);
   }
 
   const state = () => ({ ...editor.state, target: prediction.target, unit: inside.unit });
