@@ -355,7 +355,7 @@ def test_upload_paint_click_a_unit_and_restore_the_address(
     activation = re.search(r"activation (−?[\d.e-]+[\d])", text)
     assert activation is not None
     value = float(activation[1].replace("−", "-"))
-    assert value == pytest.approx(float(outputs["layer1.3"][0, 0, 0, 15]), abs=1e-3)
+    assert value == pytest.approx(outputs["layer1.3"][0, 0, 0, 15].item(), abs=1e-3)
 
     page.wait_for_function("location.hash.includes('unit=0,0,15')")
     settle(page)
