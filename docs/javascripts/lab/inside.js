@@ -18,6 +18,7 @@ export class Inside {
   #fields;
   #changed;
   #current = null; // pixels, input and outputs
+  #columns = 1; // of the tiles
 
   /** @param {function(): void} changed called when the user chooses a unit */
   constructor(network, changed) {
@@ -60,11 +61,11 @@ export class Inside {
   // --- drawing ------------------------------------------------------------------------------------
 
   #draw() {
-    const number = this.#number;
-    const layer = this.#network.layers[number];
+    const layerNumber = this.#number;
+    const layer = this.#network.layers[layerNumber];
     const { channel, row, column } = this.unit;
     const { pixels, input, outputs } = this.#current;
-    const values = outputs[number];
+    const values = outputs[layerNumber];
     const largest = largestOf(values);
     const { side, channels } = layer;
     const plane = side * side;
@@ -72,31 +73,36 @@ export class Inside {
     this.#showControls(layer);
 
     const map = values.subarray(channel * plane, (channel + 1) * plane);
-    views.draw(find("unit-map"), side, plane, (place) => views.signedColor(map[place] / (largest || 1)));
+    const color = (place) => views.signedColor(map[place] / (largest || 1));
+    views.draw(find("unit-map"), side, plane, color);
     views.placeBox(find("unit-cursor"), side, [row, row], [column, column]);
 
-    const field = this.#fields[number];
+    const field = this.#fields[layerNumber];
     const clipped = [region(field, row), region(field, column)];
     const unclipped = [region(field, row, false), region(field, column, false)];
     views.drawField(find("field"), pixels, clipped, unclipped);
 
-    const gradient = this.#network.gradient(input, outputs, number, index);
+    const gradient = this.#network.gradient(input, outputs, layerNumber, index);
     const steepest = largestOf(gradient);
     views.drawSignedColors(find("gradient"), gradient, SIDE, steepest);
     views.placeBox(find("gradient-box"), SIDE, ...clipped);
-    find("unit-text").textContent = describe(layer, this.unit, values[index], field, clipped, unclipped, steepest);
+    find("unit-text").textContent = [
+      `Unit (${row}, ${column}) of ${layer.name}, channel ${channel}:`,
+      `activation ${number(values[index])}.`,
+      describe(field, clipped, unclipped),
+      `Largest gradient: ${number(steepest)}.`,
+    ].join(" ");
 
     const width = find("maps-frame").clientWidth;
     const columns = (channels >= 64 ? 16 : 8) / (width < 560 ? 2 : 1);
-    this.columns = Math.min(columns, channels);
-    views.drawTiles(find("maps"), values, layer, this.columns, largest, channel);
+    this.#columns = Math.min(columns, channels);
+    views.drawTiles(find("maps"), values, layer, this.#columns, largest, channel);
     find("maps-text").textContent =
       `${channels} channels of ${side} x ${side} units. Orange: positive, blue: negative, all on the ` +
       `same scale up to ${largest.toPrecision(3)}.`;
-    [...find("filters").children].forEach((button, filter) => {
-      const isShown = layer.block === "prep" && filter === channel;
-      button.setAttribute("aria-pressed", isShown);
-    });
+    [...find("filters").children].forEach((button, filter) =>
+      button.setAttribute("aria-pressed", layer.block === "prep" && filter === channel),
+    );
   }
 
   #showControls({ channels, side }) {
@@ -146,7 +152,8 @@ export class Inside {
       const { row, column } = this.unit;
       this.choose({ layer: target.value, row: scaled(row), column: scaled(column) });
     });
-    for (const [name, key] of [["channel", "channel"], ["unit-row", "row"], ["unit-column", "column"]]) {
+    const keys = { channel: "channel", "unit-row": "row", "unit-column": "column" };
+    for (const [name, key] of Object.entries(keys)) {
       find(name).addEventListener("input", ({ target }) => {
         if (target.value !== "") this.choose({ [key]: Number(target.value) });
       });
@@ -159,12 +166,12 @@ export class Inside {
     find("maps-frame").addEventListener("click", (event) => {
       // Pick the tile, and the unit inside of it.
       const { left, top, width } = find("maps").getBoundingClientRect();
-      const pitch = width / this.columns;
+      const pitch = width / this.#columns;
       const across = (event.clientX - left) / pitch;
       const down = (event.clientY - top) / pitch;
       const side = sideOf();
       this.choose({
-        channel: Math.floor(down) * this.columns + Math.floor(across),
+        channel: Math.floor(down) * this.#columns + Math.floor(across),
         row: (down % 1) * side,
         column: (across % 1) * side,
       });
@@ -180,23 +187,20 @@ export class Inside {
       this.choose({ row: this.unit.row + down, column: this.unit.column + right }),
     );
     onArrow("maps-frame", ([down, right]) => {
-      const channel = this.unit.channel + down * this.columns + right;
-      if (channel >= 0 && channel < this.#network.layers[this.#number].channels) this.choose({ channel });
+      const channel = this.unit.channel + down * this.#columns + right;
+      const { channels } = this.#network.layers[this.#number];
+      if (channel >= 0 && channel < channels) this.choose({ channel });
     });
   }
 }
 
-function describe(layer, { channel, row, column }, activation, field, clipped, unclipped, steepest) {
-  const range = ([first, last]) => `${first} to ${last}`.replaceAll("-", "−");
-  const [rows, columns] = clipped.map(range);
-  const number = (value) => value.toPrecision(4).replace("-", "−");
-  const isWhole = String(clipped) === String(unclipped);
-  const beyond = isWhole
-    ? "The field lies inside the image."
-    : `Unclipped: rows ${range(unclipped[0])}, columns ${range(unclipped[1])}.`;
-  const unit = `Unit (${row}, ${column}) of ${layer.name}, channel ${channel}`;
-  return (
-    `${unit}: activation ${number(activation)}. Receptive field: ${field.size} x ${field.size} pixels. ` +
-    `It reads rows ${rows}, columns ${columns}. ${beyond} Largest gradient: ${number(steepest)}.`
-  );
+const number = (value) => views.minus(value.toPrecision(4));
+
+/** Describe a receptive field in sentences. */
+function describe({ size }, clipped, unclipped) {
+  const ranges = ([rows, columns]) =>
+    views.minus(`rows ${rows.join(" to ")}, columns ${columns.join(" to ")}.`);
+  const isInside = String(clipped) === String(unclipped);
+  const beyond = isInside ? "The field lies inside the image." : `Unclipped: ${ranges(unclipped)}`;
+  return `Receptive field: ${size} x ${size} pixels. It reads ${ranges(clipped)} ${beyond}`;
 }

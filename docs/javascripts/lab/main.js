@@ -27,6 +27,7 @@ function start(network) {
   let version = 0; // of the image and the explained class
   let shown = null; // pixels, input and outputs of the image
   let frame = null;
+  const times = []; // milliseconds of the passes since they were last shown
   let timer = null;
   let isNew = { image: false, unit: false }; // since the last call of `settle`
   let isRestoring = false;
@@ -55,15 +56,26 @@ function start(network) {
     frame = null;
     const pixels = editor.pixels();
     const input = normalize(pixels);
-    const begin = performance.now();
-    const outputs = network.forward(input);
-    const milliseconds = Math.round(performance.now() - begin);
-    find("time").textContent = `The network took ${milliseconds} ms on this device.`;
+    const outputs = forward(input);
     shown = { pixels, input, outputs };
     drawPixels(find("image"), pixels);
     prediction.show(network, pixels, outputs);
     isNew.image = true;
     wait();
+  }
+
+  function forward(input) {
+    const begin = performance.now();
+    const outputs = network.forward(input);
+    times.push(performance.now() - begin);
+    return outputs;
+  }
+
+  function showTime() {
+    const last = times.splice(0).sort((a, b) => a - b);
+    const median = last[last.length >> 1];
+    find("time").textContent =
+      `On this device the network takes ${median.toFixed(0)} ms per image (median of ${last.length}).`;
   }
 
   function wait() {
@@ -83,7 +95,8 @@ function start(network) {
     if (!image) return setSettled(frame === null);
     inside.show(shown.pixels, shown.input, shown.outputs);
     const current = version;
-    await prediction.showViews(network, shown.pixels, () => version !== current);
+    await prediction.showViews(forward, shown.pixels, () => version !== current);
+    if (times.length) showTime();
     setSettled(version === current && !isNew.image && !isNew.unit);
   }
 
@@ -101,7 +114,8 @@ function start(network) {
     }
     isRestoring = true;
     prediction.target = found.target;
-    editor.restore(found.scene === null && found.pixels === null ? { ...found, scene: START.scene } : found);
+    const hasImage = found.scene !== null || found.pixels !== null;
+    editor.restore(hasImage ? found : { ...found, scene: START.scene });
     if (found.unit) inside.choose(found.unit);
     isRestoring = false;
   }
@@ -130,5 +144,6 @@ function start(network) {
 
 function accuracyOf({ accuracy, accuracy_six: six }) {
   const percent = (fraction) => `${(100 * fraction).toFixed(2)} %`;
-  return `${percent(accuracy)} of the CIFAR-10 test images correctly, and ${percent(six)} with six views`;
+  const one = `${percent(accuracy)} of the CIFAR-10 test images correctly`;
+  return `${one}, and ${percent(six)} with six views`;
 }

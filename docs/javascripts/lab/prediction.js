@@ -4,7 +4,7 @@ import { CLASSES } from "./constants.js";
 import { enlargeMap, hiResCam, meanOfViews, viewOf, VIEWS } from "./explanation.js";
 import { normalize, SIDE } from "./network.js";
 import { softmax } from "./operations.js";
-import { css, draw, drawPixels, element, signedColor, viridis } from "./views.js";
+import { css, draw, drawPixels, element, minus, signedColor, viridis } from "./views.js";
 
 const find = (name) => document.getElementById(`lab-${name}`);
 const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
@@ -74,28 +74,34 @@ export class Prediction {
     const large = enlargeMap(map, side);
     drawPixels(find("map-image"), pixels);
     draw(find("map"), SIDE, SIDE * SIDE, (place) => viridis(large[place]));
-    const logit = outputs.at(-1)[target];
+    const logit = minus(outputs.at(-1)[target].toFixed(2));
     find("map-text").textContent = map.some((value) => value > 0)
-      ? `Evidence for ${CLASSES[target]}: logit ${logit.toFixed(2)}.`
-      : `There is no positive evidence for ${CLASSES[target]}: logit ${logit.toFixed(2)}.`;
+      ? `Evidence for ${CLASSES[target]}: logit ${logit}.`
+      : `There is no positive evidence for ${CLASSES[target]}: logit ${logit}.`;
     const largest = map.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
     const cells = Array.from(map, (value) => {
-      const cell = element("span", {}, value.toFixed(2));
-      // At most half of the color, so that the number stays readable.
-      cell.style.background = css(signedColor((0.5 * value) / (largest || 1)));
+      const cell = element("span", {}, minus(value.toFixed(2)));
+      // Less than half of the color, so that the number stays readable.
+      cell.style.background = css(signedColor((0.4 * value) / (largest || 1)));
       return cell;
     });
     find("grid").replaceChildren(...cells);
-    find("grid").setAttribute("aria-label", `Map, row by row: ${cells.map((c) => c.textContent).join(", ")}`);
+    const listed = cells.map((cell) => cell.textContent).join(", ");
+    find("grid").setAttribute("aria-label", `Map, row by row: ${listed}`);
   }
 
-  /** Show the views and their mean; between them the page stays responsive. */
-  async showViews(network, pixels, isOutdated) {
+  /**
+   * Show the views and their mean. Between the views the page stays responsive.
+   *
+   * @param {function(Float32Array): Float32Array[]} forward from the input to the outputs of all layers
+   * @param {function(): boolean} isOutdated whether the image has changed meanwhile
+   */
+  async showViews(forward, pixels, isOutdated) {
     const logits = [];
     for (const [number, view] of VIEWS.entries()) {
       const { canvas, answer } = this.#views[number];
       const seen = viewOf(pixels, view);
-      logits.push(network.forward(normalize(seen)).at(-1));
+      logits.push(forward(normalize(seen)).at(-1));
       drawPixels(canvas, seen);
       const probabilities = softmax(logits.at(-1));
       const best = indexOfLargest(probabilities);

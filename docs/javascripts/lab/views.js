@@ -13,7 +13,7 @@ const SIGNED = {
 };
 const GRAY = 128;
 
-export const isDark = () => document.body.dataset.mdColorScheme === "slate";
+const isDark = () => document.body.dataset.mdColorScheme === "slate";
 
 const mix = (first, second, part) => first.map((value, k) => value + (second[k] - value) * part);
 
@@ -30,6 +30,12 @@ export function signedColor(value) {
   return mix(zero, value < 0 ? negative : positive, Math.min(Math.abs(value), 1));
 }
 
+const markColor = () => SIGNED[isDark() ? "dark" : "light"].positive;
+
+/** Write a number or a text with a minus sign in place of each hyphen. */
+export const minus = (text) => text.replaceAll("-", "−");
+
+/** Return a color as text for CSS. */
 export const css = (color) => `rgb(${color.map(Math.round).join(" ")})`;
 
 /** Draw a picture of `width` pixels in each row, one color for each position. */
@@ -78,11 +84,10 @@ export function drawTiles(canvas, values, { channels, side }, columns, largest, 
     const left = (channel % columns) * pitch + gap;
     const top = Math.floor(channel / columns) * pitch + gap;
     context.drawImage(tile, left, top, pitch - 2 * gap, pitch - 2 * gap);
-    context.lineWidth = channel === marked ? 3 : 1;
-    context.strokeStyle = css(channel === marked ? SIGNED.light.positive : [128, 128, 128]);
-    if (channel === marked && isDark()) context.strokeStyle = "#fff";
-    const inset = channel === marked ? 0.5 : 0;
-    context.strokeRect(left - inset, top - inset, pitch - 2 * gap + 2 * inset, pitch - 2 * gap + 2 * inset);
+    const isMarked = channel === marked;
+    context.lineWidth = isMarked ? 3 : 1;
+    context.strokeStyle = css(isMarked ? markColor() : [GRAY, GRAY, GRAY]);
+    context.strokeRect(left, top, pitch - 2 * gap, pitch - 2 * gap);
   }
 }
 
@@ -92,22 +97,23 @@ export function drawTiles(canvas, values, { channels, side }, columns, largest, 
  */
 export function drawField(canvas, pixels, clipped, unclipped) {
   const size = 640;
-  const low = Math.min(0, ...unclipped.map(([first]) => first)) - 1;
-  const high = Math.max(SIDE - 1, ...unclipped.map(([, last]) => last)) + 1;
-  const scale = size / (high - low + 1);
-  const at = (pixel) => (pixel - low) * scale;
+  // The image and the field, with a margin of a pixel, and in the center of the longer axis.
+  const ranges = unclipped.map(([first, last]) => [Math.min(0, first), Math.max(SIDE - 1, last)]);
+  const span = 3 + Math.max(...ranges.map(([first, last]) => last - first));
+  const scale = size / span;
+  const [above, before] = ranges.map(([first, last]) => (span - (last - first + 1)) / 2 - first);
+  const rectangle = ([[top, bottom], [left, right]]) =>
+    [left + before, top + above, right - left + 1, bottom - top + 1].map((value) => value * scale);
+  const whole = rectangle([[0, SIDE - 1], [0, SIDE - 1]]);
   canvas.width = canvas.height = size;
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   const image = document.createElement("canvas");
   drawPixels(image, pixels);
-  context.drawImage(image, at(0), at(0), SIDE * scale, SIDE * scale);
-  const rectangle = ([[top, bottom], [left, right]]) => [
-    at(left), at(top), (right - left + 1) * scale, (bottom - top + 1) * scale,
-  ];
+  context.drawImage(image, ...whole);
   context.save(); // fade what the unit does not see
   context.beginPath();
-  context.rect(at(0), at(0), SIDE * scale, SIDE * scale);
+  context.rect(...whole);
   context.rect(...rectangle(clipped));
   context.clip("evenodd");
   context.fillStyle = isDark() ? "rgb(20 22 30 / 65%)" : "rgb(255 255 255 / 65%)";
@@ -119,7 +125,7 @@ export function drawField(canvas, pixels, clipped, unclipped) {
     context.setLineDash(dash);
     context.strokeRect(...rectangle(box));
   };
-  const mark = css(isDark() ? SIGNED.dark.positive : SIGNED.light.positive);
+  const mark = css(markColor());
   outline(mark, 4, [14, 10], unclipped);
   outline("#fff", 9, [], clipped);
   outline(mark, 5, [], clipped);
