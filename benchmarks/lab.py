@@ -74,7 +74,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
         responses: list[Any] = []
-        page.on("response", responses.append)
+        page.on("response", lambda response: responses.append(response))
         page.goto(f"{address}lab.html")
         page.wait_for_selector("#lab-page[data-settled=true]", timeout=120_000)
         bodies = [response.body() for response in responses]

@@ -1,6 +1,7 @@
 """The lab in a real browser: its numbers against PyTorch's and Pillow's, and the page."""
 
 import base64
+import io
 import os
 import re
 import subprocess
@@ -39,6 +40,13 @@ SETUP = """async () => {
   const url = new URL("javascripts/lab/quarter.safetensors", location.href);
   window.network = await lab.loadNetwork(url);
   window.bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  window.packed = (values) => {
+    let text = "";
+    for (const each of new Uint8Array(Float32Array.from(values).buffer)) {
+      text += String.fromCharCode(each);
+    }
+    return btoa(text);
+  };
   window.run = (text) => {
     const input = lab.normalize(bytes(text));
     return { input, outputs: network.forward(input) };
@@ -72,12 +80,38 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def core(site: str, chromium: Any) -> Iterator[Any]:
-    """A page with the lab's modules as `lab`, and the network as `network`."""
-    page = chromium.new_page()
+    """The lab in a browser, with its modules as `lab`, and the network as `network`.
+
+    It is opened once: in every new page, the browser compiles the code again. It must fetch nothing
+    from elsewhere and report no error.
+    """
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(60_000)  # for a machine that is busy
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(site)
+    settle(page)
     page.evaluate(SETUP)
     yield page
     page.close()
+    own = (site.removesuffix("lab.html"), "data:", "blob:")
+    assert [each for each in requests if not each.startswith(own)] == []
+    assert requests
+    assert errors == []
+
+
+@pytest.fixture
+def page(core: Any) -> Any:
+    """The same page with an example."""
+    core.evaluate("location.hash = ''")
+    core.evaluate("location.hash = 'image=ship&layer=residual1&unit=0,8,8'")
+    core.wait_for_function("document.querySelector('[value=ship]').ariaPressed === 'true'")
+    core.evaluate("document.activeElement.blur()")
+    settle(core)
+    return core
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +121,10 @@ def model() -> CustomResNet:
 
 def encoded(image: Pixels) -> str:
     return base64.b64encode(image.tobytes()).decode()
+
+
+def unpacked(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32)
 
 
 def noise(side: int = 32, seed: int = 0) -> Pixels:
@@ -106,11 +144,13 @@ def test_logits_and_class_activation_maps_are_those_of_pytorch(
         """([images, classes]) => images.map((image, number) => {
           const { outputs } = run(image);
           const map = lab.hiResCam(network, outputs, classes[number]);
-          return [outputs.at(-1), map, lab.enlargeMap(map, 4)].map((values) => Array.from(values));
+          return [outputs.at(-1), map, lab.enlargeMap(map, 4)].map(packed);
         })""",
         [[encoded(image) for image in images], classes],
     )
-    logits, maps, enlarged = (torch.tensor(each) for each in zip(*results, strict=True))
+    logits, maps, enlarged = (
+        torch.stack([*map(unpacked, each)]) for each in zip(*results, strict=True)
+    )
     torch.testing.assert_close(logits, model.logits(batch).detach(), **TOLERANCE)
     for found, raw in ((maps.view(-1, 4, 4), True), (enlarged.view(-1, 32, 32), False)):
         expected = compute_cams(model, batch, classes, method="hirescam", raw=raw)
@@ -158,7 +198,7 @@ def test_every_layer_and_its_gradient_are_those_of_pytorch(core: Any, model: Cus
           return network.layers.map((layer, number) => {
             const unit = outputs[number].indexOf(Math.max(...outputs[number]));
             const gradient = network.gradient(input, outputs, number, unit);
-            return [layer.name, Array.from(outputs[number]), unit, Array.from(gradient)];
+            return [layer.name, packed(outputs[number]), unit, packed(gradient)];
           });
         }""",
         encoded(image),
@@ -167,9 +207,9 @@ def test_every_layer_and_its_gradient_are_those_of_pytorch(core: Any, model: Cus
     assert {name for name, *_ in found} == leaves | {"residual1", "residual3"}
     for name, values, unit, gradient in found:
         output = expected[name].flatten()
-        torch.testing.assert_close(torch.tensor(values), output.detach(), **TOLERANCE)
+        torch.testing.assert_close(unpacked(values), output.detach(), **TOLERANCE)
         (slope,) = torch.autograd.grad(output[unit], batch, retain_graph=True)
-        grid = torch.tensor(gradient, dtype=torch.float32).view(3, 32, 32)
+        grid = unpacked(gradient).view(3, 32, 32)
         torch.testing.assert_close(grid, slope[0], **TOLERANCE)
         field = fields[name]
         place = np.unravel_index(unit, expected[name].shape[1:])[1:] if field.unit_shape else ()
@@ -273,26 +313,6 @@ def test_damaged_addresses_are_refused(core: Any) -> None:
 # --- the page ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def page(site: str, chromium: Any) -> Iterator[Any]:
-    """The lab, which must fetch nothing from elsewhere and report no error."""
-    page = chromium.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(60_000)  # for a machine that is busy
-    requests: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(site)
-    settle(page)
-    yield page
-    page.close()
-    own = (site.removesuffix("lab.html"), "data:", "blob:")
-    assert [each for each in requests if not each.startswith(own)] == []
-    assert requests
-    assert errors == []
-
-
 def settle(page: Any) -> None:
     """Wait until everything on the page belongs to the same image."""
     page.wait_for_function("document.querySelector('#lab-page').dataset.settled === 'true'")
@@ -371,6 +391,27 @@ def test_upload_paint_click_a_unit_and_restore_the_address(
     other.close()
 
 
+@pytest.mark.parametrize("way", ["paste", "drop"])
+def test_an_image_is_pasted_or_dropped(page: Any, model: CustomResNet, way: str) -> None:
+    buffer = io.BytesIO()
+    image = noise()
+    Image.fromarray(image).save(buffer, "png")
+    page.evaluate(
+        """([way, text]) => {
+          const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+          const data = new DataTransfer();
+          data.items.add(new File([bytes], "a.png", { type: "image/png" }));
+          document.dispatchEvent(way === "drop"
+            ? new DragEvent("drop", { dataTransfer: data, cancelable: true })
+            : new ClipboardEvent("paste", { clipboardData: data }));
+        }""",
+        [way, base64.b64encode(buffer.getvalue()).decode()],
+    )
+    page.get_by_text("Your image: 32 x 32 pixels, scaled to 32 x 32.").wait_for()
+    assert answer(page) == expected_answer(model, image)
+    assert np.array_equal(pixels(page), image)
+
+
 def test_everything_works_with_the_keyboard(page: Any, model: CustomResNet) -> None:
     first = pixels(page)
 
@@ -427,13 +468,15 @@ def test_everything_works_with_the_keyboard(page: Any, model: CustomResNet) -> N
 
 def test_the_page_is_small_and_fits_a_phone(page: Any) -> None:
     sizes = page.evaluate(
-        """() => [...performance.getEntriesByType("resource"),
-          ...performance.getEntriesByType("navigation")].map((entry) => entry.decodedBodySize)"""
+        """() => Object.fromEntries([...performance.getEntriesByType("resource"),
+          ...performance.getEntriesByType("navigation")].map((e) => [e.name, e.decodedBodySize]))"""
     )
-    assert 0.9e6 < sum(sizes) < 1.5e6  # uncompressed; without the search index of other pages
+    assert (
+        0.9e6 < sum(sizes.values()) < 1.5e6
+    )  # uncompressed; without the search index of other pages
     page.set_viewport_size({"width": 390, "height": 844})
-    settle(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1280, "height": 900})
 
 
 def test_a_file_that_is_no_image_is_refused(page: Any, tmp_path: Path) -> None:
@@ -444,8 +487,8 @@ def test_a_file_that_is_no_image_is_refused(page: Any, tmp_path: Path) -> None:
     assert answer(page) == before
 
 
-def test_a_damaged_link_says_so(page: Any, site: str, model: CustomResNet) -> None:
-    page.goto(f"{site}#pixels=AAAA")
+def test_a_damaged_link_says_so(page: Any, model: CustomResNet) -> None:
+    page.evaluate("location.hash = 'pixels=AAAA'")
     page.get_by_text("its image has 3 values, not 3072; it may have been cut off.").wait_for()
     assert answer(page) == expected_answer(model, pixels(page))
 

@@ -54,6 +54,7 @@ export class Editor {
     this.#original = scene === null ? pixels : drawScene(scene);
     this.#base = this.#original.slice();
     this.#sliders = { ...sliders };
+    this.#cursor = [SIDE / 2, SIDE / 2];
     this.#earlier = [];
     this.#update();
   }
@@ -134,12 +135,13 @@ export class Editor {
     document.addEventListener("paste", ({ clipboardData }) => {
       if (clipboardData.files.length) read(clipboardData.files[0]);
     });
-    document.addEventListener("dragover", (event) => event.preventDefault());
-    document.addEventListener("drop", (event) => {
-      event.preventDefault(); // the browser would leave the page and open the file
-      if (event.dataTransfer.files.length) read(event.dataTransfer.files[0]);
-      else showMessage("Drop an image file from your device.");
-    });
+    for (const kind of ["dragover", "drop"]) {
+      document.addEventListener(kind, (event) => {
+        if (!event.dataTransfer.types.includes("Files")) return;
+        event.preventDefault(); // the browser would leave the page and open the file
+        if (event.dataTransfer.files.length) read(event.dataTransfer.files[0]);
+      });
+    }
   }
 
   // --- sliders ------------------------------------------------------------------------------------
