@@ -140,6 +140,8 @@ function start(network) {
   find("status").hidden = true;
   find("page").hidden = false;
   restore();
+  // A heading in the lab, which was hidden when the page opened.
+  if (!location.hash.includes("=")) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 
 function accuracyOf({ accuracy, accuracy_six: six }) {
