@@ -3,9 +3,11 @@
 import ctypes
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,3 +60,18 @@ def _release_memory() -> Iterator[None]:
 def _seeded() -> None:
     torch.default_generator.manual_seed(0)  # `torch.manual_seed` takes 5 ms
     np.random.seed(0)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """The installed Chromium; tests that need it are skipped without it or playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+    with sync_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -584,20 +583,6 @@ def test_the_space_is_whole(tmp_path: Path) -> None:
         config = urllib.request.urlopen(f"{address}config", timeout=60).read().decode()
     assert "What the network gets" in config
     assert "0013-horse.png" in config
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

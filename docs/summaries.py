@@ -1,4 +1,4 @@
-"""Hooks of the site: the summary table at the top of each page of the reference."""
+"""Add a summary table to each page of the reference, while the site is built."""
 
 from __future__ import annotations
 
