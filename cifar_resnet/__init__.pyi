@@ -1,9 +1,10 @@
 # The table of public names: each is loaded from its module on first use, see `__init__.py`.
 
+from .data.cifar_modules import CIFAR10DataModule as CIFAR10DataModule
 from .data.formats import DatasetError as DatasetError
 from .data.label_suspects import LabelSuspect as LabelSuspect
 from .data.label_suspects import label_suspects as label_suspects
-from .data.module import CIFAR10DataModule as CIFAR10DataModule
+from .data.module import ImageDataModule as ImageDataModule
 from .data.sources import load_cifar10 as load_cifar10
 from .fields.analysis import receptive_field as receptive_field
 from .fields.effective import EffectiveReceptiveField as EffectiveReceptiveField

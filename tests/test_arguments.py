@@ -909,7 +909,7 @@ table(
     lambda: show_augmentations,
     **FIGURE,
     data=[
-        row(value, TypeError, f"data must be a CIFAR10DataModule, but got {kind}")
+        row(value, TypeError, f"data must be an ImageDataModule, but got {kind}")
         for value, kind in ((3, "int"), (data(), "TensorDataset"), ("data", "str"))
     ],
     n=integers(1),

@@ -51,7 +51,7 @@ def test_a_batch_equals_the_images_one_by_one(
     images = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     augmentation = Augmentation(padding, flip, cutout, mode)
     bank = ImageBank(images, MEAN, STD, augmentation=augmentation)
-    parameters = augmentation.draw(count, side, seed=seed, epoch=epoch)
+    parameters = augmentation.draw(count, (side, side), seed=seed, epoch=epoch)
     rows = np.array([3, 0, 8, 3])
     batch = bank.batch(rows, parameters.take(rows))
     assert batch.shape == (4, 3, side, side)
@@ -69,7 +69,7 @@ def test_parameters_moved_together_give_the_same_batches_in_slices() -> None:
     augmentation = Augmentation(2, "random", 3)
     bank = ImageBank(images, MEAN, STD, augmentation=augmentation)
     rows = np.random.default_rng(1).permutation(20)
-    parameters = augmentation.draw(20, 8, seed=1, epoch=0).take(rows)
+    parameters = augmentation.draw(20, (8, 8), seed=1, epoch=0).take(rows)
     whole = bank.batch(rows, parameters)
     assert all(
         a is b for a, b in zip(bank.place(rows, parameters), (rows, parameters), strict=True)
@@ -114,7 +114,7 @@ def test_parameters_are_a_function_of_seed_and_epoch() -> None:
     augmentation = Augmentation(4, "random", 8)
 
     def drawn(seed: int, epoch: int) -> np.ndarray:
-        p = augmentation.draw(1000, 32, seed=seed, epoch=epoch)
+        p = augmentation.draw(1000, (32, 32), seed=seed, epoch=epoch)
         return np.stack([p.offset_y, p.offset_x, p.flip, p.cutout_y, p.cutout_x])
 
     assert (drawn(3, 7) == drawn(3, 7)).all()
@@ -124,7 +124,7 @@ def test_parameters_are_a_function_of_seed_and_epoch() -> None:
 
 def test_crop_flip_and_cutout_have_their_own_random_streams() -> None:
     """A seed gives the same images in every version of the library."""
-    p = Augmentation(4, "random", 8).draw(100, 32, seed=3, epoch=7)
+    p = Augmentation(4, "random", 8).draw(100, (32, 32), seed=3, epoch=7)
     crop, flip, cutout = (np.random.default_rng([3, stream, 7]) for stream in (1, 2, 3))
     offsets, corners = crop.integers(0, 9, (2, 100)), cutout.integers(0, 25, (2, 100))
     assert np.array_equal([p.offset_y, p.offset_x], offsets)
@@ -132,14 +132,14 @@ def test_crop_flip_and_cutout_have_their_own_random_streams() -> None:
     assert np.array_equal(p.flip, flip.random(100) < 0.5)
     first = np.random.default_rng([3, 2, 0]).random(100) < 0.5
     for epoch in range(4):
-        p = Augmentation(4, "alternating").draw(100, 32, seed=3, epoch=epoch)
+        p = Augmentation(4, "alternating").draw(100, (32, 32), seed=3, epoch=epoch)
         assert np.array_equal(p.flip, ~first if epoch in (1, 3) else first)
-    assert Augmentation(4, "none").draw(100, 32, seed=3, epoch=0).flip.dtype == np.bool_
+    assert Augmentation(4, "none").draw(100, (32, 32), seed=3, epoch=0).flip.dtype == np.bool_
 
 
 def test_every_offset_and_corner_occurs_equally_often() -> None:
     count = 81_000
-    p = Augmentation(4, "random", 8).draw(count, 32, seed=0, epoch=0)
+    p = Augmentation(4, "random", 8).draw(count, (32, 32), seed=0, epoch=0)
     for values, choices in (
         (p.offset_y, 9),
         (p.offset_x, 9),
@@ -155,12 +155,12 @@ def test_every_offset_and_corner_occurs_equally_often() -> None:
 
 def test_alternating_flip_mirrors_every_other_epoch() -> None:
     augmentation = Augmentation(0, "alternating")
-    flips = [augmentation.draw(1000, 32, seed=0, epoch=epoch).flip for epoch in range(4)]
+    flips = [augmentation.draw(1000, (32, 32), seed=0, epoch=epoch).flip for epoch in range(4)]
     assert (flips[0] != flips[1]).all()
     assert (flips[0] == flips[2]).all()
     assert (flips[1] == flips[3]).all()
     assert 400 < flips[0].sum() < 600
-    assert not Augmentation(0, "none").draw(1000, 32, seed=0, epoch=1).flip.any()
+    assert not Augmentation(0, "none").draw(1000, (32, 32), seed=0, epoch=1).flip.any()
 
 
 def test_by_default_images_are_cropped_and_flipped() -> None:
@@ -195,7 +195,7 @@ def test_the_largest_augmentation_that_fits_an_image() -> None:
     largest = Augmentation(7, cutout=8)  # padding of 7 reflects all 8 pixels of a side
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     bank = ImageBank(images, MEAN, STD, augmentation=largest)
-    parameters = largest.draw(2, 8, seed=0, epoch=0)
+    parameters = largest.draw(2, (8, 8), seed=0, epoch=0)
     assert not bank.batch(np.arange(2), parameters).any()  # everything is cut out
 
 
@@ -216,7 +216,7 @@ def test_the_gpu_gives_the_same_batches() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
     augmentation = Augmentation(4, "alternating", 8)
     rows = np.random.default_rng(1).permutation(50)
-    parameters = augmentation.draw(50, 32, seed=1, epoch=1).take(rows)
+    parameters = augmentation.draw(50, (32, 32), seed=1, epoch=1).take(rows)
     cpu, gpu = (
         ImageBank(images, MEAN, STD, augmentation=augmentation, device=device)
         for device in ("cpu", "cuda")

@@ -1,0 +1,143 @@
+"""Provide CIFAR-10 as a Lightning data module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+from torch import Tensor
+
+from cifar_resnet import arguments
+from cifar_resnet.data import cifar10, sources
+from cifar_resnet.data.formats import Arrays
+from cifar_resnet.data.label_suspects import label_suspects
+from cifar_resnet.data.lifecycle import load_shared
+from cifar_resnet.data.module import ImageDataModule
+from cifar_resnet.data.options import Options, with_options_of
+from cifar_resnet.data.selection import Population
+from cifar_resnet.data.sets import ImageSet
+from cifar_resnet.data.statistics import denormalized, normalizing_transform
+
+__all__ = ["CIFAR10DataModule"]
+
+
+@dataclass(frozen=True)
+class _CIFAR10(ImageSet):
+    """CIFAR-10 in a folder, or downloaded to it."""
+
+    data_dir: Path
+    download: bool
+
+    population = Population(
+        cifar10.CLASSES,
+        (cifar10.TRAIN_SIZE // 10,) * 10,
+        (cifar10.TEST_SIZE // 10,) * 10,
+    )
+    dims = (3, 32, 32)
+    pairs = cifar10.ASYMMETRIC_PAIRS
+    statistics = (cifar10.MEAN, cifar10.STD)
+    fingerprint = "CIFAR-10"  # its files are verified
+    suspects = frozenset(label_suspects())
+
+    def prepare(self) -> None:
+        sources.prepare(self.data_dir, allow_download=self.download)
+
+    def read(self) -> Arrays:
+        return load_shared(self.data_dir)
+
+
+@with_options_of(ImageDataModule)
+class CIFAR10DataModule(ImageDataModule):
+    """Download, verify, split, augment and load CIFAR-10, with or without a Lightning `Trainer`.
+
+    An `ImageDataModule` of the 50,000 training and 10,000 test images of CIFAR-10. Batches are
+    float32 images (B, 3, 32, 32) and int64 labels (B,).
+
+    Args:
+        data_dir: Folder of the dataset. If None, `$CIFAR10_DIR` if it is set, else the user's cache
+            folder.
+        batch_size: Number of images per batch on each device, at least 1.
+        val_split: Training images to hold out for validation, as a count or as a fraction in
+            [0, 1). The same fraction of each class is held out, and the choice is always the same.
+        download: Whether `prepare_data` may use the network.
+        **options: Options of `ImageDataModule`. Asymmetric label noise changes truck to automobile,
+            bird to airplane, deer to horse, cat to dog and dog to cat if there are no
+            `label_noise_pairs`.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of its range.
+
+    Examples:
+        >>> from cifar_resnet import CIFAR10DataModule
+        >>> data = CIFAR10DataModule(batch_size=500)
+        >>> data.prepare_data()
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, labels.shape
+        (torch.Size([500, 3, 32, 32]), torch.Size([500]))
+        >>> data.num_samples, len(data.val_dataloader())
+        (45000, 10)
+        >>> data.classes[3]
+        'cat'
+    """
+
+    dims = (3, 32, 32)
+    classes: tuple[str, ...] = cifar10.CLASSES
+    num_classes = len(cifar10.CLASSES)
+    mean = cifar10.MEAN
+    std = cifar10.STD
+
+    def __init__(
+        self,
+        data_dir: str | Path | None = None,
+        batch_size: int = 512,
+        val_split: int | float = 5000,
+        *,
+        download: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        folder = (
+            arguments.path("data_dir", data_dir)
+            if data_dir is not None
+            else sources.default_data_dir()
+        )
+        images = _CIFAR10(folder, arguments.boolean("download", download))
+        super().__init__(
+            images,
+            None,
+            classes=None,
+            mean=None,
+            std=None,
+            batch_size=batch_size,
+            val_split=val_split,
+            **options,
+        )
+        self.data_dir = folder
+
+    def prepare_data(self) -> None:
+        """Verify CIFAR-10 in `data_dir`, or download it; safe in several processes at once.
+
+        Raises:
+            DatasetError: If no source worked, a file is damaged, or the folder cannot be written.
+        """
+        super().prepare_data()
+
+    @classmethod
+    def default_transforms(cls) -> Any:
+        """Return a transform from a PIL image to a normalized tensor (3, 32, 32)."""
+        return normalizing_transform((cls.mean, cls.std))
+
+    @classmethod
+    def denormalize(cls, images: Tensor) -> Tensor:
+        """Undo the normalization: float (..., 3, H, W) back to values in [0, 1].
+
+        Raises:
+            TypeError: If `images` is not a floating-point tensor.
+            ValueError: If it does not have that shape.
+        """
+        return denormalized(images, (cls.mean, cls.std))
+
+    def _origin(self) -> list[str]:
+        return [f"data_dir={str(self.data_dir)!r}"]
