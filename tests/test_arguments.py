@@ -34,6 +34,7 @@ from cifar_resnet import (
     CIFAR10DataModule,
     CustomResNet,
     ImageClassifier,
+    ImageDataModule,
     LastCheckpoint,
     LogMisclassified,
     Recipe,
@@ -82,6 +83,10 @@ def images(number: int = 4) -> Tensor:
 
 def data() -> TensorDataset:
     return TensorDataset(images(), torch.tensor([0, 1, 0, 1]))
+
+
+def color_pictures() -> tuple[Any, Any]:
+    return np.zeros((4, 8, 8, 3), dtype=np.uint8), [0, 1, 0, 1]
 
 
 def color_data() -> TensorDataset:
@@ -390,10 +395,8 @@ def table(call: str, valid: Callable[[], Callable[..., Any]], /, **rows: list[Ro
     TABLES[call] = valid, rows
 
 
-table(
-    "CIFAR10DataModule",
-    lambda: CIFAR10DataModule,
-    data_dir=paths(),
+# of ImageDataModule, and of CIFAR10DataModule, which passes them on
+DATA_OPTIONS: dict[str, list[Row]] = dict(
     batch_size=integers(1),
     val_split=types_and_values(
         "a count in [0, 50000) or a fraction in [0, 1) of the 50000 training images",
@@ -402,9 +405,12 @@ table(
     ),
     num_workers=integers(0),
     seed=integers(0),
-    **{name: flags() for name in ("shuffle", "pin_memory", "drop_last", "download")},
+    **{name: flags() for name in ("shuffle", "pin_memory", "drop_last")},
     persistent_workers=flags(),
-    crop_padding=[*integers(0), row(32, ValueError, "crop_padding must be less than 32 pixels")],
+    crop_padding=[
+        *integers(0, optional=True),
+        row(32, ValueError, "crop_padding must be less than 32 pixels"),
+    ],
     flip=choices("random", "alternating", "none"),
     cutout=[
         *integers(0),
@@ -476,6 +482,14 @@ table(
             label_noise=0.1, class_subset=("cat", "ship"),
         ),
     ],
+    label_noise_pairs=[
+        *types_and_values(
+            "a dictionary from names of classes to names of other classes",
+            [3, "cat", ["cat", "dog"], {3: 5}], [{}, {"cat": "cat"}],
+        ),
+        row({"cat": "cow"}, ValueError, "there is no class 'cow'"),
+        row({"cat": "dog"}, ValueError, "have no effect, because label_noise_kind is 'symmetric'"),
+    ],
     label_noise_seed=[*integers(0), row(3, ValueError, "label_noise_seed=3 have no effect")],
     mix=choices(None, "mixup", "cutmix", "both"),
     mix_alpha=[
@@ -487,6 +501,31 @@ table(
         row(0.5, ValueError, "because mix is None. Pass mix='mixup', mix='cutmix' or mix='both'."),
     ],
 )  # fmt: skip
+
+table(
+    "CIFAR10DataModule", lambda: CIFAR10DataModule, data_dir=paths(), download=flags(),
+    **DATA_OPTIONS,
+)  # fmt: skip
+table(
+    "ImageDataModule",
+    lambda: partial(ImageDataModule, train=CIFAR10DataModule()._set),
+    train=[
+        row(value, TypeError, "train must be (images, labels), a pair of arrays or tensors, or")
+        for value in (None, "digits", images(), {"train": []})
+    ],
+    test=[
+        row(value, TypeError, "test must be (images, labels)", train=color_pictures())
+        for value in (3, "digits", images())
+    ],
+    classes=[
+        row(3, TypeError, "class_names must be a sequence of names", train=color_pictures()),
+        row({"cat"}, TypeError, "class_names must be", train=color_pictures()),
+        row(["cat"], ValueError, "from 0 to 0", train=color_pictures()),
+    ],
+    mean=[*STATISTICS["mean"], row([0, 0], ValueError, "each of the 3 channels", std=1)],
+    std=STATISTICS["std"],
+    **DATA_OPTIONS,
+)
 
 for method in ("indices", "labels"):
     options = {"clean": flags()} if method == "labels" else {}
@@ -524,6 +563,11 @@ table(
     num_classes=integers(1),
     in_channels=integers(1),
     **RECIPE_OF_NETWORK,
+    image_size=types_and_values(
+        "a multiple of 8, or a height and a width that are",
+        ["32", True, 32.0, None, {32}, (32, 8.0)],
+        [0, -8, 4, 33, (32,), (8, 8, 8), (16, 12)],
+    ),
 )
 
 table("CustomResNet.forward", lambda: network().forward, images=IMAGES)

@@ -175,16 +175,14 @@ def _vectorized(name: str, dataset: Any) -> Labeled | None:
         return None
     if images.ndim not in (3, 4) or images.dtype not in (np.dtype(np.uint8), torch.uint8):
         return None
-    pixels = images.numpy() if isinstance(images, Tensor) else images
-    for order in ((0, 1, 2, 3), (0, 2, 3, 1)) if pixels.ndim == 4 else ((0, 1, 2),):
-        ordered = (
-            pixels.transpose(order)[..., None] if pixels.ndim == 3 else pixels.transpose(order)
-        )
-        rows = sorted({*np.linspace(0, len(ordered) - 1, _CHECKED).astype(int).tolist()})
-        numbers = np.asarray(labels)
-        if numbers.shape != (len(ordered),) or numbers.dtype.kind not in "iu":
-            return None
-        read = [_item(name, dataset, row) for row in rows]
+    numbers = np.asarray(labels)
+    if numbers.shape != (len(images),) or numbers.dtype.kind not in "iu":
+        return None
+    rows = sorted({*np.linspace(0, len(images) - 1, _CHECKED).astype(int).tolist()})
+    read = [_item(name, dataset, row) for row in rows]
+    pixels: NDArray[np.uint8] = images.numpy() if isinstance(images, Tensor) else images
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    for ordered in (pixels, pixels.transpose(0, 2, 3, 1)):
         if all(
             np.array_equal(image, ordered[row]) and label == numbers[row]
             for row, (image, label) in zip(rows, read, strict=True)
@@ -255,7 +253,8 @@ def _item(name: str, dataset: Any, row: int) -> tuple[NDArray[np.uint8], int]:
         raise TypeError(
             f"{what} must be a PIL image, an array or a tensor, but is {type(image).__name__}."
         )
-    number = label.item() if _is_array(label) and np.size(label) == 1 else label
+    number = label.reshape(-1).tolist() if _is_array(label) else [label]
+    number = number[0] if len(number) == 1 else label
     if not arguments.is_integer(number):
         raise TypeError(
             f"The label of image {row} of {name} must be an integer, but is {label!r}. Number the "
