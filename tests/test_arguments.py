@@ -5,6 +5,7 @@ do not fit the others. Check the error type and a message with the value and wha
 import contextlib
 import inspect
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from helpers import (
     types_and_values,
 )
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -87,6 +89,23 @@ def data() -> TensorDataset:
 
 def color_pictures() -> tuple[Any, Any]:
     return np.zeros((4, 8, 8, 3), dtype=np.uint8), [0, 1, 0, 1]
+
+
+@cache
+def picture_folder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        Image.new("RGB", (8, 8), (9, 200, len(name))).save(folder / name / "0.png")
+    return folder
+
+
+def picture_table() -> Any:
+    class Table(list):  # type: ignore[type-arg]
+        column_names = ["image", "label"]  # noqa: RUF012
+        features: dict[str, Any] = {}  # noqa: RUF012
+
+    return Table({"image": Image.effect_noise((8, 8), 9), "label": i} for i in (0, 1))
 
 
 def color_data() -> TensorDataset:
@@ -525,6 +544,59 @@ table(
     mean=[*STATISTICS["mean"], row([0, 0], ValueError, "each of the 3 channels", std=1)],
     std=STATISTICS["std"],
     **DATA_OPTIONS,
+)
+
+SIZES = types_and_values(
+    "a height and a width of at least 1 pixel, or one number for both",
+    ["32", True, 32.0, (32, 8.0), {32}], [0, -8, (32,), (8, 8, 8)],
+)  # fmt: skip
+UNKNOWN_OPTION = [
+    row(value, TypeError, "unexpected keyword argument 'options'") for value in (1, {}, None)
+]
+table(
+    "ImageDataModule.from_folder",
+    lambda: partial(ImageDataModule.from_folder, directory=picture_folder(), test_fraction=0.0),
+    directory=paths(none=True),
+    size=[*SIZES, row(None, TypeError, "size must be a height and a width")],
+    test_fraction=types_and_values("a number in [0, 1)", ["0.1", True], [-0.1, 1.0, math.nan]),
+    options=UNKNOWN_OPTION,
+)
+table(
+    "ImageDataModule.from_torchvision",
+    lambda: partial(ImageDataModule.from_torchvision, dataset=color_data()),
+    dataset=[
+        row(value, ValueError, f"but got {value!r}. Create other datasets", root=".")
+        for value in ("", "Mnist", "EMNIST")
+    ],
+    root=[
+        wrong._replace(others={"dataset": "MNIST"}) for wrong in paths("the folder of the dataset")
+    ],
+    test=[
+        row(3, TypeError, "test must be (images, labels)"),
+        row([], ValueError, "test is empty"),
+        row([], ValueError, "test has no effect, because 'MNIST'", dataset="MNIST"),
+    ],
+    download=flags(),
+    size=SIZES,
+    options=UNKNOWN_OPTION,
+)
+table(
+    "ImageDataModule.from_huggingface",
+    lambda: partial(ImageDataModule.from_huggingface, dataset=picture_table()),
+    dataset=[
+        row(value, TypeError, "of the library datasets, but got") for value in (None, [], "mnist")
+    ],
+    test=[row(value, TypeError, "has no len()") for value in (3, 1.5, True)],
+    image=[
+        row(value, ValueError, "one of the columns 'image', 'label', but got")
+        for value in ("img", 3, "")
+    ],
+    label=[
+        row(value, ValueError, "one of the columns 'image', 'label', but got")
+        for value in ("target", 3, "")
+    ],
+    size=SIZES,
+    options=UNKNOWN_OPTION,
 )
 
 for method in ("indices", "labels"):

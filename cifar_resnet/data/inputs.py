@@ -48,6 +48,8 @@ def as_labeled(name: str, data: Any) -> Labeled:
         ValueError: If shapes, lengths or values do not fit, or the layout is not clear.
         MemoryError: If the images of a dataset need more memory than there is.
     """
+    if isinstance(data, Labeled):
+        return data
     if isinstance(data, str | bytes) or data is None:
         raise TypeError(f"{name} must be {_EXPECTED}, but got {data!r}.")
     if isinstance(data, list | tuple) and len(data) == 2 and _is_array(data[0]):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from cifar_resnet import arguments
 from cifar_resnet.data.augment import Augmentation
 from cifar_resnet.data.corruption import LabelNoise, as_pairs
+from cifar_resnet.data.folders import read_folders
+from cifar_resnet.data.libraries import (
+    huggingface_splits,
+    resized,
+    torchvision_splits,
+)
 from cifar_resnet.data.loading import LoadingDataModule, Transform
 from cifar_resnet.data.mixing import check_mix
 from cifar_resnet.data.selection import Selection
@@ -190,6 +197,108 @@ class ImageDataModule(LoadingDataModule):
         check_mix(mix, mix_alpha, mix_probability)
         self.mix, self.mix_alpha, self.mix_probability = mix, mix_alpha, mix_probability
         self._checks = TransformChecks()
+
+    @classmethod
+    def from_folder(
+        cls, directory: Any, size: Any = 32, *, test_fraction: float | None = None, **options: Any
+    ) -> Self:
+        """Read image files from folders, one for each class, and scale them to one size.
+
+        Args:
+            directory: Folder with the folders `train` and `test` (or `val`), which contain a folder
+                of images for each class; or a folder with the folders of the classes.
+            size: Height and width in pixels, or one number for both. The largest central part of
+                each image with this shape is scaled, with antialiasing, in RGB.
+            test_fraction: Fraction in [0, 1) of the images to hold out as test images if there is
+                no folder `train`; the same fraction of each class, and always the same images.
+            **options: Arguments of `ImageDataModule`.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If the folders do not have this layout, or a file cannot be read.
+            MemoryError: If the images need more memory than there is.
+
+        Examples:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> from PIL import Image
+            >>> from cifar_resnet import ImageDataModule
+            >>> folder = Path(tempfile.mkdtemp())
+            >>> for name in ("day", "night"):
+            ...     (folder / name).mkdir()
+            ...     for number in range(5):
+            ...         color = (number, 90, 200 if name == "day" else 0)
+            ...         Image.new("RGB", (64, 48), color).save(folder / name / f"{number}.png")
+            >>> ImageDataModule.from_folder(folder, test_fraction=0.2).classes
+            ('day', 'night')
+        """
+        cls._check_general()
+        train, test, classes = read_folders(directory, size, test_fraction)
+        return cls(train, test, **{"classes": classes} | options)
+
+    @classmethod
+    def from_torchvision(
+        cls, dataset: Any, root: Any = None, *, test: Any = None, download: bool = True,
+        size: Any = None, **options: Any,
+    ) -> Self:  # fmt: skip
+        """Take the images of a dataset of torchvision.
+
+        Args:
+            dataset: Name of a dataset with a training and a test set, such as `"CIFAR100"`,
+                `"FashionMNIST"`, `"SVHN"`, `"STL10"` or `"MNIST"`; or the training set itself.
+            root: Folder of a dataset given by its name.
+            test: The test set, if the training set is passed.
+            download: Whether torchvision may download a dataset given by its name.
+            size: As for `from_folder`. If None, the images keep their size.
+            **options: Arguments of `ImageDataModule`.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If there is no such dataset, or as for `ImageDataModule`.
+            RuntimeError: If the dataset is not in its folder; torchvision raises it.
+
+        Examples:
+            >>> from torchvision.datasets import FakeData
+            >>> from cifar_resnet import ImageDataModule
+            >>> ImageDataModule.from_torchvision(FakeData(40, (3, 24, 24), 2), flip="none").dims
+            (3, 24, 24)
+        """
+        cls._check_general()
+        train, test = torchvision_splits(dataset, root, test, download=download)
+        return cls(resized(train, size), resized(test, size), **options)
+
+    @classmethod
+    def from_huggingface(
+        cls, dataset: Any, test: Any = None, *, image: str | None = None, label: str | None = None,
+        size: Any = None, **options: Any,
+    ) -> Self:  # fmt: skip
+        """Take the images of a dataset of the library `datasets`.
+
+        Args:
+            dataset: A `DatasetDict` with the split `"train"` and one of `"test"`, `"validation"`
+                and `"val"`; or the training set.
+            test: The test set, if the training set is passed.
+            image: Name of the column of images. If None, a usual name such as `"image"` or `"img"`.
+            label: Name of the column of class numbers. If None, a usual name such as `"label"`.
+                The names of its `ClassLabel` are the class names.
+            size: As for `from_torchvision`.
+            **options: Arguments of `ImageDataModule`.
+
+        Raises:
+            TypeError: If `dataset` is none of these, or another argument has the wrong type.
+            ValueError: If it is not clear which splits or columns to use, or as for
+                `ImageDataModule`.
+        """
+        cls._check_general()
+        train, test, names = huggingface_splits(dataset, test, image, label)
+        return cls(resized(train, size), resized(test, size), **{"classes": names} | options)
+
+    @classmethod
+    def _check_general(cls) -> None:
+        if "train" not in inspect.signature(cls).parameters:
+            raise TypeError(
+                f"{cls.__name__} provides one dataset. Call this method on ImageDataModule."
+            )
 
     def __str__(self) -> str:
         train, val = self._selection.sizes
