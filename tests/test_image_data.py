@@ -17,7 +17,16 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
-from cifar_resnet import CIFAR10DataModule, ImageClassifier, ImageDataModule
+from cifar_resnet import (
+    CIFAR10DataModule,
+    ImageClassifier,
+    ImageDataModule,
+    find_misclassified,
+    show_augmentations,
+    show_class_samples,
+    show_misclassified,
+    show_samples,
+)
 from cifar_resnet.data import cifar10, memory
 from cifar_resnet.data.formats import Arrays
 
@@ -353,3 +362,40 @@ def test_asymmetric_noise_needs_pairs() -> None:
     clean, noisy = data.labels(clean=True), data.labels()
     assert (noisy == np.where(clean == 0, 2, clean)).all()
     assert SimpleNamespace(**data.state_dict()).label_noise_pairs == pairs
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_figures_of_images_of_any_size(channels: int) -> None:
+    images, labels = generated(channels=channels)
+    data = ImageDataModule((images, labels), (images, labels), classes=("a", "b", "c"))
+    fig = show_samples(data, n=4, split="test", seed=1)
+    shown = [np.asarray(ax.images[0].get_array()) for ax in fig.axes if ax.images]
+    texts = [text.get_text() for text in fig.texts]
+    numbers = [int(text[1:]) for text in texts if text.startswith("#")]
+    assert [text for text in texts if text in ("a", "b", "c")] == ["abc"[i % 3] for i in numbers]
+    for pixels, index in zip(shown, numbers, strict=True):
+        assert np.array_equal(pixels, np.broadcast_to(images[index], (6, 10, 3)))
+    assert len(show_class_samples(data, per_class=2).axes) == 6
+    assert len(show_augmentations(data, n=2, epochs=2).axes) == 6
+    transform = v2.Compose([v2.RandomHorizontalFlip(), data.default_transforms()])
+    changed = ImageDataModule((images, labels), train_transforms=transform)
+    assert len(show_augmentations(changed, n=2, epochs=2).axes) == 6
+    with pytest.raises(ValueError, match="has no test images"):
+        show_samples(changed, split="test")
+    network = linear(channels * 60, 3).eval()
+    errors = find_misclassified(network, data)
+    assert errors.class_names == ("a", "b", "c")
+    assert errors.total == 60
+    assert len(show_misclassified(network, errors, n=2, cam=None).axes) == 2
+
+
+def test_the_drawn_augmentations_are_those_of_training() -> None:
+    images, labels = generated(channels=1)
+    data = ready((images, labels), val_split=0, shuffle=False, crop_padding=2, batch_size=60)
+    batch, _ = next(iter(data.train_dataloader()))
+    expected = (data.denormalize(batch) * 255).round().expand(-1, 3, -1, -1)[7].permute(1, 2, 0)
+    fig = show_augmentations(data, indices=[7], epochs=1)
+    assert np.array_equal(np.rint(fig.axes[1].images[0].get_array()), expected.numpy())

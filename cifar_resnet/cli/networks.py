@@ -24,8 +24,8 @@ def load_network(source: str) -> CustomResNet:
             weights.
 
     Raises:
-        CommandError: If there is no such network, or it is not one for ten classes and three
-            channels.
+        CommandError: If there is no such network, or it is not one for ten classes, three channels
+            and 32 x 32 pixels.
     """
     from cifar_resnet import CustomResNet, pretrained_weights
 
@@ -48,9 +48,11 @@ def load_network(source: str) -> CustomResNet:
         network = CustomResNet.from_pretrained(path)
     except (ValueError, TypeError, OSError) as error:
         raise CommandError(str(error)) from error
-    if (network.num_classes, network.in_channels) != (10, 3):
+    size = " x ".join(map(str, network.image_size))
+    if (network.num_classes, network.in_channels, size) != (10, 3, "32 x 32"):
         raise CommandError(
-            f"{source} holds a network for {network.num_classes} classes and "
-            f"{network.in_channels} channels. Expected one for CIFAR-10: 10 classes, 3 channels."
+            f"{source} holds a network for {network.num_classes} classes, {network.in_channels} "
+            f"channels and {size} pixels. Expected one for CIFAR-10: 10 classes, 3 channels, 32 x "
+            "32 pixels."
         )
     return network.eval()
