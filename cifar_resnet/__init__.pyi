@@ -1,6 +1,7 @@
 # The table of public names: each is loaded from its module on first use, see `__init__.py`.
 
 from .data.cifar_modules import CIFAR10DataModule as CIFAR10DataModule
+from .data.cifar_modules import CIFAR100DataModule as CIFAR100DataModule
 from .data.formats import DatasetError as DatasetError
 from .data.label_suspects import LabelSuspect as LabelSuspect
 from .data.label_suspects import label_suspects as label_suspects

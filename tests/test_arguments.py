@@ -34,6 +34,7 @@ from torch.utils.data import TensorDataset
 import cifar_resnet
 from cifar_resnet import (
     CIFAR10DataModule,
+    CIFAR100DataModule,
     CustomResNet,
     ImageClassifier,
     ImageDataModule,
@@ -524,6 +525,35 @@ DATA_OPTIONS: dict[str, list[Row]] = dict(
 table(
     "CIFAR10DataModule", lambda: CIFAR10DataModule, data_dir=paths(), download=flags(),
     **DATA_OPTIONS,
+)  # fmt: skip
+table(
+    "CIFAR100DataModule", lambda: partial(CIFAR100DataModule, val_split=5000),
+    data_dir=paths(), download=flags(), labels=choices("fine", "coarse"),
+    **{
+        name: rows for name, rows in DATA_OPTIONS.items()
+        if name not in ("class_subset", "folds", "imbalance", "subset")
+        and not name.startswith("label_noise")
+    },
+    class_subset=[
+        row(value, TypeError, "at least two different classes of apple, aquarium_fish, ")
+        for value in (3, "fox", [None, 1])
+    ],
+    folds=[
+        row(value, error, "(k, of) with integers 0 <= k < of and 2 <= of <= 500, but got")
+        for value, error in ((5, TypeError), ((0, 501), ValueError), ((5, 5), ValueError))
+    ],
+    imbalance=numbers("a number in [1, 500]", 0.5, 501),
+    subset=DATA_OPTIONS["subset"][:9],
+    label_noise=DATA_OPTIONS["label_noise"],
+    label_noise_kind=[
+        *choices("symmetric", "asymmetric"),
+        row("asymmetric", ValueError, "Pass label_noise_pairs, a dictionary", label_noise=0.1),
+    ],
+    label_noise_seed=DATA_OPTIONS["label_noise_seed"],
+    label_noise_pairs=[
+        *DATA_OPTIONS["label_noise_pairs"][:4],
+        row({"fox": "cow"}, ValueError, "there is no class 'cow'"),
+    ],
 )  # fmt: skip
 table(
     "ImageDataModule",

@@ -353,7 +353,7 @@ def test_two_processes_train_as_one_run_and_resume(
         (["--data-dir", "/dev/null/data"], 1, "cannot be written"),
         (["--devices", "3"], 2, "The batch size must be divisible by the number of processes, but"),
         (["--devices", "0"], 2, "must be at least 1, but got 0"),
-        (["--data", "cifar11"], 2, "must be one of cifar10, mnist, fashion-mnist"),
+        (["--data", "cifar11"], 2, "must be one of cifar10, cifar100, mnist"),
         (["--data", "empty"], 2, "empty has no folders. Expected one folder of images for each"),
         (["--data", "empty", "--data-dir", "d"], 2, "--data-dir has no effect with --data empty"),
         (["--image-size", "32"], 2, "--image-size has no effect with --data cifar10"),

@@ -19,7 +19,7 @@ _TORCHVISION = {
     "svhn": "SVHN",
     "stl10": "STL10",
 }
-_NAMES = ("cifar10", *_TORCHVISION)
+_NAMES = ("cifar10", "cifar100", *_TORCHVISION)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +54,13 @@ def load_data(args: argparse.Namespace, options: dict[str, Any], *, download: bo
     Raises:
         CommandError: If there is no such dataset, or an option does not fit it.
     """
-    from cifar_resnet import CIFAR10DataModule, DatasetError
+    from cifar_resnet import CIFAR10DataModule, CIFAR100DataModule, DatasetError
 
     try:
-        if args.data == "cifar10":
+        if args.data in ("cifar10", "cifar100"):
             _refuse(args, "image_size", "test_fraction")
-            data = CIFAR10DataModule(args.data_dir, **options)
+            kind = CIFAR10DataModule if args.data == "cifar10" else CIFAR100DataModule
+            data = kind(args.data_dir, **options)
             args.data_dir = str(data.data_dir.absolute())
             return data
         if args.data in _TORCHVISION:

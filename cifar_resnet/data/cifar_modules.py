@@ -1,25 +1,31 @@
-"""Provide CIFAR-10 as a Lightning data module."""
+"""Provide CIFAR-10 and CIFAR-100 as Lightning data modules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
 from torch import Tensor
 
 from cifar_resnet import arguments
-from cifar_resnet.data import cifar10, sources
+from cifar_resnet.data import cifar10, cifar100, cifar100_files, sources
 from cifar_resnet.data.formats import Arrays
 from cifar_resnet.data.label_suspects import label_suspects
-from cifar_resnet.data.lifecycle import load_shared
+from cifar_resnet.data.lifecycle import load_shared, shared
 from cifar_resnet.data.module import ImageDataModule
 from cifar_resnet.data.options import Options, with_options_of
 from cifar_resnet.data.selection import Population
 from cifar_resnet.data.sets import ImageSet
-from cifar_resnet.data.statistics import denormalized, normalizing_transform
+from cifar_resnet.data.statistics import (
+    channel_statistics,
+    denormalized,
+    normalizing_transform,
+)
+from cifar_resnet.normalization import Statistics
 
-__all__ = ["CIFAR10DataModule"]
+__all__ = ["CIFAR10DataModule", "CIFAR100DataModule"]
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,7 @@ class CIFAR10DataModule(ImageDataModule):
         download: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        folder = (
-            arguments.path("data_dir", data_dir)
-            if data_dir is not None
-            else sources.default_data_dir()
-        )
+        folder = _as_folder(data_dir, "CIFAR-10")
         images = _CIFAR10(folder, arguments.boolean("download", download))
         super().__init__(
             images,
@@ -141,3 +143,116 @@ class CIFAR10DataModule(ImageDataModule):
 
     def _origin(self) -> list[str]:
         return [f"data_dir={str(self.data_dir)!r}"]
+
+
+@dataclass(frozen=True)
+class _CIFAR100(ImageSet):
+    """CIFAR-100 in a folder, or downloaded to it."""
+
+    data_dir: Path
+    download: bool
+    labels: str
+
+    dims = (3, 32, 32)
+
+    @property
+    def population(self) -> Population:  # type: ignore[override]
+        names = cifar100.CLASSES if self.labels == "fine" else cifar100.SUPERCLASSES
+        counts = (size // len(names) for size in (cifar100.TRAIN_SIZE, cifar100.TEST_SIZE))
+        train, test = ((count,) * len(names) for count in counts)
+        return Population(names, train, test)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        return channel_statistics(self.read().train_images)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"CIFAR-100 ({self.labels} labels)"
+
+    def prepare(self) -> None:
+        cifar100_files.prepare(self.data_dir, allow_download=self.download)
+
+    def read(self) -> Arrays:
+        return Arrays(*shared((self.fingerprint, self.data_dir.resolve()), self._read))
+
+    def _read(self) -> Arrays:
+        train, train_fine, train_coarse, test, test_fine, test_coarse = cifar100_files.load(
+            self.data_dir
+        )
+        if self.labels == "fine":
+            return Arrays(train, train_fine, test, test_fine)
+        return Arrays(train, train_coarse, test, test_coarse)
+
+
+@with_options_of(ImageDataModule)
+class CIFAR100DataModule(ImageDataModule):
+    """Download, verify, split, augment and load CIFAR-100, with or without a Lightning `Trainer`.
+
+    An `ImageDataModule` of the 50,000 training and 10,000 test images of CIFAR-100, with 100
+    classes or their 20 superclasses. The mean and standard deviation are computed from the images.
+
+    Args:
+        data_dir: Folder of the dataset. If None, `$CIFAR100_DIR` if it is set, else the user's
+            cache folder.
+        batch_size: Number of images per batch on each device, at least 1.
+        val_split: As for `ImageDataModule`.
+        labels: `"fine"`, the 100 classes, or `"coarse"`, the 20 superclasses.
+        download: Whether `prepare_data` may use the network.
+        **options: Options of `ImageDataModule`.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of its range.
+
+    Examples:
+        >>> from cifar_resnet import CIFAR100DataModule
+        >>> data = CIFAR100DataModule(labels="coarse")
+        >>> data.num_classes, data.classes[14]
+        (20, 'people')
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path | None = None,
+        batch_size: int = 512,
+        val_split: int | float = 0.1,
+        *,
+        labels: str = "fine",
+        download: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        folder = _as_folder(data_dir, "CIFAR-100")
+        images = _CIFAR100(
+            folder,
+            arguments.boolean("download", download),
+            arguments.choice("labels", labels, ("fine", "coarse")),
+        )
+        super().__init__(
+            images,
+            None,
+            classes=None,
+            mean=None,
+            std=None,
+            batch_size=batch_size,
+            val_split=val_split,
+            **options,
+        )
+        self.data_dir = folder
+
+    def prepare_data(self) -> None:
+        """Download CIFAR-100 to `data_dir` if it is not there; safe in several processes at once.
+
+        Raises:
+            DatasetError: If no source worked, a file is damaged, or the folder cannot be written.
+        """
+        super().prepare_data()
+
+    def _origin(self) -> list[str]:
+        return [f"data_dir={str(self.data_dir)!r}"]
+
+
+def _as_folder(data_dir: str | Path | None, dataset: str) -> Path:
+    if data_dir is not None:
+        return arguments.path("data_dir", data_dir)
+    return sources.default_data_dir(dataset)
