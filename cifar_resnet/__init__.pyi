@@ -30,6 +30,9 @@ from .prediction import Predictions as Predictions
 from .prediction import predict as predict
 from .pretrained import PretrainedWeights as PretrainedWeights
 from .pretrained import pretrained_weights as pretrained_weights
+from .robustness import Robustness as Robustness
+from .robustness import RobustnessRow as RobustnessRow
+from .robustness import evaluate_robustness as evaluate_robustness
 from .samples.augmentations import show_augmentations as show_augmentations
 from .samples.figures import show_class_samples as show_class_samples
 from .samples.figures import show_rgb_channels as show_rgb_channels

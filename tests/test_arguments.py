@@ -44,6 +44,7 @@ from cifar_resnet import (
     check_receptive_field,
     compute_cams,
     effective_receptive_field,
+    evaluate_robustness,
     find_misclassified,
     load_cifar10,
     make_optimizer,
@@ -98,6 +99,13 @@ def picture_folder() -> Path:
     for name in ("cat", "dog"):
         (folder / name).mkdir()
         Image.new("RGB", (8, 8), (9, 200, len(name))).save(folder / name / "0.png")
+    return folder
+
+
+@cache
+def people_folder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    np.save(folder / "cifar10h-probs.npy", np.full((10_000, 10), 0.1))
     return folder
 
 
@@ -414,6 +422,31 @@ def table(call: str, valid: Callable[[], Callable[..., Any]], /, **rows: list[Ro
     """Add the wrong values of each argument. `valid` returns the function with valid arguments."""
     TABLES[call] = valid, rows
 
+
+@cache
+def new_test_folder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    np.save(folder / "cifar10.1_v6_data.npy", np.zeros((4, 32, 32, 3), dtype=np.uint8))
+    np.save(folder / "cifar10.1_v6_labels.npy", np.arange(4))
+    return folder
+
+
+table(
+    "evaluate_robustness",
+    lambda: partial(evaluate_robustness, model=network(), directory=new_test_folder()),
+    model=MODEL,
+    directory=[
+        *paths(none=True),
+        row("nowhere", ValueError, "directory must be a folder, but 'nowhere' is not one"),
+    ],
+    data_dir=[wrong._replace(others={"directory": people_folder()}) for wrong in paths()],
+    baseline=types_and_values(
+        "a dictionary from corruptions to errors in (0, 1]", [3, "fog", [0.5]], [{"mist": 0.5}]
+    ),
+    **STATISTICS,
+    batch_size=integers(1),
+    device=DEVICE,
+)
 
 # of ImageDataModule, and of CIFAR10DataModule, which passes them on
 DATA_OPTIONS: dict[str, list[Row]] = dict(
@@ -1213,7 +1246,7 @@ def test_a_wrong_argument_is_named_and_nothing_changes(
 MADE_BY_THE_LIBRARY = {
     "AxisField", "Calibration", "EffectiveReceptiveField", "LabelSuspect", "LayerField",
     "MisclassifiedSample", "MisclassifiedSamples", "Predictions", "PretrainedWeights",
-    "ProbeReport", "ReceptiveFields",
+    "ProbeReport", "ReceptiveFields", "Robustness", "RobustnessRow",
 }  # fmt: skip
 
 
