@@ -227,7 +227,7 @@ class ImageDataModule(LoadingDataModule):
             >>> for name in ("day", "night"):
             ...     (folder / name).mkdir()
             ...     for number in range(5):
-            ...         color = (number, 90, 200 if name == "day" else 0)
+            ...         color = (number, 9 * number, 200 if name == "day" else 0)
             ...         Image.new("RGB", (64, 48), color).save(folder / name / f"{number}.png")
             >>> ImageDataModule.from_folder(folder, test_fraction=0.2).classes
             ('day', 'night')
