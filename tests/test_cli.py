@@ -20,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cifar_resnet import CustomResNet, Recipe
 from cifar_resnet.cli import hardware
 from cifar_resnet.cli.main import build_parser, main
+from cifar_resnet.cli.networks import load_network
+from cifar_resnet.cli.options import CommandError
 from cifar_resnet.cli.run_folder import new_folder
 from cifar_resnet.cli.train import _devices
 from cifar_resnet.data import cifar10
@@ -72,6 +74,8 @@ def test_a_run_on_a_folder_of_images(tmp_path: Path) -> None:
     network = CustomResNet.from_pretrained(run / "last.ckpt")
     assert (network.num_classes, network.image_size) == (3, (16, 16))
     assert json.loads((run / "arguments.json").read_text())["data"] == str(tmp_path / "pictures")
+    with pytest.raises(CommandError, match="pictures, but this command uses CIFAR-10. Use Python"):
+        load_network(str(run))
 
 
 # --- train: what a run leaves -------------------------------------------------------------------

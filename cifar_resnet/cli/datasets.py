@@ -94,9 +94,9 @@ def _of_torchvision(
     from cifar_resnet import ImageDataModule
     from cifar_resnet.data.sources import default_data_dir
 
-    folder = Path(args.data_dir).expanduser() if args.data_dir else default_data_dir()
-    args.data_dir = str(folder.absolute())
     name = _TORCHVISION[args.data]
+    folder = Path(args.data_dir).expanduser() if args.data_dir else default_data_dir(name)
+    args.data_dir = str(folder.absolute())
     create = ImageDataModule.from_torchvision
     if args.image_size is None:
         data = create(name, folder, download=download, **options)

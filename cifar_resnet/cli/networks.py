@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ def load_network(source: str) -> CustomResNet:
                     f"{source} is not a run that can be loaded: it does not contain last.ckpt. "
                     "Pass the folder of a run of `cifar-resnet train`."
                 )
+            _check_data(path.parent)
         elif not path.is_file():
             raise CommandError(
                 f"There is no file or folder {source!r}. Expected the folder of a run, a .ckpt or "
@@ -56,3 +58,16 @@ def load_network(source: str) -> CustomResNet:
             "32 pixels."
         )
     return network.eval()
+
+
+def _check_data(run: Path) -> None:
+    """Refuse the network of a run on other data, which may have the same shapes."""
+    try:
+        data = json.loads((run / "arguments.json").read_text()).get("data", "cifar10")
+    except (OSError, ValueError, AttributeError):
+        return
+    if data != "cifar10":
+        raise CommandError(
+            f"{run} was trained on {data}, but this command uses CIFAR-10. Use Python: "
+            f"CustomResNet.from_pretrained({str(run / 'last.ckpt')!r}) and an ImageDataModule."
+        )

@@ -29,12 +29,34 @@ __all__ = ["CIFAR10DataModule", "CIFAR100DataModule"]
 
 
 @dataclass(frozen=True)
-class _CIFAR10(ImageSet):
-    """CIFAR-10 in a folder, or downloaded to it."""
+class _Stored(ImageSet):
+    """A dataset in a folder, or downloaded to it."""
 
     data_dir: Path
     download: bool
 
+
+class _StoredDataModule(ImageDataModule):
+    """A data module of one dataset in a folder."""
+
+    _set: _Stored
+
+    @property
+    def data_dir(self) -> Path:
+        """Folder of the dataset."""
+        return self._set.data_dir
+
+    @property
+    def download(self) -> bool:
+        """Whether `prepare_data` may use the network."""
+        return self._set.download
+
+    def _origin(self) -> list[str]:
+        return [f"data_dir={str(self.data_dir)!r}"]
+
+
+@dataclass(frozen=True)
+class _CIFAR10(_Stored):
     population = Population(
         cifar10.CLASSES,
         (cifar10.TRAIN_SIZE // 10,) * 10,
@@ -54,7 +76,7 @@ class _CIFAR10(ImageSet):
 
 
 @with_options_of(ImageDataModule)
-class CIFAR10DataModule(ImageDataModule):
+class CIFAR10DataModule(_StoredDataModule):
     """Download, verify, split, augment and load CIFAR-10, with or without a Lightning `Trainer`.
 
     An `ImageDataModule` of the 50,000 training and 10,000 test images of CIFAR-10. Batches are
@@ -116,7 +138,6 @@ class CIFAR10DataModule(ImageDataModule):
             val_split=val_split,
             **options,
         )
-        self.data_dir = folder
 
     def prepare_data(self) -> None:
         """Verify CIFAR-10 in `data_dir`, or download it; safe in several processes at once.
@@ -141,16 +162,9 @@ class CIFAR10DataModule(ImageDataModule):
         """
         return denormalized(images, (cls.mean, cls.std))
 
-    def _origin(self) -> list[str]:
-        return [f"data_dir={str(self.data_dir)!r}"]
-
 
 @dataclass(frozen=True)
-class _CIFAR100(ImageSet):
-    """CIFAR-100 in a folder, or downloaded to it."""
-
-    data_dir: Path
-    download: bool
+class _CIFAR100(_Stored):
     labels: str
 
     dims = (3, 32, 32)
@@ -186,7 +200,7 @@ class _CIFAR100(ImageSet):
 
 
 @with_options_of(ImageDataModule)
-class CIFAR100DataModule(ImageDataModule):
+class CIFAR100DataModule(_StoredDataModule):
     """Download, verify, split, augment and load CIFAR-100, with or without a Lightning `Trainer`.
 
     An `ImageDataModule` of the 50,000 training and 10,000 test images of CIFAR-100, with 100
@@ -238,7 +252,6 @@ class CIFAR100DataModule(ImageDataModule):
             val_split=val_split,
             **options,
         )
-        self.data_dir = folder
 
     def prepare_data(self) -> None:
         """Download CIFAR-100 to `data_dir` if it is not there; safe in several processes at once.
@@ -247,9 +260,6 @@ class CIFAR100DataModule(ImageDataModule):
             DatasetError: If no source worked, a file is damaged, or the folder cannot be written.
         """
         super().prepare_data()
-
-    def _origin(self) -> list[str]:
-        return [f"data_dir={str(self.data_dir)!r}"]
 
 
 def _as_folder(data_dir: str | Path | None, dataset: str) -> Path:
