@@ -1,9 +1,11 @@
 # The table of public names: each is loaded from its module on first use, see `__init__.py`.
 
+from .data.cifar_modules import CIFAR10DataModule as CIFAR10DataModule
+from .data.cifar_modules import CIFAR100DataModule as CIFAR100DataModule
 from .data.formats import DatasetError as DatasetError
 from .data.label_suspects import LabelSuspect as LabelSuspect
 from .data.label_suspects import label_suspects as label_suspects
-from .data.module import CIFAR10DataModule as CIFAR10DataModule
+from .data.module import ImageDataModule as ImageDataModule
 from .data.sources import load_cifar10 as load_cifar10
 from .fields.analysis import receptive_field as receptive_field
 from .fields.effective import EffectiveReceptiveField as EffectiveReceptiveField
@@ -28,6 +30,9 @@ from .prediction import Predictions as Predictions
 from .prediction import predict as predict
 from .pretrained import PretrainedWeights as PretrainedWeights
 from .pretrained import pretrained_weights as pretrained_weights
+from .robustness import Robustness as Robustness
+from .robustness import RobustnessRow as RobustnessRow
+from .robustness import evaluate_robustness as evaluate_robustness
 from .samples.augmentations import show_augmentations as show_augmentations
 from .samples.figures import show_class_samples as show_class_samples
 from .samples.figures import show_rgb_channels as show_rgb_channels

@@ -1,8 +1,8 @@
-"""The custom ResNet for images of 32x32 pixels."""
+"""The custom ResNet for small images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_resnet import arguments, pretrained
+from cifar_resnet.network_input import as_size, check_input
 
 __all__ = ["CustomResNet"]
 
@@ -38,9 +39,9 @@ else:
 
 
 class CustomResNet(nn.Module):
-    """The custom ResNet for 32x32 images: three stages, two of them with a residual block.
+    """The custom ResNet for small images: three stages, two of them with a residual block.
 
-    | block     | layers (conv is 3x3, stride 1, padding 1, no bias)     | output       |
+    | block     | layers (conv is 3x3, stride 1, padding 1, no bias)     | output of 32x32 images |
     | --------- | ------------------------------------------------------ | ------------ |
     | prep      | conv `in_channels`-64, ReLU, BatchNorm                 | 64 x 32 x 32 |
     | layer1    | conv 64-128, MaxPool 2, ReLU, BatchNorm                | 128 x 16 x 16 |
@@ -52,9 +53,10 @@ class CustomResNet(nn.Module):
     | head      | linear 512-`num_classes`, no bias                      | `num_classes` |
 
     The order inside a block is convolution, pooling, ReLU, BatchNorm: BatchNorm comes *after*
-    ReLU. With the default arguments the network has 6,573,120 parameters. The layout is
-    based on David Page, "How to train your ResNet" (2018). The keyword-only options change it; each
-    is off by default.
+    ReLU. With the default arguments the network has 6,573,120 parameters. The layout is based on
+    David Page, "How to train your ResNet" (2018). The keyword-only options change it; each is off
+    by default. The last maps have an eighth of the image's height and width, and `pool` is their
+    maximum, so the weights do not depend on `image_size`.
 
     Args:
         width: Channels of the first block; the later blocks have 2, 4 and 8 times as many.
@@ -66,12 +68,14 @@ class CustomResNet(nn.Module):
         activation: `"relu"`, or `"gelu"` (Hendrycks and Gimpel 2016) in its exact form.
         residual2: If True, a residual block called `residual2` follows `layer2`.
         head_scale: Factor by which the logits are multiplied, greater than 0; Page uses 1/8.
+        image_size: Height and width of the images in pixels, or one number for both; multiples of
+            8.
 
     Raises:
         TypeError: If `width`, `num_classes` or `in_channels` is not an integer, or another option
             has the wrong type.
-        ValueError: If an integer is smaller than 1, the activation is unknown, or the scale is not
-            a finite number greater than 0.
+        ValueError: If an integer is smaller than 1, the activation is unknown, the scale is not a
+            finite number greater than 0, or a size is not a multiple of 8.
 
     Examples:
         >>> import torch
@@ -99,6 +103,7 @@ class CustomResNet(nn.Module):
         activation: str = "relu",
         residual2: bool = False,
         head_scale: float = 1.0,
+        image_size: int | Sequence[int] = 32,
     ) -> None:
         super().__init__()
         self.width = width = arguments.integer("width", width, minimum=1)
@@ -108,6 +113,7 @@ class CustomResNet(nn.Module):
         self.activation = activation = arguments.choice("activation", activation, (*_ACTIVATIONS,))
         arguments.boolean("residual2", residual2)
         self.head_scale = arguments.number("head_scale", head_scale, arguments.POSITIVE)
+        self.image_size = as_size(image_size)
 
         block = partial(_conv_block, norm_first=norm_first, activation=activation)
         self.prep = block(in_channels, width)
@@ -117,14 +123,15 @@ class CustomResNet(nn.Module):
         self.residual2 = _Residual(block, 4 * width) if residual2 else None
         self.layer3 = block(4 * width, 8 * width, pool=True)
         self.residual3 = _Residual(block, 8 * width)
-        self.pool = nn.MaxPool2d(4)
+        rows, columns = (side // 8 for side in self.image_size)  # of the last maps
+        self.pool = nn.MaxPool2d(rows if rows == columns else (rows, columns))
         self.head = nn.Linear(8 * width, num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the log-probabilities of the classes, the log-softmax of `logits`.
 
         Args:
-            images: Float tensor (N, in_channels, 32, 32), normalized.
+            images: Float tensor (N, in_channels, height, width), normalized.
 
         Returns:
             Tensor (N, num_classes); `exp()` of each row sums to 1.
@@ -137,7 +144,8 @@ class CustomResNet(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Compute unnormalized class scores (N, num_classes) from the same input as `forward`."""
-        self._check(images)
+        weight: Any = self.prep[0].weight
+        check_input(images, self.in_channels, self.image_size, weight)
         x = self.prep(images)  # (N, w, 32, 32)
         x = self.residual1(self.layer1(x))  # (N, 2w, 16, 16)
         x = self.layer2(x)  # (N, 4w, 8, 8)
@@ -235,6 +243,7 @@ class CustomResNet(nn.Module):
             >>> CustomResNet(16, norm_first=True).config()["norm_first"]
             True
         """
+        height, width = self.image_size
         return {
             "width": self.width,
             "num_classes": self.num_classes,
@@ -243,6 +252,7 @@ class CustomResNet(nn.Module):
             "activation": self.activation,
             "residual2": self.residual2 is not None,
             "head_scale": self.head_scale,
+            "image_size": height if height == width else [height, width],
         }
 
     def extra_repr(self) -> str:
@@ -250,54 +260,6 @@ class CustomResNet(nn.Module):
         defaults = CustomResNet.__init__.__kwdefaults__ or {}
         shown = {name: v for name, v in self.config().items() if v != defaults.get(name)}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
-
-    def _check(self, images: Tensor) -> None:
-        if isinstance(images, torch.fx.Proxy):  # symbolic tracing, which has no shapes
-            return
-        if not isinstance(images, Tensor):
-            raise TypeError(
-                f"CustomResNet expects a float tensor of shape (N, {self.in_channels}, 32, 32), "
-                f"but got {type(images).__name__}. {arguments.PICTURES}"
-            )
-        if images.dim() != 4 or tuple(images.shape[1:]) != (self.in_channels, 32, 32):
-            raise ValueError(
-                f"CustomResNet expects images of shape (N, {self.in_channels}, 32, 32), "
-                f"but got {_shape(images)}.{self._remedy(images)}"
-            )
-        weight = self.prep[0].weight
-        if images.dtype != weight.dtype and not (
-            images.is_floating_point() and torch.is_autocast_enabled(images.device.type)
-        ):
-            remedy = (
-                f"Convert them with images.to({weight.dtype})"
-                if images.is_floating_point()
-                else "Scale them to [0, 1] and normalize them first, as CIFAR10DataModule does"
-            )
-            raise TypeError(
-                f"CustomResNet has {weight.dtype} weights, but got images of {images.dtype} "
-                f"and shape {_shape(images)}. {remedy}."
-            )
-
-    def _remedy(self, images: Tensor) -> str:
-        if images.dim() == 3:
-            return " Add the batch dimension with images.unsqueeze(0)."
-        if images.dim() == 4 and images.shape[1:] == (1, 32, 32):
-            return (
-                f" For gray images use images.expand(-1, {self.in_channels}, -1, -1), or build the "
-                "network with in_channels=1."
-            )
-        if images.dim() == 4 and images.shape[3] == self.in_channels:
-            return " The channels seem to come last: use images.permute(0, 3, 1, 2)."
-        if images.dim() == 4 and images.shape[1] == self.in_channels:
-            return (
-                " Resize them with torch.nn.functional.interpolate(images, size=32, "
-                'mode="bilinear", antialias=True).'
-            )
-        return ""
-
-
-def _shape(images: Tensor) -> str:
-    return f"({', '.join(str(int(size)) for size in images.shape)})"
 
 
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}

@@ -101,9 +101,10 @@ def predict(
             Arrays and tensors are integers from 0 to 255, or floating-point numbers in [0, 1].
             Several images are a sequence of these, which may differ in kind and size, or an array
             or tensor with one more dimension.
-        size: Height and width of the model's input, or one number for both. If None, 32, which
-            requires a `CustomResNet` or an `ImageClassifier` of one, as do the next two.
-        mean: Mean of each channel to subtract from images in [0, 1]. If None, that of CIFAR-10.
+        size: Height and width of the model's input, or one number for both. If None, that of a
+            `CustomResNet` or an `ImageClassifier` of one.
+        mean: Mean of each channel to subtract from images in [0, 1]. If None, that of CIFAR-10,
+            which requires such a network for images of 32 x 32 pixels.
         std: Standard deviation of each channel to divide by. If None, that of CIFAR-10.
         class_names: As for `find_misclassified`. If None, the classes of CIFAR-10 for a
             `CustomResNet` with ten classes, and numbers for any other model.
@@ -188,14 +189,16 @@ def _preparation(
             "channels. Call it with a tensor of normalized images instead."
         )
     missing = [] if size or network else ["size"]
-    missing += [] if statistics or network else ["mean", "std"]
+    like_cifar10 = network is not None and network.image_size == (32, 32)
+    missing += [] if statistics or like_cifar10 else ["mean", "std"]
     if missing:
         raise ValueError(
             f"The input of a {type(model).__name__} is not known. Pass {' and '.join(missing)}, "
             "such as size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225) for most "
             "networks trained on ImageNet, or mean=0, std=1 for images in [0, 1]."
         )
-    return _Preparation(size or (32, 32), statistics or (cifar10.MEAN, cifar10.STD))
+    input_size = size or (network.image_size if network is not None else (32, 32))
+    return _Preparation(input_size, statistics or (cifar10.MEAN, cifar10.STD))
 
 
 def _network(model: nn.Module) -> CustomResNet | None:

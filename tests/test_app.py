@@ -469,7 +469,7 @@ def test_foreign_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "evil").exists()
     for classes, channels in ((5, 3), (10, 1)):
         CustomResNet(2, classes, channels).save_pretrained(tmp_path / "a.safetensors")
-        with pytest.raises(CommandError, match=f"{classes} classes and {channels} channels. Exp"):
+        with pytest.raises(CommandError, match=f"{classes} classes, {channels} channels and 32"):
             load_network("a.safetensors")
     with pytest.raises(CommandError, match="There is no file or folder 'none.ckpt'"):
         load_network("none.ckpt")

@@ -5,6 +5,7 @@ do not fit the others. Check the error type and a message with the value and wha
 import contextlib
 import inspect
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -26,20 +27,24 @@ from helpers import (
     types_and_values,
 )
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import cifar_resnet
 from cifar_resnet import (
     CIFAR10DataModule,
+    CIFAR100DataModule,
     CustomResNet,
     ImageClassifier,
+    ImageDataModule,
     LastCheckpoint,
     LogMisclassified,
     Recipe,
     check_receptive_field,
     compute_cams,
     effective_receptive_field,
+    evaluate_robustness,
     find_misclassified,
     load_cifar10,
     make_optimizer,
@@ -82,6 +87,34 @@ def images(number: int = 4) -> Tensor:
 
 def data() -> TensorDataset:
     return TensorDataset(images(), torch.tensor([0, 1, 0, 1]))
+
+
+def color_pictures() -> tuple[Any, Any]:
+    return np.zeros((4, 8, 8, 3), dtype=np.uint8), [0, 1, 0, 1]
+
+
+@cache
+def picture_folder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        Image.new("RGB", (8, 8), (9, 200, len(name))).save(folder / name / "0.png")
+    return folder
+
+
+@cache
+def people_folder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    np.save(folder / "cifar10h-probs.npy", np.full((10_000, 10), 0.1))
+    return folder
+
+
+def picture_table() -> Any:
+    class Table(list):  # type: ignore[type-arg]
+        column_names = ["image", "label"]  # noqa: RUF012
+        features: dict[str, Any] = {}  # noqa: RUF012
+
+    return Table({"image": Image.effect_noise((8, 8), 9), "label": i} for i in (0, 1))
 
 
 def color_data() -> TensorDataset:
@@ -390,10 +423,33 @@ def table(call: str, valid: Callable[[], Callable[..., Any]], /, **rows: list[Ro
     TABLES[call] = valid, rows
 
 
+@cache
+def new_test_folder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    np.save(folder / "cifar10.1_v6_data.npy", np.zeros((4, 32, 32, 3), dtype=np.uint8))
+    np.save(folder / "cifar10.1_v6_labels.npy", np.arange(4))
+    return folder
+
+
 table(
-    "CIFAR10DataModule",
-    lambda: CIFAR10DataModule,
-    data_dir=paths(),
+    "evaluate_robustness",
+    lambda: partial(evaluate_robustness, model=network(), directory=new_test_folder()),
+    model=MODEL,
+    directory=[
+        *paths(none=True),
+        row("nowhere", ValueError, "directory must be a folder, but 'nowhere' is not one"),
+    ],
+    data_dir=[wrong._replace(others={"directory": people_folder()}) for wrong in paths()],
+    baseline=types_and_values(
+        "a dictionary from corruptions to errors in (0, 1]", [3, "fog", [0.5]], [{"mist": 0.5}]
+    ),
+    **STATISTICS,
+    batch_size=integers(1),
+    device=DEVICE,
+)
+
+# of ImageDataModule, and of CIFAR10DataModule, which passes them on
+DATA_OPTIONS: dict[str, list[Row]] = dict(
     batch_size=integers(1),
     val_split=types_and_values(
         "a count in [0, 50000) or a fraction in [0, 1) of the 50000 training images",
@@ -402,9 +458,12 @@ table(
     ),
     num_workers=integers(0),
     seed=integers(0),
-    **{name: flags() for name in ("shuffle", "pin_memory", "drop_last", "download")},
+    **{name: flags() for name in ("shuffle", "pin_memory", "drop_last")},
     persistent_workers=flags(),
-    crop_padding=[*integers(0), row(32, ValueError, "crop_padding must be less than 32 pixels")],
+    crop_padding=[
+        *integers(0, optional=True),
+        row(32, ValueError, "crop_padding must be less than 32 pixels"),
+    ],
     flip=choices("random", "alternating", "none"),
     cutout=[
         *integers(0),
@@ -476,6 +535,14 @@ table(
             label_noise=0.1, class_subset=("cat", "ship"),
         ),
     ],
+    label_noise_pairs=[
+        *types_and_values(
+            "a dictionary from names of classes to names of other classes",
+            [3, "cat", ["cat", "dog"], {3: 5}], [{}, {"cat": "cat"}],
+        ),
+        row({"cat": "cow"}, ValueError, "there is no class 'cow'"),
+        row({"cat": "dog"}, ValueError, "have no effect, because label_noise_kind is 'symmetric'"),
+    ],
     label_noise_seed=[*integers(0), row(3, ValueError, "label_noise_seed=3 have no effect")],
     mix=choices(None, "mixup", "cutmix", "both"),
     mix_alpha=[
@@ -487,6 +554,113 @@ table(
         row(0.5, ValueError, "because mix is None. Pass mix='mixup', mix='cutmix' or mix='both'."),
     ],
 )  # fmt: skip
+
+table(
+    "CIFAR10DataModule", lambda: CIFAR10DataModule, data_dir=paths(), download=flags(),
+    **DATA_OPTIONS,
+)  # fmt: skip
+table(
+    "CIFAR100DataModule", lambda: partial(CIFAR100DataModule, val_split=5000),
+    data_dir=paths(), download=flags(), labels=choices("fine", "coarse"),
+    **{
+        name: rows for name, rows in DATA_OPTIONS.items()
+        if name not in ("class_subset", "folds", "imbalance", "subset")
+        and not name.startswith("label_noise")
+    },
+    class_subset=[
+        row(value, TypeError, "at least two different classes of apple, aquarium_fish, ")
+        for value in (3, "fox", [None, 1])
+    ],
+    folds=[
+        row(value, error, "(k, of) with integers 0 <= k < of and 2 <= of <= 500, but got")
+        for value, error in ((5, TypeError), ((0, 501), ValueError), ((5, 5), ValueError))
+    ],
+    imbalance=numbers("a number in [1, 500]", 0.5, 501),
+    subset=DATA_OPTIONS["subset"][:9],
+    label_noise=DATA_OPTIONS["label_noise"],
+    label_noise_kind=[
+        *choices("symmetric", "asymmetric"),
+        row("asymmetric", ValueError, "Pass label_noise_pairs, a dictionary", label_noise=0.1),
+    ],
+    label_noise_seed=DATA_OPTIONS["label_noise_seed"],
+    label_noise_pairs=[
+        *DATA_OPTIONS["label_noise_pairs"][:4],
+        row({"fox": "cow"}, ValueError, "there is no class 'cow'"),
+    ],
+)  # fmt: skip
+table(
+    "ImageDataModule",
+    lambda: partial(ImageDataModule, train=CIFAR10DataModule()._set),
+    train=[
+        row(value, TypeError, "train must be (images, labels), a pair of arrays or tensors, or")
+        for value in (None, "digits", images(), {"train": []})
+    ],
+    test=[
+        row(value, TypeError, "test must be (images, labels)", train=color_pictures())
+        for value in (3, "digits", images())
+    ],
+    classes=[
+        row(3, TypeError, "class_names must be a sequence of names", train=color_pictures()),
+        row({"cat"}, TypeError, "class_names must be", train=color_pictures()),
+        row(["cat"], ValueError, "from 0 to 0", train=color_pictures()),
+    ],
+    mean=[*STATISTICS["mean"], row([0, 0], ValueError, "each of the 3 channels", std=1)],
+    std=STATISTICS["std"],
+    **DATA_OPTIONS,
+)
+
+SIZES = types_and_values(
+    "a height and a width of at least 1 pixel, or one number for both",
+    ["32", True, 32.0, (32, 8.0), {32}], [0, -8, (32,), (8, 8, 8)],
+)  # fmt: skip
+UNKNOWN_OPTION = [
+    row(value, TypeError, "unexpected keyword argument 'options'") for value in (1, {}, None)
+]
+table(
+    "ImageDataModule.from_folder",
+    lambda: partial(ImageDataModule.from_folder, directory=picture_folder(), test_fraction=0.0),
+    directory=paths(none=True),
+    size=[*SIZES, row(None, TypeError, "size must be a height and a width")],
+    test_fraction=types_and_values("a number in [0, 1)", ["0.1", True], [-0.1, 1.0, math.nan]),
+    options=UNKNOWN_OPTION,
+)
+table(
+    "ImageDataModule.from_torchvision",
+    lambda: partial(ImageDataModule.from_torchvision, dataset=color_data()),
+    dataset=[
+        row(value, ValueError, f"but got {value!r}. Create other datasets", root=".")
+        for value in ("", "Mnist", "EMNIST")
+    ],
+    root=[
+        wrong._replace(others={"dataset": "MNIST"}) for wrong in paths("the folder of the dataset")
+    ],
+    test=[
+        row(3, TypeError, "test must be (images, labels)"),
+        row([], ValueError, "test is empty"),
+        row([], ValueError, "test has no effect, because 'MNIST'", dataset="MNIST"),
+    ],
+    download=flags(),
+    size=SIZES,
+    options=UNKNOWN_OPTION,
+)
+table(
+    "ImageDataModule.from_huggingface",
+    lambda: partial(ImageDataModule.from_huggingface, dataset=picture_table()),
+    dataset=[
+        row(value, TypeError, "of the library datasets, but got") for value in (None, [], "mnist")
+    ],
+    test=[row(value, TypeError, "has no len()") for value in (3, 1.5, True)],
+    image=[
+        row(value, ValueError, "one of the columns 'image', 'label', but got")
+        for value in ("img", 3, "")
+    ],
+    label=[
+        row(value, ValueError, "one of the columns 'image', 'label', but got")
+        for value in ("target", 3, "")
+    ],
+    size=SIZES,
+    options=UNKNOWN_OPTION,
+)
 
 for method in ("indices", "labels"):
     options = {"clean": flags()} if method == "labels" else {}
@@ -524,6 +698,11 @@ table(
     num_classes=integers(1),
     in_channels=integers(1),
     **RECIPE_OF_NETWORK,
+    image_size=types_and_values(
+        "a multiple of 8, or a height and a width that are",
+        ["32", True, 32.0, None, {32}, (32, 8.0)],
+        [0, -8, 4, 33, (32,), (8, 8, 8), (16, 12)],
+    ),
 )
 
 table("CustomResNet.forward", lambda: network().forward, images=IMAGES)
@@ -909,7 +1088,7 @@ table(
     lambda: show_augmentations,
     **FIGURE,
     data=[
-        row(value, TypeError, f"data must be a CIFAR10DataModule, but got {kind}")
+        row(value, TypeError, f"data must be an ImageDataModule, but got {kind}")
         for value, kind in ((3, "int"), (data(), "TensorDataset"), ("data", "str"))
     ],
     n=integers(1),
@@ -1067,7 +1246,7 @@ def test_a_wrong_argument_is_named_and_nothing_changes(
 MADE_BY_THE_LIBRARY = {
     "AxisField", "Calibration", "EffectiveReceptiveField", "LabelSuspect", "LayerField",
     "MisclassifiedSample", "MisclassifiedSamples", "Predictions", "PretrainedWeights",
-    "ProbeReport", "ReceptiveFields",
+    "ProbeReport", "ReceptiveFields", "Robustness", "RobustnessRow",
 }  # fmt: skip
 
 

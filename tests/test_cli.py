@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cifar_resnet import CustomResNet, Recipe
 from cifar_resnet.cli import hardware
 from cifar_resnet.cli.main import build_parser, main
+from cifar_resnet.cli.networks import load_network
+from cifar_resnet.cli.options import CommandError
 from cifar_resnet.cli.run_folder import new_folder
 from cifar_resnet.cli.train import _devices
 from cifar_resnet.data import cifar10
@@ -54,6 +57,25 @@ def smoke(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     assert result.returncode == 0, result.stderr
     (run,) = (folder / "runs").iterdir()
     return run, result.stdout
+
+
+def test_a_run_on_a_folder_of_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for row in range(60):
+        path = tmp_path / "pictures" / ("up", "down", "left")[row % 3] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    command = ["train", "--data", "pictures", "--image-size", "16", "--width", "2", "--smoke"]
+    result = start(*command, "--set", "batch_size=16", "--quiet", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    metrics = metrics_of(run)
+    assert (metrics["train_images"], metrics["test_images"]) == (48, 12)
+    network = CustomResNet.from_pretrained(run / "last.ckpt")
+    assert (network.num_classes, network.image_size) == (3, (16, 16))
+    assert json.loads((run / "arguments.json").read_text())["data"] == str(tmp_path / "pictures")
+    with pytest.raises(CommandError, match="pictures, but this command uses CIFAR-10. Use Python"):
+        load_network(str(run))
 
 
 # --- train: what a run leaves -------------------------------------------------------------------
@@ -335,6 +357,12 @@ def test_two_processes_train_as_one_run_and_resume(
         (["--data-dir", "/dev/null/data"], 1, "cannot be written"),
         (["--devices", "3"], 2, "The batch size must be divisible by the number of processes, but"),
         (["--devices", "0"], 2, "must be at least 1, but got 0"),
+        (["--data", "cifar11"], 2, "must be one of cifar10, cifar100, mnist"),
+        (["--data", "empty"], 2, "empty has no folders. Expected one folder of images for each"),
+        (["--data", "empty", "--data-dir", "d"], 2, "--data-dir has no effect with --data empty"),
+        (["--image-size", "32"], 2, "--image-size has no effect with --data cifar10"),
+        (["--test-fraction", "1"], 2, "must be a number in [0, 1), but got '1'"),
+        (["--data", "mnist", "--data-dir", "d", "--devices", "2"], 1, "Dataset not found"),
         (["--logger", "mlflow"], 1, "Install it with: pip install mlflow"),
         (["--strategy", "dpp"], 1, "Lightning does not accept these options"),
     ],

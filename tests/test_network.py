@@ -2,12 +2,13 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from cifar_resnet import CustomResNet
+from cifar_resnet import CustomResNet, receptive_field
 
 
 def parameters_of(width: int, classes: int = 10, channels: int = 3) -> int:
@@ -68,6 +69,8 @@ OPTIONS = [
     {"residual2": True},
     {"head_scale": 0.125},
     {"norm_first": True, "activation": "gelu", "residual2": True, "head_scale": 0.5},
+    {"image_size": 8},
+    {"image_size": [24, 16], "norm_first": True},
 ]
 
 
@@ -106,7 +109,7 @@ def test_forward_against_the_formula_written_out(options: dict) -> None:
     def residual(x: torch.Tensor, name: str) -> torch.Tensor:
         return x + block(block(x, f"{name}.block1"), f"{name}.block2")
 
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, *model.image_size)
     x = block(images.double(), "prep")
     x = residual(block(x, "layer1", pool=True), "residual1")
     x = block(x, "layer2", pool=True)
@@ -124,6 +127,7 @@ def test_options_are_kept_and_shown(options: dict) -> None:
     model = CustomResNet(width=4, **options)
     sizes = {"width": 4, "num_classes": 10, "in_channels": 3}
     specified = {"norm_first": False, "activation": "relu", "residual2": False, "head_scale": 1.0}
+    specified["image_size"] = 32
     assert model.config() == sizes | specified | options
     assert CustomResNet(**model.config()).config() == model.config()
     for name, value in options.items():
@@ -179,3 +183,21 @@ def test_compile_without_a_graph_break() -> None:
 def test_the_error_for_gray_images_names_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"For gray images use images.expand\(-1, 3, -1, -1\), or"):
         CustomResNet(1)(torch.randn(2, 1, 32, 32))
+
+
+@pytest.mark.parametrize("size", [8, 16, (8, 40)])
+def test_other_sizes_have_the_same_weights(size: int | tuple[int, int], tmp_path: Path) -> None:
+    model = CustomResNet(width=2, in_channels=1, image_size=size).eval()
+    height, width = model.image_size
+    images = torch.randn(3, 1, height, width)
+    assert model(images).shape == (3, 10)
+    same = CustomResNet(width=2, in_channels=1)
+    same.load_state_dict(model.state_dict())
+    model.save_pretrained(tmp_path / "own.safetensors")
+    again = CustomResNet.from_pretrained(tmp_path / "own.safetensors")
+    assert again.image_size == (height, width)
+    assert torch.equal(again(images), model(images))
+    field = receptive_field(model, (1, 1, height, width)).output
+    assert [axis.size for axis in field.axes] == [56 + height, 56 + width]
+    with pytest.raises(ValueError, match=rf"images of shape \(N, 1, {height}, {width}\), but got"):
+        model(images[..., 1:])

@@ -44,13 +44,15 @@ ALLOWED: list[tuple[set[str], list[str]]] = [
             "ProbeReport", "ReceptiveFieldMismatchError", "ReceptiveFields",
             "check_receptive_field", "compute_cams", "effective_receptive_field",
             "find_misclassified", "make_optimizer", "make_scheduler", "predict",
-            "pretrained_weights", "receptive_field", "show_augmentations", "show_calibration",
+            "Robustness", "RobustnessRow",
+            "evaluate_robustness", "pretrained_weights", "receptive_field",
+            "show_augmentations", "show_calibration",
             "show_class_samples", "show_confusion_matrix", "show_misclassified",
             "show_rgb_channels", "show_samples",
         ],
     ),
     (LIGHTNING, ["AtomicCheckpointIO", "ImageClassifier", "LastCheckpoint", "LogMisclassified"]),
-    (LIGHTNING | {"torchvision"}, ["CIFAR10DataModule"]),
+    (LIGHTNING | {"torchvision"}, ["CIFAR100DataModule", "CIFAR10DataModule", "ImageDataModule"]),
 ]  # fmt: skip
 TABLE = {
     name: f"cifar_resnet.{module}"

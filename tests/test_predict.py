@@ -251,6 +251,15 @@ def test_options_that_are_out_of_range(options: Any, error: type[Exception], mes
         predict(Brightest(), torch.rand(3, 8, 8), **options)
 
 
+def test_a_network_for_images_of_another_size() -> None:
+    network = CustomResNet(2, image_size=(8, 16))
+    with pytest.raises(ValueError, match="is not known. Pass mean and std, such as"):
+        predict(network, torch.rand(3, 9, 9))
+    image = torch.rand(3, 8, 16)
+    result = predict(network, image, mean=0, std=1)
+    torch.testing.assert_close(result.probabilities, network.eval()(image[None]).detach().exp())
+
+
 def test_networks_that_need_something_else() -> None:
     with pytest.raises(ValueError, match="the network has 1 input channels. Call it with a"):
         predict(CustomResNet(width=2, in_channels=1), torch.rand(3, 8, 8))

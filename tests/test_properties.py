@@ -86,7 +86,7 @@ def test_every_image_of_a_batch_is_augmented_by_itself(case: dict[str, Any]) -> 
     augmentation = Augmentation(padding, case["flip"], cutout, case["mode"])
     bank = ImageBank(images, case["mean"], case["std"], augmentation=augmentation)
     side = images.shape[1]
-    drawn = augmentation.draw(len(images), side, seed=case["seed"], epoch=case["epoch"])
+    drawn = augmentation.draw(len(images), (side, side), seed=case["seed"], epoch=case["epoch"])
     rows = np.array(case["rows"])
     batch = bank.batch(rows, drawn.take(rows))
     expected = [
@@ -115,17 +115,17 @@ def test_parameters_are_within_the_image(
 ) -> None:
     padding, cutout = int(fraction * (side - 1)), round(fraction * side)
     augmentation = Augmentation(padding, flip, cutout)
-    drawn = augmentation.draw(50, side, seed=seed, epoch=epoch)
+    drawn = augmentation.draw(50, (side, side), seed=seed, epoch=epoch)
     for offsets in (drawn.offset_y, drawn.offset_x):
         assert offsets.min() >= 0
         assert offsets.max() <= 2 * padding
     for corners in (drawn.cutout_y, drawn.cutout_x):
         assert corners.min() >= 0
         assert corners.max() + cutout <= side
-    again = augmentation.draw(50, side, seed=seed, epoch=epoch)
+    again = augmentation.draw(50, (side, side), seed=seed, epoch=epoch)
     assert all((one == two).all() for one, two in zip(drawn.arrays(), again.arrays(), strict=True))
     following, later = (
-        augmentation.draw(50, side, seed=seed, epoch=epoch + step).flip for step in (1, 2)
+        augmentation.draw(50, (side, side), seed=seed, epoch=epoch + step).flip for step in (1, 2)
     )
     if flip == "none":
         assert not drawn.flip.any()
@@ -140,7 +140,7 @@ def test_parameters_are_within_the_image(
 @pytest.mark.parametrize("flip", ["random", "alternating"])
 def test_offsets_and_flips_are_uniform_and_independent(epoch: int, flip: str) -> None:
     number, padding, side, cutout = 40_000, 3, 12, 5
-    drawn = Augmentation(padding, flip, cutout).draw(number, side, seed=11, epoch=epoch)
+    drawn = Augmentation(padding, flip, cutout).draw(number, (side, side), seed=11, epoch=epoch)
     offsets, corners = 2 * padding + 1, side - cutout + 1
     for joint, cells in (
         (drawn.offset_y * offsets + drawn.offset_x, offsets**2),

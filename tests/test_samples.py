@@ -536,7 +536,7 @@ def check_inside(fig: Any) -> None:
         (lambda: show_samples(Module(loaders=2)), ValueError, "has 2 train loaders. Pass one"),
         (
             lambda: show_samples(CIFAR10DataModule(val_split=0), split="val"),
-            ValueError, "holds out no validation images. Pass split='train'",
+            ValueError, "has no validation images. Pass split='train'",
         ),
         (
             lambda: show_samples(Numbered(), class_names=["one", "two"]),

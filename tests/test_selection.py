@@ -19,7 +19,7 @@ from cifar_resnet import (
     show_augmentations,
     show_class_samples,
 )
-from cifar_resnet.data.corruption import ASYMMETRIC_PAIRS
+from cifar_resnet.data.cifar10 import ASYMMETRIC_PAIRS
 from cifar_resnet.data.formats import Arrays
 from cifar_resnet.data.order import stratified_split
 from cifar_resnet.data.sampling import BalancedOrder

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from cifar_resnet import CustomResNet
 
 LARGE_PAGES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -92,7 +93,7 @@ def pick_precision(device: torch.device, processes: int = 1) -> str:
 
 
 def expected_seconds(
-    network: nn.Module, batch_size: int, precision: str, device: torch.device
+    network: CustomResNet, batch_size: int, precision: str, device: torch.device
 ) -> float:
     """Estimate the training time per image in seconds from a few steps of a copy of the network."""
     import torch
@@ -100,7 +101,8 @@ def expected_seconds(
     network = copy.deepcopy(network).to(device)
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     size = min(batch_size, 256)
-    images = torch.zeros(size, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    shape = (size, network.in_channels, *network.image_size)
+    images = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()

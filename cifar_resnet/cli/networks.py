@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,8 @@ def load_network(source: str) -> CustomResNet:
             weights.
 
     Raises:
-        CommandError: If there is no such network, or it is not one for ten classes and three
-            channels.
+        CommandError: If there is no such network, or it is not one for ten classes, three channels
+            and 32 x 32 pixels.
     """
     from cifar_resnet import CustomResNet, pretrained_weights
 
@@ -39,6 +40,7 @@ def load_network(source: str) -> CustomResNet:
                     f"{source} is not a run that can be loaded: it does not contain last.ckpt. "
                     "Pass the folder of a run of `cifar-resnet train`."
                 )
+            _check_data(path.parent)
         elif not path.is_file():
             raise CommandError(
                 f"There is no file or folder {source!r}. Expected the folder of a run, a .ckpt or "
@@ -48,9 +50,24 @@ def load_network(source: str) -> CustomResNet:
         network = CustomResNet.from_pretrained(path)
     except (ValueError, TypeError, OSError) as error:
         raise CommandError(str(error)) from error
-    if (network.num_classes, network.in_channels) != (10, 3):
+    size = " x ".join(map(str, network.image_size))
+    if (network.num_classes, network.in_channels, size) != (10, 3, "32 x 32"):
         raise CommandError(
-            f"{source} holds a network for {network.num_classes} classes and "
-            f"{network.in_channels} channels. Expected one for CIFAR-10: 10 classes, 3 channels."
+            f"{source} holds a network for {network.num_classes} classes, {network.in_channels} "
+            f"channels and {size} pixels. Expected one for CIFAR-10: 10 classes, 3 channels, 32 x "
+            "32 pixels."
         )
     return network.eval()
+
+
+def _check_data(run: Path) -> None:
+    """Refuse the network of a run on other data, which may have the same shapes."""
+    try:
+        data = json.loads((run / "arguments.json").read_text()).get("data", "cifar10")
+    except (OSError, ValueError, AttributeError):
+        return
+    if data != "cifar10":
+        raise CommandError(
+            f"{run} was trained on {data}, but this command uses CIFAR-10. Use Python: "
+            f"CustomResNet.from_pretrained({str(run / 'last.ckpt')!r}) and an ImageDataModule."
+        )

@@ -50,9 +50,10 @@ def _integer(text: str, minimum: int) -> int:
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
-    """Add `--data-dir`, the folder of CIFAR-10."""
+    """Add `--data-dir`, the folder of the dataset."""
     parser.add_argument(
         "--data-dir",
         metavar="FOLDER",
-        help="folder of CIFAR-10 (default: $CIFAR10_DIR if set, else the user's cache folder)",
+        help="folder of the dataset (default: $CIFAR10_DIR, for CIFAR-100 $CIFAR100_DIR, if set, "
+        "else the user's cache folder)",
     )

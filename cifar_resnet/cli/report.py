@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import nn
 
-from cifar_resnet import Recipe, show_training_curves
+from cifar_resnet import CustomResNet, ImageDataModule, Recipe, show_training_curves
 from cifar_resnet.cli import hardware, loggers, run_folder
 from cifar_resnet.cli.progress import Progress, duration
 from cifar_resnet.plotting.loggers import log_figures
@@ -33,7 +33,7 @@ FILES = {
 }
 
 
-def save_curves(folder: Path, used: list[Logger], network: nn.Module) -> None:
+def save_curves(folder: Path, used: list[Logger], network: CustomResNet) -> None:
     """Draw the training curves and log them; with TensorBoard, log the network's graph as well."""
     figure = show_training_curves(loggers.curves_folder(used))
     save_figure(figure, folder / "curves.png", dpi=150)
@@ -42,9 +42,8 @@ def save_curves(folder: Path, used: list[Logger], network: nn.Module) -> None:
         if isinstance(logger, TensorBoardLogger):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the graph writer uses a deprecated tracer
-                logger.experiment.add_graph(
-                    copy.deepcopy(network).cpu().float().eval(), torch.zeros(1, 3, 32, 32)
-                )
+                image = torch.zeros(1, network.in_channels, *network.image_size)
+                logger.experiment.add_graph(copy.deepcopy(network).cpu().float().eval(), image)
 
 
 def collect_metrics(
@@ -53,19 +52,20 @@ def collect_metrics(
     network: nn.Module,
     scores: dict[str, float],
     timer: Progress,
-    train_images: int,
+    data: ImageDataModule,
     device: torch.device,
 ) -> dict[str, Any]:
     """Collect what `metrics.json` holds."""
+    tested = len(data.indices("test"))
     names = [name for name in run_folder.SAVED if name not in ("data_dir", "set")]
     return {
         "accuracy": scores["test_acc"],
         "accuracy_mirror": scores.get("test_acc_mirror"),
         "accuracy_six": scores.get("test_acc_six"),
         "test_loss": scores["test_loss"],
-        "test_images": 10_000 if not args.smoke else 2 * recipe.batch_size,
+        "test_images": min(tested, 2 * recipe.batch_size) if args.smoke else tested,
         "val_acc": timer.val_acc,
-        "train_images": train_images,
+        "train_images": data.num_samples,
         "train_seconds": timer.seconds,
         "images_per_second": timer.images / timer.seconds,
         "total_seconds": timer.stages.total(),

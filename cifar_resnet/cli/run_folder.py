@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 # Options that `--resume` takes from the run. Those in `LAUNCH` may be given again, since a run may
 # be resumed on another machine.
 SAVED = (
-    "epochs", "seed", "batch_size", "recipe", "set", "width", "precision", "data_dir", "val_split",
-    "compile", "logger", "smoke", "devices", "num_nodes", "strategy",
+    "epochs", "seed", "batch_size", "recipe", "set", "width", "precision", "data", "data_dir",
+    "image_size", "test_fraction", "val_split", "compile", "logger", "smoke",
+    "devices", "num_nodes", "strategy",
 )  # fmt: skip
+_ADDED = {"data": "cifar10", "image_size": None, "test_fraction": None}  # not in older runs
 LAUNCH = ("devices", "num_nodes", "strategy")
 
 
@@ -69,7 +71,7 @@ def take_saved_options(args: argparse.Namespace) -> None:
         raise CommandError(f"{run} is finished: see {run / 'metrics.json'}.")
     given = {name: value for name in LAUNCH if (value := getattr(args, name)) is not None}
     try:
-        saved = json.loads((run / "arguments.json").read_text())
+        saved = _ADDED | json.loads((run / "arguments.json").read_text())
         vars(args).update({name: saved[name] for name in SAVED} | given)
     except (ValueError, KeyError, TypeError) as error:
         raise CommandError(

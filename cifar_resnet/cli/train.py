@@ -1,7 +1,8 @@
-"""Train the custom ResNet on CIFAR-10 and report its accuracy.
+"""Train the custom ResNet on CIFAR-10 or other small images, and report its accuracy.
 
   cifar-resnet train                  # full width with an NVIDIA GPU, otherwise a quarter of it
   cifar-resnet train --width 64       # full width, even without a GPU
+  cifar-resnet train --data FOLDER    # your own images, in a folder for each class
   cifar-resnet train --resume RUN     # continue a run that was stopped or killed
 
 Each run writes its metrics, figures, checkpoints and log to its own folder. Ctrl-C saves a
@@ -22,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_resnet.cli import hardware, run_folder
+from cifar_resnet.cli.datasets import add_data, load_data, network_options
 from cifar_resnet.cli.options import (
     CommandError,
-    add_data_dir,
     local_path,
     non_negative,
     positive,
@@ -35,7 +36,7 @@ from cifar_resnet.cli.recipes import build_recipe
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-    from cifar_resnet import CIFAR10DataModule
+    from cifar_resnet import ImageDataModule
 
 _LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--val-split", type=non_negative, default=0,
         help="training images to hold out for validation (default: 0)",
     )  # fmt: skip
-    add_data_dir(parser)
+    add_data(parser)
     add(
         "--output-dir", type=local_path, default=Path("runs"),
         help="folder of all runs (default: runs)",
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     import pytorch_lightning as pl
     import torch
 
-    from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageClassifier, LastCheckpoint
+    from cifar_resnet import CustomResNet, ImageClassifier, LastCheckpoint
     from cifar_resnet.cli import report
     from cifar_resnet.cli.loggers import check_installed, log_hyperparameters, make_loggers
 
@@ -138,14 +139,9 @@ def run(args: argparse.Namespace) -> int:
 
     # The pieces.
     pl.seed_everything(args.seed, workers=True, verbose=False)
-    try:
-        data = CIFAR10DataModule(
-            args.data_dir, val_split=args.val_split, seed=args.seed, **data_options
-        )
-    except ValueError as error:
-        raise CommandError(str(error), code=2) from error
-    args.data_dir = str(data.data_dir.absolute())
-    network = CustomResNet(width=args.width, **recipe.network_options())
+    data_options |= {"val_split": args.val_split, "seed": args.seed}
+    data = load_data(args, data_options, download=processes.count == 1)
+    network = CustomResNet(args.width, **network_options(data), **recipe.network_options())
     model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)
     folder = args.resume or run_folder.new_folder(
         args.output_dir,
@@ -217,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
     for logger in loggers:
         logger.finalize("success")
     stages.end("report")
-    metrics = report.collect_metrics(args, recipe, network, scores, timer, data.num_samples, device)
+    metrics = report.collect_metrics(args, recipe, network, scores, timer, data, device)
     run_folder.write_json(folder / "metrics.json", metrics)
     print(report.summary(folder, metrics, monitor))
     return 0
@@ -276,7 +272,7 @@ def _trainer(
 
 def _prepare(
     folder: Path,
-    data: CIFAR10DataModule,
+    data: ImageDataModule,
     loggers: list[Any],
     args: argparse.Namespace,
     resume_step: int | None,

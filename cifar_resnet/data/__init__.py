@@ -1,11 +1,19 @@
-"""CIFAR-10: from verified files to batches.
+"""Small images: from arrays, folders and verified files to batches.
 
-Facts and files:
+Facts and files of CIFAR-10 and CIFAR-100:
 
-- `cifar10`: class names, statistics, file layout and checksums.
+- `cifar10`, `cifar100`: class names, file layout and checksums.
 - `download`: download one file over HTTP, with resume.
 - `formats`: read each file format and verify it.
-- `sources`: find the files in a folder, or fetch them.
+- `sources`, `cifar100_files`: find the files in a folder, or fetch them.
+- `evaluation_sets`: read further evaluation sets.
+
+Any images:
+
+- `inputs`: convert images and labels of any kind to arrays.
+- `folders`, `libraries`: read folders of files, and the datasets of torchvision and Hugging Face.
+- `sets`: what is known about images before they are read.
+- `statistics`: compute mean and standard deviation, and normalize.
 
 Batches:
 
@@ -17,7 +25,9 @@ Batches:
 - `augment`: uint8 images to augmented, normalized batches.
 - `mixing`: MixUp and CutMix of batches.
 - `loaders`: loaders for device-resident images and for per-sample transforms.
-- `module`: the `CIFAR10DataModule`, which combines all of the above.
+- `loading`: the loaders of a data module.
+- `module`: the `ImageDataModule`, which combines all of the above.
+- `cifar_modules`: the `CIFAR10DataModule` and `CIFAR100DataModule`, which add the download.
 
 What other code needs to know about data:
 

@@ -51,7 +51,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop, flip and cutout of square images.
+    """Random crop, flip and cutout of images.
 
     Args:
         crop_padding: Pixels added on each side before a random crop back to the image's size;
@@ -77,24 +77,35 @@ class Augmentation:
         arguments.choice("flip", self.flip, _FLIPS)
         arguments.choice("padding_mode", self.padding_mode, _PADDING_MODES)
 
-    def check_side(self, side: int) -> None:
-        """Raise a ValueError if the augmentation does not fit images of `side` x `side` pixels."""
+    def check_size(self, height: int, width: int) -> None:
+        """Raise a ValueError if the augmentation does not fit images of this size in pixels."""
+        side, which = min(height, width), "" if height == width else "shorter "
         if self.cutout > side:
             raise ValueError(
-                f"cutout must be at most {side} pixels (the image's side), but got {self.cutout}."
+                f"cutout must be at most {side} pixels (the image's {which}side), "
+                f"but got {self.cutout}."
             )
         if self.crop_padding >= side:
             raise ValueError(
-                f"crop_padding must be less than {side} pixels (the image's side), "
+                f"crop_padding must be less than {side} pixels (the image's {which}side), "
                 f"but got {self.crop_padding}."
             )
 
-    def draw(self, samples: int, side: int, *, seed: int, epoch: int) -> Parameters:
-        """Draw the parameters of all samples in one epoch; they depend only on the arguments."""
+    def stored_bytes(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes that an `ImageBank` needs for images of shape (N, H, W, C)."""
+        count, height, width, channels = shape
+        padded = (height + 2 * self.crop_padding) * (width + 2 * self.crop_padding)
+        return count * padded * channels * (1 if self.flip == "none" else 2)
+
+    def draw(self, samples: int, size: tuple[int, int], *, seed: int, epoch: int) -> Parameters:
+        """Draw the parameters of all samples in one epoch; they depend only on the arguments.
+
+        `size` is the height and width of the images in pixels.
+        """
         crop = np.random.default_rng([seed, _CROP_STREAM, epoch])
         cutout = np.random.default_rng([seed, _CUTOUT_STREAM, epoch])
         offsets = crop.integers(0, 2 * self.crop_padding + 1, size=(2, samples))
-        corners = cutout.integers(0, side - self.cutout + 1, size=(2, samples))
+        corners = [cutout.integers(0, side - self.cutout + 1, size=samples) for side in size]
         if self.flip == "none":
             flip = np.zeros(samples, dtype=np.bool_)
         else:
@@ -115,7 +126,7 @@ class ImageBank:
     as well.
 
     Args:
-        images: uint8 array (N, S, S, C), C channels of S x S pixels.
+        images: uint8 array (N, H, W, C).
         mean: Mean of each channel, in [0, 1].
         std: Standard deviation of each channel, in [0, 1].
         augmentation: Augmentation that `batch` applies. If None, images are only normalized.
@@ -132,31 +143,31 @@ class ImageBank:
         device: torch.device | str = "cpu",
     ) -> None:
         count: int = images.shape[0]
-        side, channels = images.shape[2:]
+        height, width, channels = images.shape[1:]
         self.augmentation = augmentation
-        self.side = side
+        self.size = (height, width)
         self.channels = channels
         self.device = torch.device(device)
         padding = augmentation.crop_padding if augmentation is not None else 0
         if augmentation is not None:
-            augmentation.check_side(side)
+            augmentation.check_size(height, width)
             mirrored = augmentation.flip != "none"
             images = _padded(images, padding, augmentation.padding_mode, mirrored=mirrored)
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         self._count = count
         self._padding = padding
-        row = (side + 2 * padding) * channels  # bytes in a padded row
-        run = (side - 1) * row + side * channels  # bytes from a crop's first pixel to its last
+        row = (width + 2 * padding) * channels  # bytes in a padded row
+        run = (height - 1) * row + width * channels  # bytes from a crop's first pixel to its last
         self._row = row
         # (N or 2N, vertical offset, horizontal offset, run): views of the same bytes
         self._runs = pixels.as_strided(
             (len(images), 2 * padding + 1, 2 * padding + 1, run),
-            (row * (side + 2 * padding), row, channels, 1),
+            (row * (height + 2 * padding), row, channels, 1),
         )
         # (x / 255 - mean) / std as one multiplication and one addition per value; repeated along
         # a row so that the innermost dimension is long enough to be vectorized.
-        divisor = np.tile(np.asarray(std, dtype=np.float64), side)
-        shift = -np.tile(np.asarray(mean, dtype=np.float64), side) / divisor
+        divisor = np.tile(np.asarray(std, dtype=np.float64), width)
+        shift = -np.tile(np.asarray(mean, dtype=np.float64), width) / divisor
         self._scale = torch.tensor(1 / (255 * divisor), dtype=torch.float32, device=self.device)
         self._shift = torch.tensor(shift, dtype=torch.float32, device=self.device)
 
@@ -179,7 +190,7 @@ class ImageBank:
         return _unstacked(stacked.to(self.device, non_blocking=True))
 
     def batch(self, rows: Integers, parameters: Parameters | None = None) -> Tensor:
-        """Return the images at `rows` as float32 (B, C, S, S) in channels_last memory.
+        """Return the images at `rows` as float32 (B, C, H, W) in channels_last memory.
 
         Args:
             rows: Positions (B,) in the bank.
@@ -188,10 +199,10 @@ class ImageBank:
         """
         if self.device.type != "cpu" and not isinstance(rows, Tensor):
             rows, parameters = self.place(rows, parameters)
-        pixels = self._gather(rows, parameters)  # uint8 (B, S, S * C)
+        pixels = self._gather(rows, parameters)  # uint8 (B, H, W * C)
         values = pixels.to(torch.float32)
         torch.addcmul(self._shift, values, self._scale, out=values)
-        images = values.view(len(rows), self.side, self.side, self.channels)
+        images = values.view(len(rows), *self.size, self.channels)
         if parameters is not None and self.augmentation is not None and self.augmentation.cutout:
             self._cut_out(images, parameters)
         return images.permute(0, 3, 1, 2)
@@ -214,7 +225,8 @@ class ImageBank:
             # NumPy copies a whole run at once; indexing in torch copies byte by byte.
             else torch.from_numpy(self._runs.numpy()[image, y, x])
         )  # uint8 (B, run)
-        shape = (len(runs), self.side, self.side * self.channels)
+        height, width = self.size
+        shape = (len(runs), height, width * self.channels)
         return runs.as_strided(shape, (runs.shape[1], self._row, 1))
 
     def _cut_out(self, images: Tensor, parameters: Parameters) -> None:
@@ -224,7 +236,8 @@ class ImageBank:
         batch = torch.arange(len(images), device=self.device)
         y = self._tensor(parameters.cutout_y)[:, None, None] + span[:, None]  # (B, size, 1)
         x = self._tensor(parameters.cutout_x)[:, None, None] + span  # (B, 1, size)
-        squares = (batch[:, None, None] * self.side + y) * self.side + x  # (B, size, size)
+        height, width = self.size
+        squares = (batch[:, None, None] * height + y) * width + x  # (B, size, size)
         # The images are already normalized, so zero is the mean color of the dataset.
         images.view(-1, self.channels).index_fill_(0, squares.flatten(), 0.0)
 
@@ -235,29 +248,34 @@ class ImageBank:
 def _padded(
     images: NDArray[np.uint8], padding: int, mode: str, *, mirrored: bool
 ) -> NDArray[np.uint8]:
-    """Return images (N, S, S, C) with `padding` more pixels on each side.
+    """Return images (N, H, W, C) with `padding` more pixels on each side.
 
     If `mirrored` is True, their mirror images follow: (2N, ...).
     """
     if not padding and not mirrored:
         return images
-    count, side = images.shape[:2]
-    size = side + 2 * padding
-    result = np.zeros((count * (2 if mirrored else 1), size, size, images.shape[3]), dtype=np.uint8)
+    count, height, width, channels = images.shape
+    shape = (height + 2 * padding, width + 2 * padding, channels)
+    result = np.zeros((count * (2 if mirrored else 1), *shape), dtype=np.uint8)
     upright = result[:count]
-    inner = slice(padding, padding + side)
-    upright[:, inner, inner] = images
+    rows, columns = (slice(padding, padding + side) for side in (height, width))
+    upright[:, rows, columns] = images
     if mode == "reflect":
-        sources = np.pad(np.arange(padding, padding + side), padding, "reflect")
-        border = (*range(padding), *range(padding + side, size))
-        for row in border:
-            upright[:, row, inner] = upright[:, sources[row], inner]
-        for column in border:
-            upright[:, :, column] = upright[:, :, sources[column]]
+        for row, source in _reflected(padding, height):
+            upright[:, row, columns] = upright[:, source, columns]
+        for column, source in _reflected(padding, width):
+            upright[:, :, column] = upright[:, :, source]
     if mirrored:
         for channel in range(images.shape[3]):  # much faster than copying pixels of three bytes
             result[count:, :, :, channel] = upright[:, :, ::-1, channel]
     return result
+
+
+def _reflected(padding: int, side: int) -> list[tuple[int, int]]:
+    """Return each position in the padding of an axis, and the position that it repeats."""
+    sources = np.pad(np.arange(padding, padding + side), padding, "reflect").tolist()
+    border = (*range(padding), *range(padding + side, side + 2 * padding))
+    return [(position, sources[position]) for position in border]
 
 
 def _stacked(rows: Integers, parameters: Parameters | None) -> Tensor:

@@ -19,6 +19,15 @@ CLASSES: Final = (
     "truck",
 )
 
+# Similar classes: from the true class to the wrong label (Patrini et al., 2017)
+ASYMMETRIC_PAIRS: Final = {
+    "truck": "automobile",
+    "bird": "airplane",
+    "deer": "horse",
+    "cat": "dog",
+    "dog": "cat",
+}
+
 # Per-channel mean and standard deviation over all pixels of the 50,000 training images, in [0, 1].
 MEAN: Final = (0.49139968, 0.48215841, 0.44653091)
 STD: Final = (0.24703223, 0.24348513, 0.26158784)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_resnet import arguments
-from cifar_resnet.data import cifar10
 
-__all__ = ["ASYMMETRIC_PAIRS", "LabelNoise", "long_tail_counts"]
+__all__ = ["LabelNoise", "as_pairs", "long_tail_counts"]
 
 _NOISE_STREAM = 7
 _KINDS = ("symmetric", "asymmetric")
-
-# Similar classes: from the true class to the wrong label (Patrini et al., 2017)
-ASYMMETRIC_PAIRS = {
-    "truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,14 +28,16 @@ class LabelNoise:
     Args:
         fraction: Probability that a label changes, in [0, 1].
         kind: `"symmetric"` changes it to each other class with the same probability;
-            `"asymmetric"` only to a similar class (`ASYMMETRIC_PAIRS`), and leaves the labels of
-            the other five classes.
+            `"asymmetric"` only to a similar class, and leaves the labels of classes without one.
         seed: Random seed of the noise, at least 0.
+        pairs: Similar classes for asymmetric noise, from the name of the true class to that of the
+            wrong label.
     """
 
     fraction: float = 0.0
     kind: str = "symmetric"
     seed: int = 0
+    pairs: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         fraction = arguments.number("label_noise", self.fraction, arguments.FRACTION)
@@ -55,18 +51,28 @@ class LabelNoise:
                 "because label_noise is 0. Pass the fraction of labels to change, such as "
                 "label_noise=0.2."
             )
+        if self.kind == "asymmetric" and not self.pairs:
+            raise ValueError(
+                "label_noise_kind='asymmetric' changes labels to those of similar classes, which "
+                "are not known for these data. Pass label_noise_pairs, a dictionary from the names "
+                "of true classes to those of the wrong labels, or label_noise_kind='symmetric'."
+            )
 
     def check_classes(self, names: Sequence[str]) -> None:
         """Raise a ValueError if a label would change to a class that is left out."""
-        for source, target in ASYMMETRIC_PAIRS.items():
-            if self.kind == "asymmetric" and source in names and target not in names:
+        for source, target in self._pairs().items():
+            if source in names and target not in names:
                 raise ValueError(
                     f"Asymmetric label noise changes {source!r} to {target!r}, but class_subset is "
                     f"{tuple(names)}. Add {target!r}, or use label_noise_kind='symmetric'."
                 )
 
     def apply(
-        self, labels: NDArray[np.int64], samples: NDArray[np.intp], names: Sequence[str]
+        self,
+        labels: NDArray[np.int64],
+        samples: NDArray[np.intp],
+        names: Sequence[str],
+        total: int,
     ) -> NDArray[np.int64]:
         """Return the noisy labels (N,).
 
@@ -74,16 +80,17 @@ class LabelNoise:
             labels: True labels (N,), in [0, len(names)).
             samples: Indices (N,) of these images in the training set.
             names: Names of the classes.
+            total: Number of images in the training set.
         """
         if not self.fraction:
             return labels
         rng = np.random.default_rng([self.seed, _NOISE_STREAM])
-        change, which = rng.random((2, cifar10.TRAIN_SIZE))[:, samples]
+        change, which = rng.random((2, total))[:, samples]
         if self.kind == "symmetric":
             others = len(names) - 1
             wrong = (labels + 1 + (which * others).astype(np.int64)) % len(names)
         else:
-            targets = [names.index(ASYMMETRIC_PAIRS.get(name, name)) for name in names]
+            targets = [names.index(self._pairs().get(name, name)) for name in names]
             wrong = np.array(targets, dtype=np.int64)[labels]
         return np.where(change < self.fraction, wrong, labels)
 
@@ -97,7 +104,29 @@ class LabelNoise:
             "label_noise": self.fraction,
             "label_noise_kind": self.kind,
             "label_noise_seed": self.seed,
-        }
+        } | ({"label_noise_pairs": self._pairs()} if self.kind == "asymmetric" else {})
+
+    def _pairs(self) -> dict[str, str]:
+        """Return the pairs that the noise uses."""
+        return dict(self.pairs or {}) if self.kind == "asymmetric" else {}
+
+
+def as_pairs(pairs: Any, names: Sequence[str]) -> dict[str, str] | None:
+    """Validate `label_noise_pairs` for classes with these names."""
+    expected = "a dictionary from names of classes to names of other classes"
+    message = f"label_noise_pairs must be {expected}, but got {pairs!r}."
+    if pairs is None:
+        return None
+    if not isinstance(pairs, Mapping):
+        raise TypeError(message)
+    for name in (*pairs.keys(), *pairs.values()):
+        if not isinstance(name, str):
+            raise TypeError(message)
+        if name not in names:
+            raise ValueError(f"{message[:-1]}; there is no class {name!r}.")
+    if not pairs or any(source == target for source, target in pairs.items()):
+        raise ValueError(message)
+    return dict(pairs)
 
 
 def long_tail_counts(largest: int, classes: int, ratio: float) -> NDArray[np.intp]:

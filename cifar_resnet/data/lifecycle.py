@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from cifar_resnet.data.datasets import ResidentImages
 from cifar_resnet.data.formats import Arrays
 from cifar_resnet.data.loaders import EpochCounter, PerSampleLoader, ResidentLoader
 
-__all__ = ["ResumableDataModule", "load_shared"]
+__all__ = ["ResumableDataModule", "load_shared", "shared"]
 
-_shared: dict[Path, tuple[weakref.ref[Any], ...]] = {}
+_shared: dict[tuple[str, Path], tuple[weakref.ref[Any], ...]] = {}
 
 
 def load_shared(data_dir: Path) -> Arrays:
@@ -27,12 +28,16 @@ def load_shared(data_dir: Path) -> Arrays:
     Raises:
         DatasetError: If CIFAR-10 is not in `data_dir`, or a file is damaged.
     """
-    folder = data_dir.resolve()
-    parts: list[Any] = [reference() for reference in _shared.get(folder, ())]
+    return Arrays(*shared(("CIFAR-10", data_dir.resolve()), lambda: sources.load(data_dir)))
+
+
+def shared(key: tuple[str, Path], read: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+    """Return the arrays of a dataset in a folder, which are read only if nobody holds them."""
+    parts: list[Any] = [reference() for reference in _shared.get(key, ())]
     if parts and all(part is not None for part in parts):
-        return Arrays(*parts)
-    arrays = sources.load(data_dir)
-    _shared[folder] = tuple(map(weakref.ref, arrays))
+        return parts
+    arrays = read()
+    _shared[key] = tuple(map(weakref.ref, arrays))
     return arrays
 
 

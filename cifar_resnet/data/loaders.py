@@ -84,7 +84,7 @@ class EpochPosition:
 class ResidentLoader:
     """Load batches (images, labels) on the device where the images are stored.
 
-    Iterating yields float32 images (B, C, S, S) in channels_last memory and int64 labels (B,).
+    Iterating yields float32 images (B, C, H, W) in channels_last memory and int64 labels (B,).
     Iteration is lazy: creating an iterator changes nothing until its first batch is taken.
 
     Args:
@@ -128,7 +128,7 @@ class ResidentLoader:
         epoch, first = self._position.begin()
         augmentation = bank.augmentation
         parameters = (
-            augmentation.draw(self._dataset_size, bank.side, seed=self._seed, epoch=epoch)
+            augmentation.draw(self._dataset_size, bank.size, seed=self._seed, epoch=epoch)
             if augmentation is not None
             else None
         )

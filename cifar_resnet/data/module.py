@@ -1,42 +1,42 @@
-"""Provide CIFAR-10 as a Lightning data module."""
+"""Provide any small image dataset as a Lightning data module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from cifar_resnet import arguments
-from cifar_resnet.data import cifar10, sources
 from cifar_resnet.data.augment import Augmentation
-from cifar_resnet.data.corruption import LabelNoise
-from cifar_resnet.data.datasets import PerSampleImages, ResidentImages
-from cifar_resnet.data.label_suspects import label_suspects
-from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader
-from cifar_resnet.data.metadata import Metadata, normalization
-from cifar_resnet.data.mixing import Mixing, check_mix
-from cifar_resnet.data.order import BatchOrder
-from cifar_resnet.data.sampling import BalancedOrder
+from cifar_resnet.data.corruption import LabelNoise, as_pairs
+from cifar_resnet.data.folders import read_folders
+from cifar_resnet.data.libraries import (
+    huggingface_splits,
+    resized,
+    torchvision_splits,
+)
+from cifar_resnet.data.loading import LoadingDataModule, Transform
+from cifar_resnet.data.mixing import check_mix
 from cifar_resnet.data.selection import Selection
-from cifar_resnet.data.splits import SplitDataModule
+from cifar_resnet.data.sets import ImageSet, InMemory
 from cifar_resnet.data.transforms import TransformChecks
+from cifar_resnet.normalization import Statistics, as_statistics
 
-__all__ = ["CIFAR10DataModule"]
+__all__ = ["ImageDataModule"]
 
-Transform = Callable[[Any], Any]
+_TRANSFORM = (
+    "a callable from a PIL image to a tensor, such as torchvision.transforms.v2.Compose([...])"
+)
 
 
-class CIFAR10DataModule(SplitDataModule):
-    """Download, verify, split, augment and load CIFAR-10, with or without a Lightning `Trainer`.
+class ImageDataModule(LoadingDataModule):
+    """Split, augment and load small images that fit in memory, with or without a `Trainer`.
 
     By default the images are *device-resident*: they are stored as uint8 on the trainer's device,
     and a whole batch is cropped, flipped and normalized at once, with different random parameters
-    for each image. Batches are float32 images (B, 3, 32, 32) in channels_last memory, normalized to
+    for each image. Batches are float32 images (B, C, H, W) in channels_last memory, normalized to
     mean 0 and standard deviation 1 over the training set, and int64 labels (B,). If per-sample
     transforms are given, a `DataLoader` transforms the images one by one instead.
 
@@ -44,8 +44,17 @@ class CIFAR10DataModule(SplitDataModule):
     same on every device, with any number of processes, and after a resume.
 
     Args:
-        data_dir: Folder of the dataset. If None, `$CIFAR10_DIR` if it is set, else the user's cache
-            folder.
+        train: Training images and labels: a pair of arrays or tensors, or a map-style dataset of
+            (image, label). All images have one size, not necessarily square, and 1 to 4 channels.
+            Images are uint8 arrays (N, H, W, C) or (N, H, W), tensors (N, C, H, W), or PIL images.
+            Floating-point images must be in [0, 1] and are converted to uint8. Labels are integers
+            from 0. Arrays of uint8 are not copied, so do not change them.
+        test: The same for the test images. If None, there are none.
+        classes: Names of the classes, in the order of the labels. If None, those of the dataset, or
+            the numbers.
+        mean: Mean of each channel to subtract from images in [0, 1], or one for all channels. If
+            None, that of all training images, including those held out.
+        std: Standard deviation of each channel to divide by, greater than 0.
         batch_size: Number of images per batch on each device, at least 1.
         val_split: Training images to hold out for validation, as a count or as a fraction in
             [0, 1). The same fraction of each class is held out, and the choice is always the same.
@@ -57,7 +66,8 @@ class CIFAR10DataModule(SplitDataModule):
         persistent_workers: Whether the `DataLoader` keeps its worker processes after an epoch;
             ignored without workers.
         drop_last: Whether to drop the incomplete last batch, in training only.
-        crop_padding: Pixels of padding on each side before a random crop to 32x32; 0 means no crop.
+        crop_padding: Pixels of padding on each side before a random crop to the image's size; 0
+            means no crop. If None, an eighth of the shorter side: 4 for images of 32 pixels.
         flip: `"random"`, `"alternating"` (mirrored in every other epoch) or `"none"`.
         cutout: Side in pixels of a square set to the mean color; 0 means no cutout.
         padding_mode: `"reflect"` or `"constant"` (black).
@@ -66,15 +76,14 @@ class CIFAR10DataModule(SplitDataModule):
         val_transforms: The same for validation.
         test_transforms: The same for test and predict.
         device: Device of device-resident batches when the module is used without a trainer.
-        download: Whether `prepare_data` may use the network.
-        train_indices: Indices of exactly the images to train on, of the 50,000 training images.
+        train_indices: Indices of exactly the images to train on, among all training images.
             `val_split` is then held out of the others. Not with `subset`, `folds`, `imbalance`.
         subset: Training images to use, as a count or as a fraction in (0, 1] of those that are
             left by the other arguments; the same fraction of each class. A smaller subset is part
             of a larger one.
         class_subset: Names or numbers of at least two classes, in all splits. Labels are numbered
             from 0 in this order, and `classes` and `num_classes` follow. `val_split` counts the
-            images of all ten classes.
+            images of all classes.
         folds: `(k, of)`: hold out fold `k`, counted from 0, of a stratified `of`-fold
             cross-validation instead of `val_split`.
         imbalance: Ratio between the largest class, the first one, and the smallest, the last one.
@@ -82,9 +91,10 @@ class CIFAR10DataModule(SplitDataModule):
         sampling: `"uniform"` returns each training image once in each epoch; `"balanced"` draws as
             many with replacement, each class equally often on average.
         label_noise: Probability in [0, 1] that a training label is replaced by a wrong one.
-        label_noise_kind: `"symmetric"`, any other class; or `"asymmetric"`, a similar class (truck
-            to automobile, bird to airplane, deer to horse, cat to dog, dog to cat).
+        label_noise_kind: `"symmetric"`, any other class; or `"asymmetric"`, a similar class, which
+            needs `label_noise_pairs`.
         label_noise_seed: Random seed of the label noise, at least 0.
+        label_noise_pairs: Dictionary from names of classes to the names of similar classes.
         mix: `"mixup"`, `"cutmix"`, `"both"` (one of them for each batch) or None. Mixed training
             batches have float32 class probabilities (B, num_classes) instead of labels.
         mix_alpha: Parameter of the beta distribution of the weights in `mix`, greater than 0.
@@ -92,37 +102,39 @@ class CIFAR10DataModule(SplitDataModule):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, the layout of the images is not clear, or
+            images and labels do not fit each other.
+        MemoryError: If the images need more memory than there is.
 
     Examples:
-        >>> from cifar_resnet import CIFAR10DataModule
-        >>> data = CIFAR10DataModule(batch_size=500)
-        >>> data.prepare_data()
-        >>> data.setup("fit")
-        >>> images, labels = next(iter(data.train_dataloader()))
-        >>> images.shape, labels.shape
-        (torch.Size([500, 3, 32, 32]), torch.Size([500]))
-        >>> data.num_samples, len(data.val_dataloader())
-        (45000, 10)
-        >>> data.classes[3]
-        'cat'
+        >>> from cifar_resnet import ImageDataModule
+        >>> from sklearn.datasets import load_digits
+        >>> digits = load_digits()
+        >>> x, y = digits.images / 16, digits.target  # (1797, 8, 8) in [0, 1], and (1797,)
+        >>> train, test = (x[:1500], y[:1500]), (x[1500:], y[1500:])
+        >>> data = ImageDataModule(train, test, batch_size=100, flip="none")
+        >>> data.setup()
+        >>> next(iter(data.train_dataloader()))[0].shape
+        torch.Size([100, 1, 8, 8])
     """
-
-    dims = (3, 32, 32)
 
     def __init__(
         self,
-        data_dir: str | Path | None = None,
-        batch_size: int = 512,
-        val_split: int | float = 5000,
+        train: Any,
+        test: Any = None,
         *,
+        classes: Any = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        batch_size: int = 512,
+        val_split: int | float = 0.1,
         num_workers: int = 0,
         seed: int = 0,
         shuffle: bool = True,
         pin_memory: bool = True,
         persistent_workers: bool = False,
         drop_last: bool = False,
-        crop_padding: int = 4,
+        crop_padding: int | None = None,
         flip: str = "random",
         cutout: int = 0,
         padding_mode: str = "reflect",
@@ -130,7 +142,6 @@ class CIFAR10DataModule(SplitDataModule):
         val_transforms: Transform | None = None,
         test_transforms: Transform | None = None,
         device: torch.device | str = "cpu",
-        download: bool = True,
         train_indices: Sequence[int] | None = None,
         subset: int | float | None = None,
         class_subset: Sequence[int | str] | None = None,
@@ -140,17 +151,27 @@ class CIFAR10DataModule(SplitDataModule):
         label_noise: float = 0.0,
         label_noise_kind: str = "symmetric",
         label_noise_seed: int = 0,
+        label_noise_pairs: Mapping[str, str] | None = None,
         mix: str | None = None,
         mix_alpha: float = 1.0,
         mix_probability: float = 1.0,
     ) -> None:
+        statistics = as_statistics(mean, std)
+        images = train if isinstance(train, ImageSet) else InMemory(train, test, classes)
+        pairs = as_pairs(label_noise_pairs, images.population.names) or images.pairs
         super().__init__(
-            arguments.path("data_dir", data_dir)
-            if data_dir is not None
-            else sources.default_data_dir(),
-            Selection(val_split, train_indices, subset, class_subset, folds, imbalance),
-            LabelNoise(label_noise, label_noise_kind, label_noise_seed),
+            images,
+            Selection(
+                images.population, val_split, train_indices, subset, class_subset, folds, imbalance
+            ),
+            LabelNoise(label_noise, label_noise_kind, label_noise_seed, pairs),
+            _per_channel(statistics, images.dims[0]),
         )
+        if label_noise_pairs is not None and label_noise_kind != "asymmetric":
+            raise ValueError(
+                f"label_noise_pairs={label_noise_pairs!r} have no effect, because label_noise_kind "
+                f"is {label_noise_kind!r}. Pass label_noise_kind='asymmetric'."
+            )
         self.batch_size = arguments.integer("batch_size", batch_size, minimum=1)
         self.val_split = val_split
         self.num_workers = arguments.integer("num_workers", num_workers, minimum=0)
@@ -159,23 +180,14 @@ class CIFAR10DataModule(SplitDataModule):
         self.pin_memory = arguments.boolean("pin_memory", pin_memory)
         self.persistent_workers = arguments.boolean("persistent_workers", persistent_workers)
         self.drop_last = arguments.boolean("drop_last", drop_last)
-        self.augmentation = Augmentation(crop_padding, flip, cutout, padding_mode)
-        self.augmentation.check_side(self.dims[1])
-        expected = (
-            "a callable from a PIL image to a tensor, such as "
-            "torchvision.transforms.v2.Compose([...])"
-        )
-        for name, transform in (
-            ("train_transforms", train_transforms),
-            ("val_transforms", val_transforms),
-            ("test_transforms", test_transforms),
-        ):
-            arguments.function(name, transform, expected)
-        self.train_transforms = train_transforms
-        self.val_transforms = val_transforms
-        self.test_transforms = test_transforms
+        height, width = images.dims[1:]
+        padding = min(height, width) // 8 if crop_padding is None else crop_padding
+        self.augmentation = Augmentation(padding, flip, cutout, padding_mode)
+        self.augmentation.check_size(height, width)
+        self.train_transforms = arguments.function("train_transforms", train_transforms, _TRANSFORM)
+        self.val_transforms = arguments.function("val_transforms", val_transforms, _TRANSFORM)
+        self.test_transforms = arguments.function("test_transforms", test_transforms, _TRANSFORM)
         self.device = arguments.device("device", device)
-        self.download = arguments.boolean("download", download)
         self.sampling = arguments.choice("sampling", sampling, ("uniform", "balanced"))
         if sampling == "balanced" and not shuffle:
             raise ValueError(
@@ -186,41 +198,107 @@ class CIFAR10DataModule(SplitDataModule):
         self.mix, self.mix_alpha, self.mix_probability = mix, mix_alpha, mix_probability
         self._checks = TransformChecks()
 
-    # --- Lightning's hooks ----------------------------------------------------------------------
+    @classmethod
+    def from_folder(
+        cls, directory: Any, size: Any = 32, *, test_fraction: float | None = None, **options: Any
+    ) -> Self:
+        """Read image files from folders, one for each class, and scale them to one size.
 
-    def prepare_data(self) -> None:
-        """Verify CIFAR-10 in `data_dir`, or download it; safe in several processes at once.
+        Args:
+            directory: Folder with the folders `train` and `test` (or `val`), which contain a folder
+                of images for each class; or a folder with the folders of the classes.
+            size: Height and width in pixels, or one number for both. The largest central part of
+                each image with this shape is scaled, with antialiasing, in RGB.
+            test_fraction: Fraction in [0, 1) of the images to hold out as test images if there is
+                no folder `train`; the same fraction of each class, and always the same images.
+            **options: Arguments of `ImageDataModule`.
 
         Raises:
-            DatasetError: If no source worked, a file is damaged, or the folder cannot be written.
+            TypeError: If an argument has the wrong type.
+            ValueError: If the folders do not have this layout, or a file cannot be read.
+            MemoryError: If the images need more memory than there is.
+
+        Examples:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> from PIL import Image
+            >>> from cifar_resnet import ImageDataModule
+            >>> folder = Path(tempfile.mkdtemp())
+            >>> for name in ("day", "night"):
+            ...     (folder / name).mkdir()
+            ...     for number in range(5):
+            ...         color = (number, 9 * number, 200 if name == "day" else 0)
+            ...         Image.new("RGB", (64, 48), color).save(folder / name / f"{number}.png")
+            >>> ImageDataModule.from_folder(folder, test_fraction=0.2).classes
+            ('day', 'night')
         """
-        if self._arrays is None:  # a Trainer calls this before each stage
-            sources.prepare(self.data_dir, allow_download=self.download)
+        cls._check_general()
+        train, test, classes = read_folders(directory, size, test_fraction)
+        return cls(train, test, **{"classes": classes} | options)
 
-    def train_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
-        """Return the training loader.
+    @classmethod
+    def from_torchvision(
+        cls, dataset: Any, root: Any = None, *, test: Any = None, download: bool = True,
+        size: Any = None, **options: Any,
+    ) -> Self:  # fmt: skip
+        """Take the images of a dataset of torchvision.
 
-        In your own loop each iteration is the next epoch, with a new order and new augmentation.
-        This also holds across loaders: a new loader continues with the next epoch. A Trainer sets
-        the epoch itself.
+        Args:
+            dataset: Name of a dataset with a training and a test set, such as `"CIFAR100"`,
+                `"FashionMNIST"`, `"SVHN"`, `"STL10"` or `"MNIST"`; or the training set itself.
+            root: Folder of a dataset given by its name.
+            test: The test set, if the training set is passed.
+            download: Whether torchvision may download a dataset given by its name.
+            size: As for `from_folder`. If None, the images keep their size.
+            **options: Arguments of `ImageDataModule`.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If there is no such dataset, or as for `ImageDataModule`.
+            RuntimeError: If the dataset is not in its folder; torchvision raises it.
+
+        Examples:
+            >>> from torchvision.datasets import FakeData
+            >>> from cifar_resnet import ImageDataModule
+            >>> ImageDataModule.from_torchvision(FakeData(40, (3, 24, 24), 2), flip="none").dims
+            (3, 24, 24)
         """
-        loader = self._loader("train", self.train_transforms)
-        self._resume(loader)
-        return loader
+        cls._check_general()
+        train, test = torchvision_splits(dataset, root, test, download=download)
+        return cls(resized(train, size), resized(test, size), **options)
 
-    def val_dataloader(self) -> Any:
-        """Return the validation loader, or an empty list if no images are held out."""
-        return self._loader("val", self.val_transforms) if self._selection.sizes[1] else []
+    @classmethod
+    def from_huggingface(
+        cls, dataset: Any, test: Any = None, *, image: str | None = None, label: str | None = None,
+        size: Any = None, **options: Any,
+    ) -> Self:  # fmt: skip
+        """Take the images of a dataset of the library `datasets`.
 
-    def test_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
-        """Return the loader of the test images, in their order."""
-        return self._loader("test", self.test_transforms)
+        Args:
+            dataset: A `DatasetDict` with the split `"train"` and one of `"test"`, `"validation"`
+                and `"val"`; or the training set.
+            test: The test set, if the training set is passed.
+            image: Name of the column of images. If None, a usual name such as `"image"` or `"img"`.
+            label: Name of the column of class numbers. If None, a usual name such as `"label"`.
+                The names of its `ClassLabel` are the class names.
+            size: As for `from_torchvision`.
+            **options: Arguments of `ImageDataModule`.
 
-    def predict_dataloader(self) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
-        """Return the loader of the test images, in their order."""
-        return self._loader("test", self.test_transforms)
+        Raises:
+            TypeError: If `dataset` is none of these, or another argument has the wrong type.
+            ValueError: If it is not clear which splits or columns to use, or as for
+                `ImageDataModule`.
+        """
+        cls._check_general()
+        train, test, names = huggingface_splits(dataset, test, image, label)
+        return cls(resized(train, size), resized(test, size), **{"classes": names} | options)
 
-    # --- copies and text ------------------------------------------------------------------------
+    @classmethod
+    def _check_general(cls) -> None:
+        if "train" not in inspect.signature(cls).parameters:
+            raise TypeError(
+                f"{cls.__name__} provides one dataset. Call this method on ImageDataModule."
+            )
 
     def __str__(self) -> str:
         train, val = self._selection.sizes
@@ -228,98 +306,30 @@ class CIFAR10DataModule(SplitDataModule):
         options |= {"sampling": self.sampling} if self.sampling != "uniform" else {}
         options |= {"mix": self.mix} if self.mix is not None else {}
         parts = [
-            f"data_dir={str(self.data_dir)!r}, train={train}, val={val}, "
-            f"test={self._selection.test_size}, batch_size={self.batch_size}, seed={self.seed}",
+            *self._origin(),
+            f"train={train}, val={val}, test={self._selection.test_size}",
+            f"batch_size={self.batch_size}, seed={self.seed}",
             "resident" if self.train_transforms is None else "DataLoader",
             *(f"{name}={value!r}" for name, value in options.items()),
         ]
-        return f"CIFAR10DataModule({', '.join(parts)})"
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     __repr__ = __str__
 
-    # --- parts ----------------------------------------------------------------------------------
+    def _origin(self) -> list[str]:
+        """Return the beginning of the representation."""
+        return [f"dims={self.dims}", f"num_classes={self.num_classes}"]
 
-    def _loader(
-        self, subset: str, transform: Transform | None
-    ) -> ResidentLoader | PerSampleLoader | DataLoader[Any]:
-        labels, samples = self.labels(subset), self.indices(subset)
-        trainer = self.trainer
-        overfit = trainer is not None and bool(getattr(trainer, "overfit_batches", 0))
-        training = subset == "train"
-        varies = training and not overfit  # `overfit_batches` repeats the same few batches
-        batches: dict[str, Any] = {
-            "batch_size": arguments.integer("batch_size", self.batch_size, minimum=1),
-            "shuffle": self.shuffle and varies,
-            "drop_last": self.drop_last and training,
-            "seed": self.seed,
-            "rank": trainer.global_rank if trainer is not None else None,
-            "world_size": trainer.world_size if trainer is not None else None,
-        }
-        order = (
-            BalancedOrder(labels, **batches)
-            if varies and self.sampling == "balanced"
-            else BatchOrder(len(samples), **batches)
-        )
-        mixing = self._mixing() if varies else None
-        counter = self._epochs if training else None
-        metadata = Metadata(
-            tuple(self.classes),
-            (self.mean, self.std) if transform is None else normalization(transform),
-            frozenset(label_suspects()) if subset == "test" else frozenset(),
-        )
-        if transform is None:
-            resident = self._resident_images(subset, labels, samples, metadata)
-            self._checks.check(subset, None, lambda: [resident[0][0]])
-            return ResidentLoader(
-                resident,
-                self._dataset_size(subset),
-                order,
-                seed=self.seed,
-                counter=counter,
-                mixing=mixing,
+
+def _per_channel(statistics: Statistics | None, channels: int) -> Statistics | None:
+    """Return one mean and one standard deviation for each channel."""
+    if statistics is None:
+        return None
+    for name, values in zip(("mean", "std"), statistics, strict=True):
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"{name} must have one value, or one for each of the {channels} channels, but got "
+                f"{values}."
             )
-        dataset = PerSampleImages(
-            self._images(subset), labels, samples, transform, seed=self.seed, metadata=metadata
-        )
-        self._checks.check(subset, transform, dataset.first)
-        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        options: dict[str, Any] = {
-            "num_workers": self.num_workers,
-            "pin_memory": self.pin_memory and on_gpu,
-            "persistent_workers": self.persistent_workers and self.num_workers > 0,
-        }
-        if overfit:
-            # Lightning replaces any sampler except a sequential one here
-            return DataLoader(dataset, batch_size=self.batch_size, **options)
-        return PerSampleLoader(dataset, order, counter, mixing, **options)
-
-    def _mixing(self) -> Mixing | None:
-        if self.mix is None:
-            return None
-        options = self.mix, self.mix_alpha, self.mix_probability
-        check_mix(*options)  # they may have been changed
-        return Mixing(*options, self.num_classes, self.seed)
-
-    def _resident_images(
-        self, subset: str, labels: NDArray[np.int64], samples: NDArray[np.intp], metadata: Metadata
-    ) -> ResidentImages:
-        """Return the subset's images on the trainer's device, cached because loaders are
-        re-created often.
-        """
-        trainer = self.trainer
-        device = trainer.strategy.root_device if trainer is not None else self.device
-        augmentation = self.augmentation if subset == "train" else None
-        key = (subset, device, augmentation)
-        if key not in self._resident:
-            for other in [other for other in self._resident if other[0] == subset]:
-                self._resident.pop(other).release()
-            self._resident[key] = ResidentImages(
-                self._images(subset), labels, samples, (self.mean, self.std),
-                augmentation=augmentation, device=device, metadata=metadata,
-            )  # fmt: skip
-        self._resident[key].stored()  # rather than when the first batch is taken
-        return self._resident[key]
-
-    @staticmethod
-    def _dataset_size(subset: str) -> int:
-        return cifar10.TEST_SIZE if subset == "test" else cifar10.TRAIN_SIZE
+    mean, std = (values * channels if len(values) == 1 else values for values in statistics)
+    return mean, std

@@ -80,7 +80,7 @@ def as_source(data: Any, batch_size: int | None = None, max_samples: int | None 
     if isinstance(data, Source):
         return data
     if data is None:
-        from cifar_resnet.data.module import CIFAR10DataModule
+        from cifar_resnet.data.cifar_modules import CIFAR10DataModule
 
         data = CIFAR10DataModule(batch_size=batch_size or _LARGEST_BATCH)
     if all(hasattr(data, name) for name in ("prepare_data", "setup", "test_dataloader")):

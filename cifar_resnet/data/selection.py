@@ -1,4 +1,4 @@
-"""Choose which images of CIFAR-10 to train on and which to hold out for validation."""
+"""Choose which images of a dataset to train on and which to hold out for validation."""
 
 from __future__ import annotations
 
@@ -14,34 +14,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar_resnet import arguments
-from cifar_resnet.data import cifar10
 from cifar_resnet.data.class_names import class_index
 from cifar_resnet.data.corruption import long_tail_counts
 from cifar_resnet.data.order import apportion, split_order, stratified_split
 
-__all__ = ["Selection"]
+__all__ = ["Population", "Selection"]
 
 # Like the validation split, a subset must not depend on the training seed.
 _SUBSET_SEED = 20_261
-_DEFAULT_VAL_SPLIT = 5000
-_SIZE = cifar10.TRAIN_SIZE
-_PER_CLASS = _SIZE // len(cifar10.CLASSES)
-_AT_LEAST_ONE: arguments.Range = (
-    lambda value: 1 <= value <= _PER_CLASS, f"a number in [1, {_PER_CLASS}]"
-)  # fmt: skip
+_DEFAULT_VAL_SPLIT = 0.1
+_MOST_NAMES = 20  # in a message
 
 Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The training and validation images; the arguments are those of `CIFAR10DataModule`.
+class Population:
+    """The classes of a dataset and how many images each has, known before the images are read.
 
-    First the validation images are held out of all 50,000, then `class_subset` restricts both
-    sets, and `imbalance` and `subset` only the training images. So none of the options moves an
-    image between training and validation, except `folds`, `val_split` and `train_indices`.
+    Attributes:
+        names: Names of the classes.
+        train: Number of training images of each class, at least 1.
+        test: Number of test images of each class.
     """
 
+    names: tuple[str, ...]
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of training images."""
+        return sum(self.train)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The training and validation images; the arguments are those of `ImageDataModule`.
+
+    First the validation images are held out of all training images, then `class_subset` restricts
+    both sets, and `imbalance` and `subset` only the training images. So none of the options moves
+    an image between training and validation, except `folds`, `val_split` and `train_indices`.
+    """
+
+    population: Population
     val_split: Any = _DEFAULT_VAL_SPLIT
     train_indices: Any = None
     subset: Any = None
@@ -54,16 +70,20 @@ class Selection:
             for name, value in values.items():
                 object.__setattr__(self, name, value)
 
-        convert(val_split=_held_out(self.val_split), train_indices=_indices(self.train_indices))
-        convert(class_subset=_classes(self.class_subset), folds=_folds(self.folds))
-        convert(imbalance=arguments.number("imbalance", self.imbalance, _AT_LEAST_ONE))
+        names, counts, size = self.population.names, self.population.train, self.population.size
+        convert(val_split=_held_out(self.val_split, size))
+        convert(train_indices=_indices(self.train_indices, size))
+        convert(class_subset=_classes(self.class_subset, names))
+        convert(folds=_folds(self.folds, min(counts)))
+        within = lambda ratio: 1 <= ratio <= max(counts), f"a number in [1, {max(counts)}]"
+        convert(imbalance=arguments.number("imbalance", self.imbalance, within))
         self._check_combination()
         if self.subset is not None:
             available = replace(self, subset=None).sizes[0]
             convert(subset=_count(self.subset, available))
-        if self.train_indices is not None and self.val_split > _SIZE - len(self.train_indices):
+        if self.train_indices is not None and self.val_split > size - len(self.train_indices):
             raise ValueError(
-                f"train_indices has {len(self.train_indices)} of the {_SIZE} training images, "
+                f"train_indices has {len(self.train_indices)} of the {size} training images, "
                 f"which leaves fewer than the {self.val_split} of val_split. Pass a smaller "
                 "val_split; 0 means no validation."
             )
@@ -71,7 +91,8 @@ class Selection:
             _ = self.sizes  # raises if it is too large
 
     def _check_combination(self) -> None:
-        if self.folds is not None and self.val_split != _DEFAULT_VAL_SPLIT:
+        default = _held_out(_DEFAULT_VAL_SPLIT, self.population.size)
+        if self.folds is not None and self.val_split != default:
             raise ValueError(
                 f"folds={self.folds} and val_split={self.val_split} both choose the validation "
                 "images. Leave out one of them."
@@ -88,7 +109,7 @@ class Selection:
     # --- result ---------------------------------------------------------------------------------
 
     def split(self, labels: NDArray[np.int64]) -> tuple[Indices, Indices]:
-        """Return the indices to train on and to validate on, given the 50,000 training labels.
+        """Return the indices to train on and to validate on, given all training labels.
 
         They are sorted, except that `train_indices` keep their order.
 
@@ -100,10 +121,10 @@ class Selection:
         if self.class_subset is not None:
             classes = np.array(self.class_subset)
             if self.train_indices is not None:
-                _check_labels(train, labels, self.class_subset)
+                _check_labels(train, labels, self.class_subset, self.population.names)
             train, val = (rows[np.isin(labels[rows], classes)] for rows in (train, val))
         if self.imbalance > 1:
-            counts = np.bincount(labels[train], minlength=len(cifar10.CLASSES))[self.classes]
+            counts = np.bincount(labels[train], minlength=len(self.population.names))[self.classes]
             tail = long_tail_counts(int(counts.max()), len(counts), self.imbalance)
             if not tail.all():
                 raise ValueError(
@@ -112,7 +133,7 @@ class Selection:
                 )
             train = self._first(train, labels, np.minimum(tail, counts))
         if self.subset is not None:
-            counts = np.bincount(labels[train], minlength=len(cifar10.CLASSES))[self.classes]
+            counts = np.bincount(labels[train], minlength=len(self.population.names))[self.classes]
             train = self._first(train, labels, apportion(counts, self.subset))
         return train, val
 
@@ -120,47 +141,48 @@ class Selection:
     def sizes(self) -> tuple[int, int]:
         """Number of training and validation images.
 
-        Each class has the same number of images, so this does not need the labels.
+        They depend only on the number of images of each class, so this does not need the labels.
         """
         if self.train_indices is not None:
             return len(self.train_indices), replace(self, train_indices=None).sizes[1]
-        labels = np.arange(len(cifar10.CLASSES)).repeat(_PER_CLASS)
+        labels = np.arange(len(self.population.names)).repeat(self.population.train)
         train, val = self.split(labels)
         return len(train), len(val)
 
     @property
     def test_size(self) -> int:
         """Number of test images."""
-        return cifar10.TEST_SIZE // len(cifar10.CLASSES) * len(self.classes)
+        return sum(self.population.test[label] for label in self.classes)
 
     @property
     def classes(self) -> list[int]:
         """Numbers of the classes, in the order of the labels."""
-        return [*(self.class_subset or range(len(cifar10.CLASSES)))]
+        return [*(self.class_subset or range(len(self.population.names)))]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the labels."""
-        return tuple(cifar10.CLASSES[label] for label in self.classes)
+        return tuple(self.population.names[label] for label in self.classes)
 
     def renumber(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return labels in [0, number of classes of `class_subset`)."""
-        numbers = np.full(len(cifar10.CLASSES), -1, dtype=np.int64)
+        numbers = np.full(len(self.population.names), -1, dtype=np.int64)
         numbers[self.classes] = np.arange(len(self.classes))
         return numbers[labels]
 
     def _train_and_val(self, labels: NDArray[np.int64]) -> tuple[Indices, Indices]:
         if self.folds is not None:
             fold, count = self.folds
-            numbers = np.empty(_SIZE, dtype=np.intp)
+            numbers = np.empty(len(labels), dtype=np.intp)
             # Class after class, so that neither the folds nor their classes differ by more than 1.
-            numbers[np.concatenate(split_order(labels))] = np.arange(_SIZE) % count
+            numbers[np.concatenate(split_order(labels))] = np.arange(len(labels)) % count
             return np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)
         if self.train_indices is None:
             return stratified_split(labels, self.val_split)
         held = []
         take = apportion(np.bincount(labels), self.val_split)
-        for name, rows, count in zip(cifar10.CLASSES, split_order(labels), take, strict=True):
+        names = self.population.names
+        for name, rows, count in zip(names, split_order(labels), take, strict=True):
             others = rows[~np.isin(rows, self.train_indices)]
             if len(others) < count:
                 raise ValueError(
@@ -173,7 +195,7 @@ class Selection:
 
     def _first(self, rows: Indices, labels: NDArray[np.int64], counts: Indices) -> Indices:
         """Return the first images of each class in a random order that is always the same."""
-        priority = np.random.default_rng(_SUBSET_SEED).permutation(_SIZE)
+        priority = np.random.default_rng(_SUBSET_SEED).permutation(len(labels))
         ordered = rows[priority[rows].argsort()]
         parts = [
             ordered[labels[ordered] == label][:count]
@@ -213,13 +235,13 @@ class Selection:
 # --- arguments ------------------------------------------------------------------------------------
 
 
-def _held_out(val_split: Any) -> int:
+def _held_out(val_split: Any, size: int) -> int:
     """Return the number of validation images that `val_split` requests."""
     expected = (
-        f"val_split must be a count in [0, {_SIZE}) or a fraction in [0, 1) of the {_SIZE} "
+        f"val_split must be a count in [0, {size}) or a fraction in [0, 1) of the {size} "
         f"training images, but got {val_split!r}."
     )
-    return _as_count(val_split, _SIZE, range(_SIZE), lambda share: 0 <= share < 1, expected)
+    return _as_count(val_split, size, range(size), lambda share: 0 <= share < 1, expected)
 
 
 def _count(subset: Any, available: int) -> int:
@@ -249,10 +271,10 @@ def _as_count(
     return count
 
 
-def _indices(train_indices: Any) -> tuple[int, ...] | None:
+def _indices(train_indices: Any, size: int) -> tuple[int, ...] | None:
     if train_indices is None:
         return None
-    expected = f"a sequence of different integers from 0 to {_SIZE - 1}"
+    expected = f"a sequence of different integers from 0 to {size - 1}"
     values = train_indices
     if isinstance(values, Tensor | np.ndarray):
         values = values.tolist()
@@ -264,7 +286,7 @@ def _indices(train_indices: Any) -> tuple[int, ...] | None:
             mask = isinstance(value, bool | np.bool_)
             remedy = ". Convert a mask with numpy.flatnonzero(mask)." if mask else "."
             raise TypeError(message + remedy)
-        if not 0 <= value < _SIZE:
+        if not 0 <= value < size:
             raise ValueError(f"{message}.")
         if value in seen:
             raise ValueError(f"{message} more than once.")
@@ -274,10 +296,11 @@ def _indices(train_indices: Any) -> tuple[int, ...] | None:
     return tuple(map(int, values))
 
 
-def _classes(class_subset: Any) -> tuple[int, ...] | None:
+def _classes(class_subset: Any, names: tuple[str, ...]) -> tuple[int, ...] | None:
     if class_subset is None:
         return None
-    expected = f"at least two different classes of {', '.join(cifar10.CLASSES)}"
+    listed = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
+    expected = f"at least two different classes of {listed}"
     message = f"class_subset must be {expected}, but got {class_subset!r}."
     if isinstance(class_subset, str):
         raise TypeError(message)
@@ -286,29 +309,31 @@ def _classes(class_subset: Any) -> tuple[int, ...] | None:
     requested = arguments.sequence("class_subset", class_subset, expected)
     if any(value is None for value in requested):
         raise TypeError(message)
-    classes = [class_index(value, cifar10.CLASSES, "class_subset") for value in requested]
+    classes = [class_index(value, names, "class_subset") for value in requested]
     if len(classes) < 2 or len({*classes}) < len(classes):
         raise ValueError(message)
     return tuple(label for label in classes if label is not None)
 
 
-def _folds(folds: Any) -> tuple[int, int] | None:
+def _folds(folds: Any, most: int) -> tuple[int, int] | None:
     if folds is None:
         return None
-    expected = f"(k, of) with integers 0 <= k < of and 2 <= of <= {_PER_CLASS}"
+    expected = f"(k, of) with integers 0 <= k < of and 2 <= of <= {most}"
     message = f"folds must be {expected}, but got {folds!r}."
     values = arguments.sequence("folds", folds, expected)
     if not all(map(arguments.is_integer, values)):
         raise TypeError(message)
-    if len(values) != 2 or not 2 <= values[1] <= _PER_CLASS or not 0 <= values[0] < values[1]:
+    if len(values) != 2 or not 2 <= values[1] <= most or not 0 <= values[0] < values[1]:
         raise ValueError(message)
     return int(values[0]), int(values[1])
 
 
-def _check_labels(train: Indices, labels: NDArray[np.int64], classes: tuple[int, ...]) -> None:
+def _check_labels(
+    train: Indices, labels: NDArray[np.int64], classes: tuple[int, ...], names: tuple[str, ...]
+) -> None:
     others = train[~np.isin(labels[train], np.array(classes))]
     if len(others):
-        name = cifar10.CLASSES[labels[others[0]]]
+        name = names[labels[others[0]]]
         raise ValueError(
             f"{len(others)} of the train_indices are not in class_subset: image {others[0]}, for "
             f"example, is of class {name!r}. Leave them out, or add their classes."

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cifar_resnet import arguments
@@ -15,7 +13,6 @@ from cifar_resnet.data import cifar10, mirrors
 from cifar_resnet.data.download import DownloadError, download
 from cifar_resnet.data.formats import RECORDS_BYTES, Arrays, DatasetError, to_arrays
 from cifar_resnet.data.local import (
-    file_mode,
     find_folder,
     is_file,
     is_verified,
@@ -25,11 +22,12 @@ from cifar_resnet.data.local import (
     read_local,
 )
 from cifar_resnet.data.storing import (
-    TEMPORARY,
     check_free,
+    check_space,
     check_writable,
+    exclusive,
     store,
-    write_errors_explained,
+    variable,
 )
 
 __all__ = ["default_data_dir", "load", "load_cifar10", "prepare"]
@@ -77,9 +75,9 @@ def load_cifar10(
     return arrays.test_images, arrays.test_labels
 
 
-def default_data_dir() -> Path:
-    """Return `$CIFAR10_DIR` if it is set, else the user's cache folder."""
-    if configured := os.environ.get("CIFAR10_DIR"):
+def default_data_dir(dataset: str = "CIFAR-10") -> Path:
+    """Return the folder in `$CIFAR10_DIR` if it is set, else the user's cache folder."""
+    if configured := os.environ.get(variable(dataset)[1:]):
         return Path(configured).expanduser()
     from platformdirs import user_cache_path
 
@@ -122,29 +120,14 @@ def prepare(data_dir: Path, *, allow_download: bool = True) -> None:
         if read_archive_in(data_dir) is None:  # read in place at every start
             raise
         return
-    lock = data_dir / ".cifar10.lock"
-    if file_mode(lock, follow=False) and not is_file(lock, follow=False):
-        raise DatasetError(f"{lock} is not a regular file, so it cannot be locked. Delete it.")
-    try:
-        with (
-            write_errors_explained(data_dir, _SPACE_NEEDED),
-            FileLock(lock, timeout=_LOCK_TIMEOUT),
-        ):
-            if find_folder(data_dir) is None:
-                _obtain(data_dir, allow_download=allow_download)
-    except Timeout as error:
-        raise DatasetError(
-            f"Another process has held {lock} for {_LOCK_TIMEOUT} seconds. "
-            "Stop that process, or choose another data_dir."
-        ) from error
+    with exclusive(data_dir, _SPACE_NEEDED, _LOCK_TIMEOUT):
+        if find_folder(data_dir) is None:
+            _obtain(data_dir, allow_download=allow_download)
 
 
 def _obtain(data_dir: Path, *, allow_download: bool) -> None:
     """Find or download the records and store them; the caller holds the lock."""
     check_free(data_dir / cifar10.BINARY_FOLDER)
-    for path in data_dir.glob(f"{TEMPORARY}*"):
-        if not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
     local = read_archive_in(data_dir)
     if local is not None:
         store(local, data_dir)
@@ -156,14 +139,7 @@ def _obtain(data_dir: Path, *, allow_download: bool) -> None:
     sources = mirrors.sources()
     parts = {data_dir / f"{source.archive.name}.part" for source in sources}
     received = max(part.stat().st_size if is_file(part, follow=False) else 0 for part in parts)
-    needed = _SPACE_NEEDED - received
-    free = shutil.disk_usage(data_dir).free
-    if free < needed:
-        raise DatasetError(
-            f"Downloading CIFAR-10 to {data_dir} needs {needed // 10**6} MB, but only "
-            f"{free // 10**6} MB are free. Make room, or choose another folder with data_dir or "
-            "$CIFAR10_DIR."
-        )
+    check_space(data_dir, _SPACE_NEEDED - received)
     try:
         _, archive = download(sources, data_dir)
     except DownloadError as error:

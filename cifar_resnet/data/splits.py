@@ -1,68 +1,100 @@
-"""Keep the images, indices and labels of each split of CIFAR-10."""
+"""Keep the images, indices and labels of each split of a dataset."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from cifar_resnet import arguments
-from cifar_resnet.data import cifar10
 from cifar_resnet.data.corruption import LabelNoise
 from cifar_resnet.data.datasets import Images, Rows
 from cifar_resnet.data.formats import Arrays
-from cifar_resnet.data.lifecycle import ResumableDataModule, load_shared
+from cifar_resnet.data.lifecycle import ResumableDataModule
 from cifar_resnet.data.selection import Selection
+from cifar_resnet.data.sets import ImageSet
+from cifar_resnet.data.statistics import denormalized, normalizing_transform
+from cifar_resnet.normalization import Statistics
 
 __all__ = ["SplitDataModule"]
+
+_log = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
 
 
 class SplitDataModule(ResumableDataModule):
-    """Read CIFAR-10 and divide it into splits; `CIFAR10DataModule` adds the loaders.
+    """Read images and divide them into splits; `LoadingDataModule` adds the loaders.
 
     Args:
-        data_dir: Folder of the dataset.
+        images: The images.
         selection: The images of training and validation.
         noise: Label noise of the training images.
+        statistics: Mean and standard deviation of each channel. If None, those of the images.
     """
 
-    classes: tuple[str, ...] = cifar10.CLASSES
-    num_classes = len(cifar10.CLASSES)
-    mean = cifar10.MEAN
-    std = cifar10.STD
+    classes: tuple[str, ...]
+    num_classes: int
+    dims: tuple[int, int, int]
 
-    def __init__(self, data_dir: Path, selection: Selection, noise: LabelNoise) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        selection: Selection,
+        noise: LabelNoise,
+        statistics: Statistics | None = None,
+    ) -> None:
         super().__init__()
-        self.data_dir = data_dir
+        self._set = images
         self._selection = selection
         self._noise = noise
+        self._statistics = statistics
         noise.check_classes(selection.names)
-        if selection.class_subset is not None:
-            self.classes = selection.names
-            self.num_classes = len(selection.names)
+        self.classes = selection.names
+        self.num_classes = len(selection.names)
+        self.dims = images.dims
         self._arrays: Arrays | None = None
         self._split: dict[str, NDArray[np.intp]] = {}
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel that is subtracted from images in [0, 1]."""
+        return (self._statistics or self._set.statistics)[0]
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel that the images are divided by."""
+        return (self._statistics or self._set.statistics)[1]
+
+    def prepare_data(self) -> None:
+        """Make sure that the images can be read. This does nothing for images in memory."""
+        if self._arrays is None:  # a Trainer calls this before each stage
+            self._set.prepare()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the images and split them, once for all stages.
 
         Raises:
-            DatasetError: If CIFAR-10 is not in `data_dir`, or a file is damaged.
+            DatasetError: If the dataset is not in its folder, or a file is damaged.
             ValueError: If `train_indices` does not fit the other arguments.
         """
         if self._arrays is None:
-            arrays = load_shared(self.data_dir)
+            arrays = self._set.read()
             train, val = self._selection.split(arrays.train_labels)
             test = np.flatnonzero(np.isin(arrays.test_labels, self._selection.classes))
             self._split = {"train": train, "val": val, "test": test}
             self._arrays = arrays
+            present = {*self._selection.renumber(arrays.train_labels[train]).tolist()}
+            absent = [name for label, name in enumerate(self.classes) if label not in present]
+            if absent and self._selection.train_indices is None:
+                _log.warning(
+                    "All images of %s are held out, so there are none to train on. Use a smaller "
+                    "val_split.", ", ".join(absent[:10]),
+                )  # fmt: skip
 
     @property
     def num_samples(self) -> int:
@@ -73,7 +105,7 @@ class SplitDataModule(ResumableDataModule):
         """Return the indices of the images of a split in the dataset, in the order of the split.
 
         Args:
-            split: `"train"` or `"val"`, whose indices are those of the 50,000 training images, or
+            split: `"train"` or `"val"`, whose indices are those of all training images, or
                 `"test"`.
 
         Returns:
@@ -119,59 +151,40 @@ class SplitDataModule(ResumableDataModule):
         """
         arguments.choice("split", split, _SPLITS)
         arguments.boolean("clean", clean)
-        arrays, samples = self._loaded(), self._split[split]
-        given = arrays.test_labels if split == "test" else arrays.train_labels
+        given, samples = self._given_labels(split), self._split[split]
         labels = self._selection.renumber(given[samples])
         if split != "train" or clean:
             return labels
-        return self._noise.apply(labels, samples, self.classes)
+        return self._noise.apply(labels, samples, self.classes, len(given))
 
-    @classmethod
-    def default_transforms(cls) -> Any:
-        """Return a transform from a PIL image to a normalized tensor (3, 32, 32)."""
-        from torchvision.transforms import v2
+    def default_transforms(self) -> Any:
+        """Return a transform from a PIL image to a normalized tensor (C, H, W)."""
+        return normalizing_transform((self.mean, self.std))
 
-        return v2.Compose(
-            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(cls.mean, cls.std)]
-        )
-
-    @classmethod
-    def denormalize(cls, images: Tensor) -> Tensor:
-        """Undo the normalization: float (..., 3, H, W) back to values in [0, 1].
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Undo the normalization: float (..., C, H, W) back to values in [0, 1].
 
         Raises:
             TypeError: If `images` is not a floating-point tensor.
             ValueError: If it does not have that shape.
         """
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            got = images.dtype if isinstance(images, Tensor) else repr(images)
-            raise TypeError(f"denormalize expects a floating-point tensor, but got {got}.")
-        if images.dim() < 3 or images.shape[-3] != 3:
-            raise ValueError(
-                "denormalize expects images of shape (..., 3, H, W), "
-                f"but got {tuple(images.shape)}."
-            )
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=images.device).view(3, 1, 1)
-            for values in (cls.mean, cls.std)
-        )
-        return (images.float() * std + mean).clamp(0, 1)
+        return denormalized(images, (self.mean, self.std))
 
     # --- checkpoints ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the training loader, and what determines images and labels."""
-        return super().state_dict() | self._selection.state() | self._noise.state()
+        return super().state_dict() | self._data_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to resume a run with other training or validation images, or other labels.
 
         Raises:
-            ValueError: If an option differs from that of the saved run.
+            ValueError: If the images or an option differ from those of the saved run.
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return  # a model may be tested on other images
-        own = self._selection.state() | self._noise.state()
+        own = self._data_state()
         differences = [
             f"{name} is {state_dict[name]!r} instead of {value!r}"
             for name, value in own.items()
@@ -187,6 +200,10 @@ class SplitDataModule(ResumableDataModule):
 
     # --- parts ------------------------------------------------------------------------------------
 
+    def _data_state(self) -> dict[str, Any]:
+        dataset = {"dataset": self._set.fingerprint}
+        return dataset | self._selection.state() | self._noise.state()
+
     def _loaded(self) -> Arrays:
         if self._arrays is None:
             raise RuntimeError(
@@ -194,6 +211,11 @@ class SplitDataModule(ResumableDataModule):
                 "(a Trainer does both)."
             )
         return self._arrays
+
+    def _given_labels(self, split: str) -> NDArray[np.int64]:
+        """Return the labels of all training images, or of all test images."""
+        arrays = self._loaded()
+        return arrays.test_labels if split == "test" else arrays.train_labels
 
     def _images(self, split: str) -> Images:
         arrays, samples = self._loaded(), self._split[split]

@@ -9,7 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from cifar_resnet import arguments
-from cifar_resnet.data import cifar10
 from cifar_resnet.data.datasets import PerSampleImages, ResidentImages
 from cifar_resnet.data.loaders import ResidentLoader
 from cifar_resnet.data.order import BatchOrder
@@ -23,7 +22,7 @@ from cifar_resnet.samples.collection import Sample, as_collection
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
-    from cifar_resnet.data.module import CIFAR10DataModule
+    from cifar_resnet.data.module import ImageDataModule
 
 __all__ = ["show_augmentations"]
 
@@ -33,7 +32,7 @@ _SIDE = 32 * 4 / 150  # inches: 4 dots for a pixel of CIFAR-10 at 150 dots per i
 
 @draws
 def show_augmentations(
-    data: CIFAR10DataModule | None = None,
+    data: ImageDataModule | None = None,
     *,
     n: int = 4,
     indices: Sequence[int] | None = None,
@@ -48,7 +47,7 @@ def show_augmentations(
     are pixel by pixel the images that training with this module sees. The module is left unchanged.
 
     Args:
-        data: The data module. If None, use `CIFAR10DataModule()`.
+        data: The `ImageDataModule`, such as a `CIFAR10DataModule`. If None, use CIFAR-10.
         n: Number of randomly chosen images.
         indices: Training images to draw instead, by their indices in the data set.
         epochs: Number of epochs, counted from the first one.
@@ -60,7 +59,7 @@ def show_augmentations(
         The figure: a row for each image, with the original first.
 
     Raises:
-        TypeError: If `data` is not a `CIFAR10DataModule`, or another argument has the wrong type.
+        TypeError: If `data` is not an `ImageDataModule`, or another argument has the wrong type.
         IndexError: If there is no training image with one of the indices.
         ValueError: If an argument is out of its range.
 
@@ -71,7 +70,8 @@ def show_augmentations(
         >>> len(fig.axes)  # two originals, each with two epochs
         6
     """
-    from cifar_resnet.data.module import CIFAR10DataModule
+    from cifar_resnet.data.cifar_modules import CIFAR10DataModule
+    from cifar_resnet.data.module import ImageDataModule
 
     check_figure(fig, figsize)
     n = arguments.integer("n", n, minimum=1)
@@ -79,9 +79,9 @@ def show_augmentations(
     seed = arguments.integer("seed", seed, minimum=0)
     requested = None if indices is None else _as_indices(indices)
     data = CIFAR10DataModule() if data is None else data
-    if not isinstance(data, CIFAR10DataModule):
+    if not isinstance(data, ImageDataModule):
         raise TypeError(
-            f"data must be a CIFAR10DataModule, but got {type(data).__name__}. Use show_samples to "
+            f"data must be an ImageDataModule, but got {type(data).__name__}. Use show_samples to "
             "draw images of other data."
         )
     collection = as_collection(data, "train")
@@ -116,16 +116,17 @@ def _as_indices(indices: Any) -> list[int]:
 
 
 def _augmented(
-    module: CIFAR10DataModule, originals: Sequence[Sample], epochs: int
+    module: ImageDataModule, originals: Sequence[Sample], epochs: int
 ) -> Iterator[list[Pixels]]:
     """Yield the augmented images of each epoch.
 
     Augmentation depends on (seed, epoch, index) alone, so a loader that holds only these images
     returns the same pixels as the loader of all images.
     """
-    images = np.stack([sample.pixels for sample in originals])
     labels = np.array([sample.label for sample in originals])
     indices = np.array([sample.index for sample in originals])
+    arrays = module._loaded()  # the drawn pixels have three channels, the images 1 to 4
+    images = arrays.train_images[indices]
     statistics: Statistics | None = module.mean, module.std
     if module.train_transforms is None:
         resident = ResidentImages(
@@ -135,7 +136,7 @@ def _augmented(
         order = BatchOrder(
             count, count, shuffle=False, drop_last=False, seed=0, rank=0, world_size=1
         )
-        loader = ResidentLoader(resident, cifar10.TRAIN_SIZE, order, seed=module.seed)
+        loader = ResidentLoader(resident, len(arrays.train_images), order, seed=module.seed)
     else:
         dataset = PerSampleImages(
             images, labels, indices, module.train_transforms, seed=module.seed
@@ -155,7 +156,7 @@ def _augmented(
         ]
 
 
-def _description(module: CIFAR10DataModule) -> str:
+def _description(module: ImageDataModule) -> str:
     if module.train_transforms is not None:
         return ", ".join(_transform_names(module.train_transforms))
     options = module.augmentation

@@ -28,7 +28,7 @@ from cifar_resnet.normalization import Statistics
 from cifar_resnet.plotting.pictures import Pixels, as_pixels, pil_to_tensors
 
 if TYPE_CHECKING:
-    from cifar_resnet.data.module import CIFAR10DataModule
+    from cifar_resnet.data.module import ImageDataModule
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _BATCH = 500
@@ -185,7 +185,7 @@ def as_collection(
     arguments.choice("split", split, (*SPLITS,))
     names = as_class_names(class_names)
     if data is None:
-        from cifar_resnet.data.module import CIFAR10DataModule
+        from cifar_resnet.data.cifar_modules import CIFAR10DataModule
 
         data = CIFAR10DataModule(val_split=5000 if split == "val" else 0)
     if all(hasattr(data, name) for name in ("prepare_data", "setup", f"{split}_dataloader")):
@@ -200,16 +200,16 @@ def as_collection(
 
 
 def _of_module(module: Any, split: str) -> Collection:
-    from cifar_resnet.data.module import CIFAR10DataModule
+    from cifar_resnet.data.module import ImageDataModule
 
     what = f"{SPLITS[split]} images"
-    if isinstance(module, CIFAR10DataModule):
+    if isinstance(module, ImageDataModule):
         plain = _unaugmented(module)
         loader = getattr(plain, f"{split}_dataloader")()
         if not loader:
             raise ValueError(
-                "The data module holds out no validation images. Pass split='train', or a module "
-                "with val_split=5000."
+                f"The data module has no {SPLITS[split]} images. Pass split='train', or a module "
+                "with val_split=0.1 or test images."
             )
         source = as_source(loader, _BATCH)
         return Collection(
@@ -229,7 +229,7 @@ def _of_module(module: Any, split: str) -> Collection:
     return replace(collection, what=what, class_names=class_names)
 
 
-def _unaugmented(module: CIFAR10DataModule) -> CIFAR10DataModule:
+def _unaugmented(module: ImageDataModule) -> ImageDataModule:
     """Return a copy of a module that returns its images in order, on the CPU, only normalized.
 
     The copy shares the images of the module.

@@ -49,8 +49,8 @@ def show_samples(
 
     Args:
         data: A `Dataset` of (image, label), also with PIL images; a `DataLoader` or other batches;
-            or a `LightningDataModule`. If None, use CIFAR-10. Images of a `CIFAR10DataModule` are
-            shown without augmentation and transforms, all others as the data return them.
+            or a `LightningDataModule`. If None, use CIFAR-10. Images of an `ImageDataModule`
+            are shown without augmentation and transforms, all others as the data return them.
         n: Maximum number of images to draw.
         split: Images of a data module to choose from: "train", "val" or "test".
         seed: Random seed for the choice.

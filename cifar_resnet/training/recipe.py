@@ -177,7 +177,7 @@ class Recipe:
         return max(0.0, (1 - progress) / (1 - self.warmup)) if self.warmup < 1 else 1.0
 
     def data_options(self) -> dict[str, Any]:
-        """Return the keyword arguments of the recipe for `CIFAR10DataModule`."""
+        """Return the keyword arguments of the recipe for `ImageDataModule`."""
         return {
             "batch_size": self.batch_size,
             "crop_padding": self.crop_padding,
