@@ -39,8 +39,7 @@ PICKLE_MD5: Final = {
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
 # The SHA-256 is published in Keras (`keras.datasets.cifar100`) and in torchvision's prototype
-# datasets, the size in the checksums of tensorflow-datasets. The library's authors have not
-# downloaded the archive.
+# datasets. The library's authors have not downloaded the archive.
 ARCHIVE: Final = Archive(
     "cifar-100-python.tar.gz",
     169_001_437,
