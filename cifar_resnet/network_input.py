@@ -81,6 +81,10 @@ def _remedy(images: Tensor, channels: int, size: tuple[int, int]) -> str:
             f" Resize them with torch.nn.functional.interpolate(images, size={side}, "
             'mode="bilinear", antialias=True), or build the network for their size with image_size.'
         )
+    if images.dim() == 4 and not any(side % 8 for side in images.shape[2:]):
+        channels, height, width = images.shape[1:]
+        side = str(height) if height == width else f"({height}, {width})"
+        return f" Build the network with in_channels={channels}, image_size={side}."
     return ""
 
 

@@ -201,3 +201,16 @@ def test_other_sizes_have_the_same_weights(size: int | tuple[int, int], tmp_path
     assert [axis.size for axis in field.axes] == [56 + height, 56 + width]
     with pytest.raises(ValueError, match=rf"images of shape \(N, 1, {height}, {width}\), but got"):
         model(images[..., 1:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ((4, 1, 8, 8), "in_channels=1, image_size=8."),
+        ((4, 2, 16, 24), "in_channels=2, image_size=(16, 24)."),
+    ],
+)
+def test_images_of_another_network_are_named(shape: tuple[int, ...], remedy: str) -> None:
+    with pytest.raises(ValueError, match="expects images of shape") as error:
+        CustomResNet(width=2)(torch.zeros(shape))
+    assert str(error.value).endswith(f"Build the network with {remedy}")
