@@ -342,7 +342,9 @@ def write_curves(log: Path, path: Path) -> None:
     events.Reload()
     rows: dict[int, dict[str, Any]] = {}
     names = sorted(
-        name for name in events.Tags()["scalars"] if name.startswith(("train_", "learning_rate"))
+        name
+        for name in events.Tags()["scalars"]
+        if name.startswith(("train_", "val_", "learning_rate"))
     )
     for name in ("epoch", *names):
         for event in events.Scalars(name):

@@ -30,8 +30,10 @@ PAGES = [
     *(page for page in sorted(DOCS.rglob("*.md")) if page.parent.name != "snippets"),
 ]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+# Group 2 is the indentation, which a block in a collapsible answer has.
 BLOCK = re.compile(
-    r"(<!-- not run: [^\n]+ -->\n)?```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL
+    r"( *<!-- not run: [^\n]+ -->\n)?( *)```python\n(.*?)\2```(?:\n\n\2```text\n(.*?)\2```)?",
+    re.DOTALL,
 )
 
 
@@ -47,7 +49,8 @@ def test_python_blocks_run(
     monkeypatch.setattr(sources, "prepare", lambda *_, **__: None)  # read and verified once
     monkeypatch.setattr(sources, "load", lambda _: arrays)
     namespace: dict[str, Any] = {}
-    for skipped, code, output in BLOCK.findall(page.read_text()):
+    for skipped, indent, *block in BLOCK.findall(page.read_text()):
+        code, output = (re.sub(f"^{indent}", "", text, flags=re.MULTILINE) for text in block)
         compiled = compile(code, str(page), "exec")
         if not skipped:
             capsys.readouterr()
