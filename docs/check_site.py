@@ -59,7 +59,8 @@ def main() -> None:
                         count += 1
                         print(f"{name} ({width}, {scheme}): {problem}")
                     if args.screenshots and scheme == "light":
-                        picture = args.screenshots / f"{path.stem}-{width}.png"
+                        stem = name.removesuffix(".html").replace("/", "-")
+                        picture = args.screenshots / f"{stem}-{width}.png"
                         page.screenshot(path=picture, full_page=True)
                 page.close()
         browser.close()
