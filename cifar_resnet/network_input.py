@@ -83,8 +83,8 @@ def _remedy(images: Tensor, channels: int, size: tuple[int, int]) -> str:
         )
     if images.dim() == 4 and not any(side % 8 for side in images.shape[2:]):
         channels, height, width = images.shape[1:]
-        side = str(height) if height == width else f"({height}, {width})"
-        return f" Build the network with in_channels={channels}, image_size={side}."
+        fitting = str(height) if height == width else f"({height}, {width})"
+        return f" Build the network with in_channels={channels}, image_size={fitting}."
     return ""
 
 
