@@ -133,7 +133,7 @@ def _verify(
             "result": "verified",
             "compared": len(report.compared),
             "not_compared": len(report.not_compared),
-            "beyond_borders": len(report.beyond_borders),
+            "beyond_borders": len(report.sizes),
             "rows_probed": list(report.positions),
             "by_change": report.by_change,
         }

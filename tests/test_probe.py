@@ -177,7 +177,7 @@ def test_measures_are_verified_on_larger_inputs() -> None:
         nn.AdaptiveAvgPool2d(1),
     )
     report = check_receptive_field(network, (1, 1, 8, 8))
-    assert report.beyond_borders == ("0", "1", "2")  # then phases vary, and pooling is global
+    assert report.sizes == ("0", "1", "2")  # then phases vary, and pooling is global
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_wrong_size_is_found_although_the_pixels_agree(blur, rule) -> None:
     right = {"probetest::blur": {"kernel_size": 3, "padding": 1}}
     assert receptive_field(network, (1, 2, 8), rules=right).output.size == (3 + 2 * 8,)
     report = check_receptive_field(network, (1, 2, 8), rules=right)
-    assert set(report.beyond_borders) == {"0", "1", "output"}
+    assert set(report.sizes) == {"0", "1", "output"}
 
 
 def test_a_wrong_padding_is_found_although_the_size_is_right(blur) -> None:
@@ -213,6 +213,20 @@ def test_a_wrong_padding_is_found_although_the_size_is_right(blur) -> None:
         rules = {"probetest::blur": {"kernel_size": 3, "padding": padding}}
         with pytest.raises(ReceptiveFieldMismatchError, match=f"padding {1 + 8 * padding}, so"):
             check_receptive_field(network, (1, 2, 8), rules=rules)
+
+
+def test_sizes_of_a_model_with_one_input_size() -> None:
+    class Fixed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-1] != 16:
+                raise ValueError("another size")
+            return super().forward(x)
+
+    model = Fixed(nn.Conv1d(2, 2, 5, padding=2), nn.Conv1d(2, 2, 15, padding=7))
+    report = check_receptive_field(model, (1, 2, 16))
+    assert report.sizes == ("0",)  # 19 pixels do not lie within 16
+    assert "sizes verified: 1" in str(report)
+    assert check_receptive_field(model, (1, 2, 16), positions=8).sizes == ()
 
 
 def test_layers_that_depend_on_the_size_of_the_map_raise_no_alarm() -> None:
@@ -224,5 +238,5 @@ def test_layers_that_depend_on_the_size_of_the_map_raise_no_alarm() -> None:
         nn.Linear(8, 2),
     )
     report = check_receptive_field(network, SIZE)
-    assert report.beyond_borders == ("0",)
+    assert report.sizes == ("0", "1")  # on this input, each window of the pooling lies inside
     assert len(report.compared) == 6

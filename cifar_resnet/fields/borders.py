@@ -85,6 +85,26 @@ def check_beyond_borders(
     return [key for key in records if all(key in done for done in verified)]
 
 
+def within_borders(records: Mapping[Key, LayerField], lengths: Sequence[int]) -> set[Key]:
+    """Return the keys whose middle unit reads nothing beyond the borders of this input.
+
+    Where all units agree row by row, their sizes, jumps, starts and paddings are then verified
+    without a larger input.
+    """
+    return {
+        key
+        for key, record in records.items()
+        if all(
+            any(
+                field.unit == record.middle[record.unit_dims.index(field.dim)]
+                and 0 <= field.first <= field.last < length
+                for field in _expected(key, record, axis)
+            )
+            for axis, length in enumerate(lengths)
+        )
+    }
+
+
 def _room(length: int) -> int:
     return max(_MAX_FACTOR * length, _MIN_LENGTH) // 2
 

@@ -17,7 +17,7 @@ from cifar_resnet.arguments import integer
 from cifar_resnet.fields.algorithms import plain_algorithms
 from cifar_resnet.fields.analysis import receptive_field
 from cifar_resnet.fields.arguments import followed_dims, model_inputs
-from cifar_resnet.fields.borders import check_beyond_borders
+from cifar_resnet.fields.borders import check_beyond_borders, within_borders
 from cifar_resnet.fields.experiments import (
     Experiments,
     Found,
@@ -49,8 +49,9 @@ class ProbeReport:
         by_nan: Number of positions, over all units and outputs, for which NaN and the analysis
             agree.
         by_change: Number of positions that finite changes decided, because NaN could not.
-        beyond_borders: Names of the outputs whose sizes, jumps, starts and paddings were verified
-            on larger inputs.
+        sizes: Names of the outputs whose sizes, jumps, starts and paddings were verified, too: by
+            units that read nothing beyond the borders, or on larger inputs. For a model that
+            accepts only one input size, the others cannot be verified.
     """
 
     compared: tuple[str, ...]
@@ -59,19 +60,22 @@ class ProbeReport:
     lengths: tuple[int, ...]
     by_nan: int = 0
     by_change: int = 0
-    beyond_borders: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         probed = " x ".join(
             f"{probed} of {length}"
             for probed, length in zip(self.positions, self.lengths, strict=True)
         )
-        agree = f"{len(self.compared)} outputs agree in every unit; rows probed: {probed}"
-        if not self.by_change:
-            return agree
-        return (
-            f"{agree}; positions decided by NaN: {self.by_nan}, by finite changes: {self.by_change}"
-        )
+        parts = [
+            f"{len(self.compared)} outputs agree in every unit",
+            f"rows probed: {probed}",
+            f"sizes verified: {len(self.sizes)}",
+        ]
+        if self.by_change:
+            decided = f"{self.by_nan}, by finite changes: {self.by_change}"
+            parts.append(f"positions decided by NaN: {decided}")
+        return "; ".join(parts)
 
 
 def check_receptive_field(
@@ -97,7 +101,7 @@ def check_receptive_field(
     magnitudes, in double precision if the model can be copied. Neither experiment is given more
     than one sample at a time where the model mixes samples or allows a batch of 1 only.
 
-    Sizes, jumps, starts and paddings are compared with those on larger inputs, where no border
+    Sizes, jumps, starts and paddings are also compared on larger inputs, where no border
     clips the fields, for all layers that the model reaches there. The experiments have one limit:
     weights of zero count as read.
 
@@ -126,7 +130,7 @@ def check_receptive_field(
     Examples:
         >>> from cifar_resnet import CustomResNet, check_receptive_field
         >>> print(check_receptive_field(CustomResNet(width=4), (1, 3, 32, 32)))
-        40 outputs agree in every unit; rows probed: 32 of 32 x 32 of 32
+        40 outputs agree in every unit; rows probed: 32 of 32 x 32 of 32; sizes verified: 24
     """
     if positions is not None:
         positions = integer("positions", positions, minimum=1, instead=", or None for all")
@@ -165,7 +169,9 @@ def check_receptive_field(
                 f"The output of shape {fields.output.shape} cannot be read in an experiment, even "
                 f"with one sample at a time. The last error was: {experiments.error}"
             ) from experiments.error
-        beyond = check_beyond_borders(model, arguments, source, dims, records, batch_size)
+        sized = {*check_beyond_borders(model, arguments, source, dims, records, batch_size)}
+        if all(len(at) == probed.shape[dim] for at, dim in zip(rows, dims, strict=True)):
+            sized |= within_borders(records, fields.input_lengths) & {*compared}
     functions = [name for name, record in fields.items() if not record.is_module]
     missing = [name for _, name in tally.missing if name not in fields.blocks]
     return ProbeReport(
@@ -175,7 +181,7 @@ def check_receptive_field(
         fields.input_lengths,
         tally.by_nan,
         tally.by_change,
-        tuple(name for _, name in beyond),
+        tuple(name for kind, name in records if (kind, name) in sized),
     )
 
 
