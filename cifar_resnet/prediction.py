@@ -107,7 +107,8 @@ def predict(
             which requires such a network for images of 32 x 32 pixels.
         std: Standard deviation of each channel to divide by. If None, that of CIFAR-10.
         class_names: As for `find_misclassified`. If None, the classes of CIFAR-10 for a
-            `CustomResNet` with ten classes, and numbers for any other model.
+            `CustomResNet` with ten classes, images of 32x32 pixels and the mean and standard
+            deviation of CIFAR-10, and numbers for any other model.
         batch_size: Number of images processed at once.
         device: Device to compute on. If None, the model's device. The model is not moved.
 
@@ -149,7 +150,7 @@ def predict(
             check_finite(scores, numbers, "image")
             rows.append(scores.softmax(1).cpu())
     probabilities = torch.cat(rows)
-    return Predictions(probabilities, _checked_names(model, names, probabilities.shape[1]))
+    return Predictions(probabilities, _checked_names(model, names, probabilities.shape[1], prepare))
 
 
 @dataclass(frozen=True)
@@ -212,10 +213,16 @@ def _network(model: nn.Module) -> CustomResNet | None:
 
 
 def _checked_names(
-    model: nn.Module, names: tuple[str, ...] | None, classes: int
+    model: nn.Module, names: tuple[str, ...] | None, classes: int, prepare: _Preparation
 ) -> tuple[str, ...]:
     if names is None:
-        is_cifar10 = _network(model) is not None and classes == len(cifar10.CLASSES)
+        network = _network(model)
+        is_cifar10 = (
+            network is not None
+            and network.image_size == (32, 32)
+            and prepare.statistics == (cifar10.MEAN, cifar10.STD)
+            and classes == len(cifar10.CLASSES)
+        )
         return cifar10.CLASSES if is_cifar10 else tuple(map(str, range(classes)))
     if len(names) != classes:
         raise ValueError(

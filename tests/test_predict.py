@@ -276,3 +276,14 @@ def test_networks_that_need_something_else() -> None:
 def test_the_network_names_predict(image: Any) -> None:
     with pytest.raises(TypeError, match=r"cifar_resnet\.predict\(model, images\)"):
         CustomResNet(width=2)(image)
+
+
+def test_other_data_have_no_names_of_cifar10() -> None:
+    """A network of ten classes on other images or statistics was not trained on CIFAR-10."""
+    pictures = torch.rand(2, 3, 16, 16)
+    numbers = tuple("0123456789")
+    small = CustomResNet(width=1, image_size=16)
+    assert predict(small, pictures, mean=cifar10.MEAN, std=cifar10.STD).class_names == numbers
+    network = CustomResNet(width=1)
+    assert predict(network, pictures, mean=0.5, std=0.25).class_names == numbers
+    assert predict(network, pictures).class_names == cifar10.CLASSES
