@@ -41,11 +41,11 @@ def receptive_field(
 ) -> ReceptiveFields:
     """Compute the receptive field of every layer of a network.
 
-    The result is exact for any network that PyTorch can run. The model is run once, in evaluation
-    mode and on tensors without values, and a rule is applied to each operation that PyTorch carries
-    out, including functional calls, slices, branches and reused modules. The values of weights and
-    images do not matter: a weight of zero counts as read. The model is left unchanged.
-    `check_receptive_field` verifies the result by an experiment.
+    The model is run once, in evaluation mode and on tensors without values, and a rule is applied
+    to each operation that PyTorch carries out, including functional calls, slices, branches and
+    reused modules. The result is exact; an operation that cannot be followed raises an error. The
+    values of weights and images do not matter: a weight of zero counts as read. The model is left
+    unchanged. `check_receptive_field` verifies the result by an experiment.
 
     The method is that of Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional
     Neural Networks" (Distill 2019), with sets of pixels instead of sizes, so that branches may be
