@@ -125,7 +125,7 @@ def find_target_layers(
         f"No layer of {type(model).__name__} has an output with rows and columns of the image "
         "that its scores depend on. If it calls functions without a module, put an nn.Identity() "
         "behind the last one, which gives it a name; if its maps have another shape, pass "
-        "target_layers= and reshape_transform=."
+        "target_layers= and reshape_transform=. To show errors without maps, pass cam=None."
     )
 
 
