@@ -60,7 +60,7 @@ import sys
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-only = "*.md\\n!lab.md\\n*.py\\nfigures"
+only = "*.md\\n!lab.md\\n*.py\\n*.png"
 build(load_config(
     sys.argv[1], site_dir=sys.argv[2], plugins=["search"], nav=["lab.md"], exclude_docs=only
 ))
