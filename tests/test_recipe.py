@@ -50,6 +50,5 @@ def test_the_options_of_every_preset_fit_network_and_data(name: str) -> None:
     assert data.batch_size == recipe.batch_size
     assert data.augmentation.crop_padding == recipe.crop_padding
     network = CustomResNet(width=2, **recipe.network_options())
-    assert network.config() == {"width": 2, "num_classes": 10, "in_channels": 3} | (
-        recipe.network_options()
-    )
+    own = {"width": 2, "num_classes": 10, "in_channels": 3, "image_size": 32}
+    assert network.config() == own | recipe.network_options()
