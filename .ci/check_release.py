@@ -1,5 +1,5 @@
 """Whether a tag may be released: it agrees with the version, the changelog and the citation, and
-whether the documentation installs from PyPI.
+whether the documentation installs from PyPI and the project names its addresses.
 
 python .ci/check_release.py v0.1.0
 """
@@ -37,6 +37,12 @@ def problems(tag: str, root: Path = ROOT) -> list[str]:
         f"{name} installs from a clone (pip install .): write pip install cifar-resnet."
         for name in ("README.md", "docs/snippets/install.md")
         if re.search(r"pip install \"?\.", (root / name).read_text(encoding="utf-8"))
+    ]
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    wrong += [
+        f"pyproject.toml has no address of the {name.lower()}: add {name} to [project.urls]."
+        for name in ("Repository", "Documentation")
+        if not re.search(rf'^{name} = "https://', project, re.MULTILINE)
     ]
     return wrong if tag.startswith("v") else [f"A release's tag starts with v, but got {tag!r}."]
 

@@ -48,6 +48,9 @@ def release(tmp_path: Path) -> Path:
     (tmp_path / "docs/snippets").mkdir(parents=True)
     for name in ("README.md", "docs/snippets/install.md"):
         (tmp_path / name).write_text("pip install cifar-resnet\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[project.urls]\nRepository = "https://a.example"\nDocumentation = "https://b.example"\n'
+    )
     return tmp_path
 
 
@@ -57,7 +60,7 @@ def release(tmp_path: Path) -> Path:
 def test_version_changelog_and_citation_agree() -> None:
     found = check_release(f"v{cifar_resnet.__version__}")
     # Before a release, the newest entry may be without a date, and installing may need a clone.
-    open_until_then = ("has no date", "installs from a clone")
+    open_until_then = ("has no date", "installs from a clone", "has no address")
     assert [p for p in found if not any(words in p for words in open_until_then)] == []
     if found:
         assert "date-released" not in parsed(ROOT / "CITATION.cff")
@@ -97,6 +100,7 @@ def test_a_release_that_agrees_has_no_problem(release: Path) -> None:
         ),
         ("CITATION.cff", "date-released: 2030-01-31", "", "date-released in CITATION.cff is None"),
         ("README.md", "install cifar-resnet", "install .", "README.md installs from a clone"),
+        ("pyproject.toml", "Repository", "Source", "no address of the repository: add Repository"),
         (
             "docs/snippets/install.md",
             "install cifar-resnet",
