@@ -63,14 +63,18 @@ def reason(row: Row) -> str:
     error = row["error"]
     if match := re.search(r"no receptive-field rule for the operation (\S+)", error):
         return f"no rule for `{match[1].removesuffix('.default')}`"
+    if match := re.search(r"cannot follow the operation (\S+)", error):
+        return f"`{match[1].removesuffix('.default')}` cannot be followed"
+    if "computation that is not visible" in error:
+        return "values are computed out of sight, such as in another thread"
     if match := re.search(r"(\S+) extracts values from a tensor", error):
         return f"values leave the tensors in `{match[1].rpartition(': ')[2]}`"
     if "stopped" in error:
         return str(error)
     if "memory" in error or error.startswith("MemoryError"):
         return "position sets need too much memory"
-    kind, _, text = error.partition(": ")
-    return f"{kind}: {text[:90].partition('. ')[0]}".replace("|", "/").replace("`", "'")
+    text = error.partition(": ")[2].partition(". ")[0]
+    return f"{text[:150].lower()[:1]}{text[1:150]}".replace("|", "/").replace("`", "'")
 
 
 def _grouped(rows: list[Row]) -> str:
