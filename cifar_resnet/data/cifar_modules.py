@@ -41,6 +41,20 @@ class _StoredDataModule(ImageDataModule):
 
     _set: _Stored
 
+    def __init__(
+        self, images: _Stored, batch_size: int, val_split: int | float, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(
+            images,
+            None,
+            classes=None,
+            mean=None,
+            std=None,
+            batch_size=batch_size,
+            val_split=val_split,
+            **options,
+        )
+
     @property
     def data_dir(self) -> Path:
         """Folder of the dataset."""
@@ -128,16 +142,7 @@ class CIFAR10DataModule(_StoredDataModule):
     ) -> None:
         folder = _as_folder(data_dir, "CIFAR-10")
         images = _CIFAR10(folder, arguments.boolean("download", download))
-        super().__init__(
-            images,
-            None,
-            classes=None,
-            mean=None,
-            std=None,
-            batch_size=batch_size,
-            val_split=val_split,
-            **options,
-        )
+        super().__init__(images, batch_size, val_split, **options)
 
     def prepare_data(self) -> None:
         """Verify CIFAR-10 in `data_dir`, or download it; safe in several processes at once.
@@ -242,16 +247,7 @@ class CIFAR100DataModule(_StoredDataModule):
             arguments.boolean("download", download),
             arguments.choice("labels", labels, ("fine", "coarse")),
         )
-        super().__init__(
-            images,
-            None,
-            classes=None,
-            mean=None,
-            std=None,
-            batch_size=batch_size,
-            val_split=val_split,
-            **options,
-        )
+        super().__init__(images, batch_size, val_split, **options)
 
     def prepare_data(self) -> None:
         """Download CIFAR-100 to `data_dir` if it is not there; safe in several processes at once.
