@@ -68,7 +68,7 @@ class Term:
 
     A large term is packed, as most of its sets are equal. Branches that are concatenated have
     different sets in different channels; for 1,000 channels of 4 branches and 32 rows, 128 sets
-    are stored, and 32,000 numbers that tell which of them each element has.
+    are stored, and 32,000 numbers that say which of them each element has.
 
     Attributes:
         seen: The positions that are really read, as 0 and 1: uint8 (L, *dims) for an axis of length

@@ -14,7 +14,7 @@ from cifar_resnet.fields.steps import Call, Ref
 
 
 class NotFollowedError(NotImplementedError):
-    """A rule cannot tell what an operation reads. The message is the reason, as a sentence."""
+    """A rule does not know what an operation reads. The message is the reason, as a sentence."""
 
 
 class ValuesNeededError(Exception):
