@@ -128,6 +128,19 @@ def sequence(name: str, value: Any, expected: str) -> list[Any]:
         raise TypeError(message) from error
 
 
+def height_and_width(name: str, value: Any, expected: str, *, multiple: int = 1) -> tuple[int, int]:
+    """Validate a height and a width in pixels, or one number for both, multiples of `multiple`."""
+    message = f"{name} must be {expected}, but got {value!r}."
+    if isinstance(value, str):
+        raise TypeError(message)
+    sides = [value] * 2 if is_integer(value) else sequence(name, value, expected)
+    if not all(map(is_integer, sides)):
+        raise TypeError(message)
+    if len(sides) != 2 or any(side < multiple or side % multiple for side in sides):
+        raise ValueError(message)
+    return int(sides[0]), int(sides[1])
+
+
 def function(name: str, value: Any, expected: str) -> Any:
     """Validate a callable or None."""
     if value is not None and not callable(value):

@@ -15,18 +15,7 @@ __all__ = ["as_size", "check_input"]
 def as_size(image_size: Any) -> tuple[int, int]:
     """Validate the argument `image_size` of `CustomResNet`, and return height and width."""
     expected = "a multiple of 8, or a height and a width that are"
-    message = f"image_size must be {expected}, but got {image_size!r}."
-    if isinstance(image_size, str):
-        raise TypeError(message)
-    is_number = arguments.is_integer(image_size)
-    sides = (
-        [image_size] * 2 if is_number else arguments.sequence("image_size", image_size, expected)
-    )
-    if not all(map(arguments.is_integer, sides)):
-        raise TypeError(message)
-    if len(sides) != 2 or any(side < 8 or side % 8 for side in sides):
-        raise ValueError(message)
-    return int(sides[0]), int(sides[1])
+    return arguments.height_and_width("image_size", image_size, expected, multiple=8)
 
 
 def check_input(images: Tensor, channels: int, size: tuple[int, int], weight: Tensor) -> None:

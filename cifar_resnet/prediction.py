@@ -133,7 +133,8 @@ def predict(
     batch_size = arguments.integer("batch_size", batch_size, minimum=1)
     place = None if device is None else arguments.device("device", device)
     names = as_class_names(class_names)
-    given_size = None if size is None else _as_size(size)
+    expected_size = "a height and a width, or one number for both"
+    given_size = None if size is None else arguments.height_and_width("size", size, expected_size)
     prepare = _preparation(model, given_size, as_statistics(mean, std))
     items = _as_items(images)
     rows = []
@@ -230,18 +231,6 @@ def _checked_names(
             f"{', '.join(names[:12])}. Pass class_names with one name for each class."
         )
     return distinct_names(names)
-
-
-def _as_size(size: Any) -> tuple[int, int]:
-    expected = "a height and a width, or one number for both"
-    message = f"size must be {expected}, but got {size!r}."
-    is_number = arguments.is_integer(size)
-    sides = [size, size] if is_number else arguments.sequence("size", size, expected)
-    if not all(map(arguments.is_integer, sides)):
-        raise TypeError(message)
-    if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(message)
-    return int(sides[0]), int(sides[1])
 
 
 # --- images of any kind --------------------------------------------------------------------------

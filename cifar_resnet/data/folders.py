@@ -76,14 +76,7 @@ def read_folders(directory: Any, size: Any, test_fraction: Any) -> Folders:
 def as_size(size: Any) -> tuple[int, int]:
     """Validate a height and a width in pixels, or one number for both."""
     expected = "a height and a width of at least 1 pixel, or one number for both"
-    message = f"size must be {expected}, but got {size!r}."
-    is_number = arguments.is_integer(size)
-    sides = [size, size] if is_number else arguments.sequence("size", size, expected)
-    if not all(map(arguments.is_integer, sides)):
-        raise TypeError(message)
-    if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(message)
-    return int(sides[0]), int(sides[1])
+    return arguments.height_and_width("size", size, expected)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
