@@ -1,11 +1,12 @@
 """Networks, trainers and data that several test files use."""
 
+import contextlib
 import math
 import os
 import random
 import signal
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -397,3 +398,21 @@ def compare_with_perturbation(network: nn.Module, x: Tensor) -> tuple[bool, bool
         complete &= not bool((found & ~expected).any())
         exact &= bool((found == expected).all())
     return complete, exact
+
+
+@contextlib.contextmanager
+def watched_page(browser: Any, address: str, *, seconds: int) -> Iterator[Any]:
+    """A page that must fetch nothing from elsewhere than `address` and report no error."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(1000 * seconds)  # for a machine that is busy
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.close()
+    own = (address, "data:", "blob:")
+    assert [each for each in requests if not each.startswith(own)] == []
+    assert requests
+    assert errors == []

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import watched_page
 from PIL import Image
 
 from cifar_resnet import CustomResNet, DatasetError, ImageClassifier, Recipe, pretrained_weights
@@ -588,21 +589,10 @@ def test_the_space_is_whole(tmp_path: Path) -> None:
 @pytest.fixture
 def page(url: str, chromium: Any) -> Iterator[Any]:
     """The page in a browser, which must fetch nothing from elsewhere and report no error."""
-    page = chromium.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(120_000)  # for a machine that is busy
-    requests: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    page.get_by_text("Grad-CAM of residual3").first.wait_for()
-    yield page
-    page.close()
-    own = (url, "data:", "blob:")
-    assert [each for each in requests if not each.startswith(own)] == []
-    assert requests
-    assert errors == []
+    with watched_page(chromium, url, seconds=120) as page:
+        page.goto(url)
+        page.get_by_text("Grad-CAM of residual3").first.wait_for()
+        yield page
 
 
 def choose(page: Any, label: str, value: str) -> None:

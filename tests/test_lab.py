@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import watched_page
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -85,22 +86,11 @@ def core(site: str, chromium: Any) -> Iterator[Any]:
     It is opened once: in every new page, the browser compiles the code again. It must fetch nothing
     from elsewhere and report no error.
     """
-    page = chromium.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(60_000)  # for a machine that is busy
-    requests: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(site)
-    settle(page)
-    page.evaluate(SETUP)
-    yield page
-    page.close()
-    own = (site.removesuffix("lab.html"), "data:", "blob:")
-    assert [each for each in requests if not each.startswith(own)] == []
-    assert requests
-    assert errors == []
+    with watched_page(chromium, site.removesuffix("lab.html"), seconds=60) as page:
+        page.goto(site)
+        settle(page)
+        page.evaluate(SETUP)
+        yield page
 
 
 @pytest.fixture
