@@ -5,6 +5,7 @@ The archive itself is never downloaded here. Its checksums are those that others
 
 import hashlib
 import io
+import logging
 import shutil
 import tarfile
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from helpers import python_2_pickle
 from torchvision import datasets
 
 from cifar_resnet import CIFAR100DataModule, DatasetError
+from cifar_resnet.cli.main import main
 from cifar_resnet.data import cifar100, cifar100_files
 from cifar_resnet.data.download import DownloadError
 
@@ -124,6 +126,20 @@ def test_an_archive_is_unpacked_and_read(tmp_path: Path, labels: str) -> None:
     images, _ = next(iter(data.train_dataloader()))
     assert images.shape[1:] == (3, 32, 32)
     np.testing.assert_allclose(data.mean, IMAGES["train"].mean((0, 2, 3)) / 255)
+
+
+def test_the_command_verifies_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cifar_resnet")  # as the command does, but restored
+    files = unpack(tmp_path)
+    command = ["data", "cifar100", "--data-dir", str(tmp_path), "--no-download"]
+    assert main(command) == 0
+    expected = f"CIFAR-100 in {tmp_path}: 400 training images and 200 test images, verified.\n"
+    assert capsys.readouterr().out == expected
+    (files / "test").write_bytes(FILES["test"][:-1])
+    assert main(command) == 1
+    assert "not the official CIFAR-100 file 'test'" in capsys.readouterr().err
 
 
 def test_modules_share_their_images_and_resume_with_the_same_labels(tmp_path: Path) -> None:

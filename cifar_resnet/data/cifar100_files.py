@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from cifar_resnet.data import cifar100
 from cifar_resnet.data.download import DownloadError, download
-from cifar_resnet.data.formats import DatasetError, contents, open_archive, open_file, unpickled
+from cifar_resnet.data.formats import (
+    DatasetError,
+    contents,
+    copy_planes,
+    open_archive,
+    open_file,
+    unpickled,
+)
 from cifar_resnet.data.local import file_mode, is_file
 from cifar_resnet.data.storing import (
     check_free,
@@ -92,7 +99,8 @@ def load(data_dir: Path) -> LabeledTwice:
 def _arrays(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
     batch = unpickled(content)
     planes = batch[b"data"].reshape(-1, 3, 32, 32)
-    images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    images = np.empty((len(planes), 32, 32, 3), dtype=np.uint8)
+    copy_planes(planes, images)
     fine, coarse = (np.array(batch[key], np.int64) for key in (b"fine_labels", b"coarse_labels"))
     return images, fine, coarse
 

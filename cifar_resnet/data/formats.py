@@ -28,6 +28,7 @@ __all__ = [
     "DatasetError",
     "Records",
     "contents",
+    "copy_planes",
     "open_archive",
     "open_file",
     "read_binary_archive",
@@ -63,8 +64,8 @@ def to_arrays(records: Records) -> Arrays:
     def images(names: tuple[str, ...]) -> NDArray[np.uint8]:
         out = np.empty((len(names) * cifar10.BATCH_SIZE, 32, 32, 3), dtype=np.uint8)
         for index, name in enumerate(names):
-            planes = records[name][:, 1:].reshape(-1, 3, 32, 32)
-            out[index * cifar10.BATCH_SIZE :][: cifar10.BATCH_SIZE] = planes.transpose(0, 2, 3, 1)
+            batch = out[index * cifar10.BATCH_SIZE :][: cifar10.BATCH_SIZE]
+            copy_planes(records[name][:, 1:].reshape(-1, 3, 32, 32), batch)
         return out
 
     def labels(names: tuple[str, ...]) -> NDArray[np.int64]:
@@ -72,6 +73,12 @@ def to_arrays(records: Records) -> Arrays:
 
     train, test = cifar10.BATCHES[:5], cifar10.BATCHES[5:]
     return Arrays(images(train), labels(train), images(test), labels(test))
+
+
+def copy_planes(planes: NDArray[np.uint8], images: NDArray[np.uint8]) -> None:
+    """Copy channels-first planes (N, C, H, W) into channels-last `images` (N, H, W, C)."""
+    for channel in range(planes.shape[1]):  # much faster than copying pixels of three bytes
+        images[..., channel] = planes[:, channel]
 
 
 @contextmanager
