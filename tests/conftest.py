@@ -16,7 +16,7 @@ from helpers import DATA_MODULES
 
 from cifar_resnet.data import sources
 from cifar_resnet.data.formats import Arrays
-from cifar_resnet.data.lifecycle import load_shared
+from cifar_resnet.data.sharing import load_shared
 
 # The networks of the tests are so small that a second thread costs more than it saves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,22 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="fraction of the images to hold out as test images, for a folder without train "
         "(default: 0.2)",
     )  # fmt: skip
+
+
+def read_ahead(args: argparse.Namespace) -> list[Future[Any]]:
+    """Read the files of CIFAR-10 in a thread, if there are any, while Lightning is imported.
+
+    The data module shares the images while the result is kept. If the thread fails, the data module
+    reads them again and raises the error.
+    """
+    from cifar_resnet.data.local import find_folder
+    from cifar_resnet.data.sharing import load_shared
+    from cifar_resnet.data.sources import default_data_dir
+
+    folder = Path(args.data_dir).expanduser() if args.data_dir else default_data_dir()
+    if args.data != "cifar10" or args.resume or find_folder(folder) is None:
+        return []
+    return [ThreadPoolExecutor(1).submit(load_shared, folder)]
 
 
 def load_data(args: argparse.Namespace, options: dict[str, Any], *, download: bool) -> Any:

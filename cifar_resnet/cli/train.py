@@ -19,11 +19,12 @@ import signal
 import sys
 import time
 import warnings
+from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_resnet.cli import hardware, run_folder
-from cifar_resnet.cli.datasets import add_data, load_data, network_options
+from cifar_resnet.cli.datasets import add_data, load_data, network_options, read_ahead
 from cifar_resnet.cli.options import (
     CommandError,
     local_path,
@@ -107,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, test and report."""
     _check_resume(args)
     hardware.use_large_pages()
+    ahead = read_ahead(args)  # kept, since the data module shares its images
+
     from cifar_resnet.cli.progress import Progress, Stages, duration
 
     stages = Stages(args.started)
@@ -140,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
     # The pieces.
     pl.seed_everything(args.seed, workers=True, verbose=False)
     data_options |= {"val_split": args.val_split, "seed": args.seed}
+    wait(ahead)
     data = load_data(args, data_options, download=processes.count == 1)
     network = CustomResNet(args.width, **network_options(data), **recipe.network_options())
     model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)

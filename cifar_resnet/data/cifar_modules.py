@@ -13,11 +13,11 @@ from cifar_resnet import arguments
 from cifar_resnet.data import cifar10, cifar100, cifar100_files, sources
 from cifar_resnet.data.formats import Arrays
 from cifar_resnet.data.label_suspects import label_suspects
-from cifar_resnet.data.lifecycle import load_shared, shared
 from cifar_resnet.data.module import ImageDataModule
 from cifar_resnet.data.options import Options, with_options_of
 from cifar_resnet.data.selection import Population
 from cifar_resnet.data.sets import ImageSet
+from cifar_resnet.data.sharing import load_shared, shared
 from cifar_resnet.data.statistics import (
     channel_statistics,
     denormalized,
