@@ -182,5 +182,5 @@ def test_pickled_files_are_checked_before_they_are_unpickled(
 def test_the_data_command_verifies_again(data_dir: Path, hashed: list[int]) -> None:
     sources.prepare(data_dir)
     hashed.clear()
-    cli_data.run(argparse.Namespace(data_dir=str(data_dir), no_download=True))
+    cli_data.run(argparse.Namespace(dataset="cifar10", data_dir=str(data_dir), no_download=True))
     assert hashed == [formats.RECORDS_BYTES] * 6
