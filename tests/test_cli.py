@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifar_resnet import CustomResNet, Recipe
+from cifar_resnet import CIFAR10DataModule, CustomResNet, Recipe
 from cifar_resnet.cli import hardware
+from cifar_resnet.cli.datasets import read_ahead
 from cifar_resnet.cli.main import build_parser, main
 from cifar_resnet.cli.networks import load_network
 from cifar_resnet.cli.options import CommandError
 from cifar_resnet.cli.run_folder import new_folder
 from cifar_resnet.cli.train import _devices
-from cifar_resnet.data import cifar10
+from cifar_resnet.data import cifar10, sources
+from cifar_resnet.data.sharing import load_shared
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "cifar_resnet"]
@@ -392,6 +395,27 @@ def test_devices_are_a_number_or_a_list_of_gpus() -> None:
 
 
 # --- the other commands -------------------------------------------------------------------------
+
+
+def test_a_run_reads_the_images_once_and_ahead(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    arrays = load_shared(data_dir)
+    monkeypatch.setattr(sources, "load", lambda folder: read.append(folder) or arrays)
+    parse = build_parser().parse_args
+    command = ["train", "--data-dir", str(tmp_path)]
+    assert read_ahead(parse(command)) == []  # nothing is there yet
+    for name in cifar10.BATCHES:
+        (tmp_path / f"{name}.bin").touch()
+    assert read_ahead(parse([*command, "--data", "cifar100"])) == []
+    assert read_ahead(parse([*command, "--resume", str(tmp_path)])) == []
+    ahead = read_ahead(parse(command))
+    wait(ahead)
+    data = CIFAR10DataModule(tmp_path)
+    data.setup()
+    assert read == [tmp_path]
+    assert data._arrays == ahead[0].result()
 
 
 def test_data_are_verified(data_dir: Path, tmp_path: Path) -> None:
