@@ -144,6 +144,32 @@ class CustomResNet(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Compute unnormalized class scores (N, num_classes) from the same input as `forward`."""
+        scores: Tensor = self.head(self.features(images))
+        return scores if self.head_scale == 1 else scores * self.head_scale
+
+    def features(self, images: Tensor) -> Tensor:
+        """Compute the vector before the head: the maximum of each channel of the last maps.
+
+        `logits` multiplies it by the weights of the head (and by `head_scale`).
+
+        Args:
+            images: Float tensor (N, in_channels, height, width), normalized.
+
+        Returns:
+            Tensor (N, 8 * width), of the dtype of the weights.
+
+        Raises:
+            TypeError: If `images` is not a tensor, or its dtype differs from that of the weights.
+            ValueError: If `images` has a different shape.
+
+        Examples:
+            >>> import torch
+            >>> from cifar_resnet import CustomResNet
+            >>> model, images = CustomResNet(width=4), torch.randn(2, 3, 32, 32)
+            >>> features = model.features(images)
+            >>> features.shape, torch.equal(model.head(features), model.logits(images))
+            (torch.Size([2, 32]), True)
+        """
         weight: Any = self.prep[0].weight
         check_input(images, self.in_channels, self.image_size, weight)
         x = self.prep(images)  # (N, w, 32, 32)
@@ -152,8 +178,8 @@ class CustomResNet(nn.Module):
         if self.residual2 is not None:
             x = self.residual2(x)
         x = self.residual3(self.layer3(x))  # (N, 8w, 4, 4)
-        scores: Tensor = self.head(self.pool(x).flatten(1))
-        return scores if self.head_scale == 1 else scores * self.head_scale
+        vector: Tensor = self.pool(x).flatten(1)
+        return vector
 
     @_class_only
     def from_pretrained(cls, source: str | Path) -> Self:  # noqa: N805

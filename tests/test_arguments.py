@@ -705,6 +705,8 @@ table(
     ),
 )
 
+table("CustomResNet.features", lambda: network().features, images=IMAGES)
+
 table("CustomResNet.forward", lambda: network().forward, images=IMAGES)
 
 table(
