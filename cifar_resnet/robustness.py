@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,12 @@ from cifar_resnet.data import cifar10, evaluation_sets
 from cifar_resnet.data.augment import ImageBank
 from cifar_resnet.data.sources import load_cifar10
 from cifar_resnet.misclassified.execution import run_on_device
+from cifar_resnet.misclassified.proportions import wilson_interval
 from cifar_resnet.misclassified.scores import check_finite, class_scores
 from cifar_resnet.model_state import preserve_state, unwrap_compiled
 from cifar_resnet.normalization import Statistics, as_statistics
 
 __all__ = ["Robustness", "RobustnessRow", "evaluate_robustness"]
-
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -261,18 +259,6 @@ class _Scorer:
 def _row(name: str, correct: NDArray[np.bool_]) -> RobustnessRow:
     low, high = wilson_interval(int(correct.sum()), len(correct))
     return RobustnessRow(name, len(correct), float(correct.mean()), low, high)
-
-
-def wilson_interval(
-    successes: int, trials: int, confidence: float = _CONFIDENCE
-) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion (Wilson, 1927)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    proportion = successes / trials
-    center = proportion + z**2 / (2 * trials)
-    half = z * (proportion * (1 - proportion) / trials + z**2 / (4 * trials**2)) ** 0.5
-    scale = 1 + z**2 / trials
-    return max((center - half) / scale, 0.0), min((center + half) / scale, 1.0)
 
 
 def _three(statistics: Statistics) -> Statistics:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cifar_resnet import evaluate_robustness
 from cifar_resnet.data import cifar10, evaluation_sets
 from cifar_resnet.data.formats import Arrays
-from cifar_resnet.robustness import wilson_interval
+from cifar_resnet.misclassified.proportions import wilson_interval
 
 SIZE = 40  # images of the small test set
 RNG = np.random.default_rng(0)
