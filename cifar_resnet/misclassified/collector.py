@@ -21,6 +21,7 @@ from cifar_resnet.data.class_names import (
 )
 from cifar_resnet.data.reading import Source
 from cifar_resnet.misclassified.counts import PredictionCounts
+from cifar_resnet.misclassified.outcomes import Outcomes
 from cifar_resnet.misclassified.records import MisclassifiedSample, MisclassifiedSamples
 from cifar_resnet.misclassified.scores import check_finite
 from cifar_resnet.normalization import Statistics, as_statistics, in_unit_range
@@ -86,6 +87,7 @@ class _Error:
     true: int
     predicted: int
     loss: float
+    position: int
 
 
 class ErrorCollector:
@@ -100,6 +102,7 @@ class ErrorCollector:
         self.matching = 0
         self.read = 0  # number of samples
         self.counts: PredictionCounts | None = None
+        self.outcomes: list[Outcomes] = []  # of each batch
 
     def check_images(self, indices: Tensor, inputs: Tensor) -> None:
         """Raise an error if the images of a batch cannot be displayed."""
@@ -107,13 +110,12 @@ class ErrorCollector:
             self._displayed(image, number)
 
     def _displayed(self, image: Tensor, number: int) -> Tensor:
-        statistics = self.options.statistics
-        return in_unit_range(
-            image,
-            statistics or self.source.statistics,
-            name=f"Image {number}",
-            clip=statistics is not None,
-        )
+        clip = self.options.statistics is not None
+        return in_unit_range(image, self._statistics, name=f"Image {number}", clip=clip)
+
+    @property
+    def _statistics(self) -> Statistics | None:
+        return self.options.statistics or self.source.statistics
 
     def _numbers(self, indices: Tensor) -> list[int]:
         """Return the indices, or the positions in the order of reading where unknown."""
@@ -127,6 +129,7 @@ class ErrorCollector:
             self._check_classes(classes)
             self.counts = PredictionCounts(classes)
         numbers = self._numbers(indices)
+        start = self.read
         self.read += len(numbers)
         check_finite(scores, torch.tensor(numbers, device="cpu"), "sample")
         outside = (labels < 0) | (labels >= classes)
@@ -139,6 +142,9 @@ class ErrorCollector:
         probabilities = scores.softmax(1)
         confidence, predicted = probabilities.max(1)
         self.counts.add(labels, predicted, confidence)
+        self.outcomes.append(
+            Outcomes.of(indices, labels, predicted, confidence, inputs, self._statistics)
+        )
 
         wrong = predicted != labels
         if self.true_class is not None:
@@ -172,6 +178,7 @@ class ErrorCollector:
                 int(labels[row]),
                 int(predicted[row]),
                 float(loss[number]),
+                start + row,
             )
 
         kept = sorted([*self.errors, *new], key=lambda entry: entry[0])[: self.n]
@@ -236,6 +243,7 @@ class ErrorCollector:
             confusion=self.counts.confusion,
             class_names=names,
             calibration=self.counts.calibration(),
+            outcomes=Outcomes.joined(self.outcomes),
             sort_by=self.options.sort_by,
             matching=self.matching,
             true_class=None if self.true_class is None else names[self.true_class],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cifar_resnet import arguments
 from cifar_resnet.data.class_names import check_different, class_index
+from cifar_resnet.misclassified.outcomes import Outcomes
 
 __all__ = ["Calibration", "MisclassifiedSample", "MisclassifiedSamples"]
 
@@ -31,6 +32,7 @@ class MisclassifiedSample:
         probabilities: Softmax of the scores, float32 (classes,); the model's own probabilities if
             it returns probabilities.
         loss: Cross-entropy of the label (natural logarithm).
+        position: Position in the order of reading, which is known for all data.
         suspect: Whether the label is listed in `label_suspects`.
     """
 
@@ -43,6 +45,7 @@ class MisclassifiedSample:
     predicted_name: str
     probabilities: Tensor = field(repr=False)
     loss: float
+    position: int
     suspect: bool = False
 
     @property
@@ -106,6 +109,7 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
             (classes, classes). The diagonal counts the correct predictions.
         class_names: Names of the classes.
         calibration: Confidence and accuracy.
+        outcomes: Label, prediction, confidence and index of every sample, for `compare_errors`.
         sort_by: Quantity that the samples are sorted by.
         matching: Number of errors that match `true_class` and `pred_class` among all samples,
             according to `confusion`, whether they were kept (`n`) or not.
@@ -120,6 +124,7 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
         confusion: Tensor,
         class_names: Sequence[str],
         calibration: Calibration,
+        outcomes: Outcomes,
         sort_by: str,
         matching: int,
         true_class: str | None = None,
@@ -129,6 +134,7 @@ class MisclassifiedSamples(Sequence[MisclassifiedSample]):
         self.confusion = confusion
         self.class_names = tuple(class_names)
         self.calibration = calibration
+        self.outcomes = outcomes
         self.sort_by = sort_by
         self.matching = matching
         self.true_class = true_class

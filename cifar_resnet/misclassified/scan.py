@@ -41,9 +41,10 @@ def find_misclassified(
     """Find the images that a classifier gets wrong, and count its predictions for all images.
 
     Each image passes through the model once, in evaluation mode and without gradients. The model is
-    left unchanged. Only the errors that are kept take memory. An active autocast context is
-    respected. A warning is issued if weights of the package get images that are not normalized. A
-    progress bar appears in a terminal or a notebook if it takes longer than two seconds.
+    left unchanged. Only the errors that are kept take memory, and 28 bytes for each image. An
+    active autocast context is respected. A warning is issued if weights of the package get images
+    that are not normalized. A progress bar appears in a terminal or a notebook if it takes longer
+    than two seconds.
 
     Args:
         model: Any module from images to class scores (N, classes): logits, log-probabilities, or
@@ -121,34 +122,54 @@ def scan(
     show_progress: bool = False,
 ) -> MisclassifiedSamples:
     """Find the misclassified images with options that are already checked."""
-    model = unwrap_compiled(model)
+    (found,) = scan_all([model], data, n, options, show_progress=show_progress)
+    return found
+
+
+def scan_all(
+    models: Sequence[nn.Module],
+    data: Any,
+    n: int | None,
+    options: ScanOptions,
+    *,
+    show_progress: bool = False,
+) -> list[MisclassifiedSamples]:
+    """Find the misclassified images of several models, which get the same batches."""
+    models = [unwrap_compiled(model) for model in models]
     source = as_source(data, options.batch_size, options.max_samples)
-    collector = ErrorCollector(n, options, source)
+    collectors = [ErrorCollector(n, options, source) for _ in models]
     with (
-        preserve_state(model),
+        # all at once, so that threads acquire the locks of all modules in the same order
+        preserve_state(models[0] if len(models) == 1 else nn.ModuleList(models)),
         torch.inference_mode(False),  # the errors should hold ordinary tensors
         torch.no_grad(),
-        run_on_device(model, options.device) as move_inputs,
+        contextlib.ExitStack() as stack,
         progress_bar(source.size, options.max_samples, show=show_progress) as advance,
-        contextlib.closing(_limited(source.batches(), options.max_samples)) as batches,
+        contextlib.closing(limited(source.batches(), options.max_samples)) as batches,
     ):
+        moves = [stack.enter_context(run_on_device(model, options.device)) for model in models]
         for indices, inputs, labels in batches:
-            first = collector.read == 0
+            first = collectors[0].read == 0
             if first:
-                collector.check_images(indices, inputs)
-            moved = move_inputs(inputs)
-            if moved.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr():
-                moved = moved.clone()  # the model may modify its input in place
-            with warn_if_not_normalized(model) if first else contextlib.nullcontext():
-                scores = class_scores(model, moved).float()
-            collector.add(indices, inputs, labels.to(scores.device), scores)
+                collectors[0].check_images(indices, inputs)
+            for model, move_inputs, collector in zip(models, moves, collectors, strict=True):
+                moved = move_inputs(inputs)
+                if moved.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr():
+                    moved = moved.clone()  # the model may modify its input in place
+                with warn_if_not_normalized(model) if first else contextlib.nullcontext():
+                    scores = class_scores(model, moved).float()
+                collector.add(indices, inputs, labels.to(scores.device), scores)
             advance(len(labels))
-            if source.endless and options.sort_by == "index" and len(collector.errors) == n:
+            if source.endless and options.sort_by == "index" and _all_have(collectors, n):
                 break
-        return collector.result()
+        return [collector.result() for collector in collectors]
 
 
-def _limited(batches: Iterator[Batch], limit: int | None) -> Generator[Batch, None, None]:
+def _all_have(collectors: Sequence[ErrorCollector], n: int | None) -> bool:
+    return all(len(collector.errors) == n for collector in collectors)
+
+
+def limited(batches: Iterator[Batch], limit: int | None) -> Generator[Batch, None, None]:
     """Yield batches that are not empty, up to `limit` samples in total."""
     read = 0
     for batch in batches:
