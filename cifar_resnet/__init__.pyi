@@ -18,6 +18,11 @@ from .fields.records import LayerField as LayerField
 from .fields.result import ReceptiveFields as ReceptiveFields
 from .misclassified.callback import LogMisclassified as LogMisclassified
 from .misclassified.cams import compute_cams as compute_cams
+from .misclassified.compared import ClassComparison as ClassComparison
+from .misclassified.compared import ComparedSample as ComparedSample
+from .misclassified.compared import ErrorComparison as ErrorComparison
+from .misclassified.comparison import compare_errors as compare_errors
+from .misclassified.comparison_figure import show_error_comparison as show_error_comparison
 from .misclassified.diagrams import show_calibration as show_calibration
 from .misclassified.diagrams import show_confusion_matrix as show_confusion_matrix
 from .misclassified.figures import show_misclassified as show_misclassified

@@ -42,6 +42,7 @@ from cifar_resnet import (
     LogMisclassified,
     Recipe,
     check_receptive_field,
+    compare_errors,
     compute_cams,
     effective_receptive_field,
     evaluate_robustness,
@@ -55,6 +56,7 @@ from cifar_resnet import (
     show_calibration,
     show_class_samples,
     show_confusion_matrix,
+    show_error_comparison,
     show_misclassified,
     show_rgb_channels,
     show_samples,
@@ -148,6 +150,11 @@ def network() -> CustomResNet:
 @cache
 def found() -> Any:
     return find_misclassified(model(), data())
+
+
+@cache
+def comparison() -> Any:
+    return compare_errors(model(), model(), data())
 
 
 @cache
@@ -830,6 +837,8 @@ table(
 
 table("MisclassifiedSamples.most_confused", lambda: found().most_confused, n=integers(1))
 
+table("ErrorComparison.group", lambda: comparison().group, wrong=choices("a", "b", "both"))
+
 table(
     "MisclassifiedSamples.where",
     lambda: found().where,
@@ -973,6 +982,46 @@ table(
     class_names=ALL_OPTIONS["class_names"],
     batch_size=integers(1),
     device=DEVICE,
+)
+
+NAMES = types_and_values(
+    "two different names for the classifiers",
+    [3, "ab", {"a", "b"}, None, [1, 2], True],
+    [("a",), ("a", "a"), ("a", ""), ("a", "b", "c")],
+)
+BOTH_MODELS = [
+    *(
+        row(value, TypeError, f"model must be a torch.nn.Module, but got {kind}")
+        for value, kind in ((None, "NoneType"), ("resnet", "str"), (Small, "type"))
+    ),
+    row(nn.LazyLinear(2), ValueError, "Parameter 'weight' has no shape yet (a lazy module)"),
+    row(
+        ..., TypeError, "or two results of find_misclassified, but got MisclassifiedSamples and Sm",
+        a=found(), b=model(),
+    ),
+]  # fmt: skip
+
+table(
+    "compare_errors",
+    lambda: partial(compare_errors, a=model(), b=model(), data=data()),
+    a=BOTH_MODELS,
+    b=BOTH_MODELS,
+    data=[
+        *DATA,
+        row(
+            data(), ValueError, "data cannot be given for results. Pass it to", a=found(), b=found()
+        ),
+    ],
+    names=NAMES,
+    n=[
+        *integers(1, instead=", or None for all", optional=True),
+        row(3, ValueError, "n cannot be given for results", a=found(), b=found(), data=None),
+    ],
+    device=DEVICE,
+    **{
+        name: ALL_OPTIONS[name]
+        for name in ("batch_size", "max_samples", "class_names", "mean", "std")
+    },
 )
 
 table(
@@ -1139,6 +1188,34 @@ table(
     cmap=COLORMAP,
 )
 
+PAIR = "a pair, with the layers of each of the two models"
+
+table(
+    "show_error_comparison",
+    lambda: partial(show_error_comparison, comparison=comparison()),
+    comparison=[
+        row(value, TypeError, f"must be the result of compare_errors(a, b, data), but got {kind}")
+        for value, kind in ((None, "NoneType"), (3, "int"), ([1, 2], "list"))
+    ],
+    n=integers(1),
+    models=[
+        *types_and_values("the two models that were compared", [3, {3}, model()], []),
+        row([model()], ValueError, "models must be the two models that were compared, but got 1"),
+        row([model(), 3], TypeError, "model must be a torch.nn.Module, but got int"),
+    ],
+    cam=choices("predicted", "true", None),
+    method=ALL_OPTIONS["method"],
+    target_layers=[
+        *types_and_values(PAIR, [3, "conv", {"conv"}], [["conv"], []]),
+        row(["conv", 3], TypeError, "target_layers must be the name of a submodule or the subm"),
+        row(["conv", "cnv"], ValueError, "No layer is called 'cnv'. Close matches: conv."),
+    ],
+    alpha=OPTIONS["alpha"],
+    cmap=COLORMAP,
+    device=DEVICE,
+    **FIGURE,
+)
+
 table(
     "show_misclassified",
     lambda: partial(show_misclassified, model=model(), data=data()),
@@ -1246,8 +1323,9 @@ def test_a_wrong_argument_is_named_and_nothing_changes(
 
 
 MADE_BY_THE_LIBRARY = {
-    "AxisField", "Calibration", "EffectiveReceptiveField", "LabelSuspect", "LayerField",
-    "MisclassifiedSample", "MisclassifiedSamples", "Predictions", "PretrainedWeights",
+    "AxisField", "Calibration", "ClassComparison", "ComparedSample", "EffectiveReceptiveField",
+    "ErrorComparison", "LabelSuspect", "LayerField", "MisclassifiedSample", "MisclassifiedSamples",
+    "Predictions", "PretrainedWeights",
     "ProbeReport", "ReceptiveFields", "Robustness", "RobustnessRow",
 }  # fmt: skip
 

@@ -39,7 +39,9 @@ ALLOWED: list[tuple[set[str], list[str]]] = [
     (
         TORCH,
         [
-            "AxisField", "Calibration", "CustomResNet", "EffectiveReceptiveField", "LayerField",
+            "AxisField", "Calibration", "ClassComparison", "ComparedSample", "CustomResNet",
+            "EffectiveReceptiveField", "ErrorComparison", "LayerField", "compare_errors",
+            "show_error_comparison",
             "MisclassifiedSample", "MisclassifiedSamples", "Predictions", "PretrainedWeights",
             "ProbeReport", "ReceptiveFieldMismatchError", "ReceptiveFields",
             "check_receptive_field", "compute_cams", "effective_receptive_field",

@@ -27,6 +27,7 @@ import cifar_resnet
 from cifar_resnet import (
     CIFAR10DataModule,
     CustomResNet,
+    compare_errors,
     effective_receptive_field,
     find_misclassified,
     receptive_field,
@@ -34,6 +35,7 @@ from cifar_resnet import (
     show_calibration,
     show_class_samples,
     show_confusion_matrix,
+    show_error_comparison,
     show_misclassified,
     show_rgb_channels,
     show_samples,
@@ -80,12 +82,21 @@ def _field() -> Any:
     return effective_receptive_field(model, images, layer="layer1")
 
 
+@functools.cache
+def _comparison() -> Any:
+    other = _classifier()
+    other[0].weight.data = other[0].weight.data.roll(1, 0)  # type: ignore[operator,union-attr]
+    return compare_errors(_classifier(), other, _data(), names=NAMES[:2], class_names=NAMES)
+
+
 FIGURES: dict[str, Callable[..., Figure]] = {
     "misclassified": lambda **o: show_misclassified(_classifier(), _found(), n=1, **o),
     "no maps": lambda **o: show_misclassified(
         _classifier(), _data(), n=2, cam=None, true_class=NAMES[0], class_names=NAMES, **o
     ),
     "no errors": lambda **o: show_misclassified(_classifier(), _found()[:0], **o),
+    "comparison": lambda **o: show_error_comparison(_comparison(), n=2, **o),
+    "comparison without maps": lambda **o: show_error_comparison(_comparison(), cam=None, **o),
     "confusion matrix": lambda **o: show_confusion_matrix(_found(), **o),
     "calibration": lambda **o: show_calibration(_found(), **o),
     "curves": lambda **o: show_training_curves(_curves(), **o),

@@ -1,11 +1,14 @@
 """Draw and list the test images that a network misclassifies.
 
-Writes misclassified.png, confusion_matrix.png, calibration.png and errors.json.
+Writes misclassified.png, confusion_matrix.png, calibration.png and errors.json, and with --compare
+also comparison.png and comparison.json.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="layer of the maps; may be repeated (default: chosen automatically)",
     )  # fmt: skip
     add(
+        "--compare", metavar="RUN|WEIGHTS",
+        help="another network, whose errors on all classes are compared (default: none)",
+    )  # fmt: skip
+    add(
         "--output-dir", type=local_path,
         help="folder to write to (default: the folder of the run or file; for pretrained weights, "
         "the current folder)",
@@ -48,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find the errors, draw and list them."""
-    from cifar_resnet import CIFAR10DataModule, DatasetError
+    from cifar_resnet import CIFAR10DataModule, DatasetError, compare_errors, show_error_comparison
     from cifar_resnet.data.cifar10 import CLASSES
     from cifar_resnet.data.class_names import class_index
     from cifar_resnet.misclassified.cams import CamOptions
@@ -58,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     from cifar_resnet.plotting.saving import save_figures
 
     network = load_network(args.network)
+    other = None if args.compare is None else load_network(args.compare)
+    names = _names(args.network, args.compare)
     folder = args.output_dir or _folder_of(Path(args.network).expanduser())
     try:  # everything is checked before the network runs over the test set
         options = FigureOptions(
@@ -66,18 +75,35 @@ def run(args: argparse.Namespace) -> int:
             cam=None if args.cam == "none" else args.cam,
             cams=CamOptions(args.method, args.layer),
         )
+        all_classes = replace(options.scan, true_class=None, pred_class=None)
+        draw_comparison = partial(
+            show_error_comparison,
+            cam=args.cam if args.cam == "true" else options.cam and "predicted",
+            method=args.method,
+            target_layers=[args.layer] * 2,
+        )
         class_index(args.true, CLASSES, "true_class")
         class_index(args.pred, CLASSES, "pred_class")
-        _check_layers(args.layer or [], network)
+        for each in (network, other):
+            if each is not None:
+                _check_layers(args.layer or [], each)
     except ValueError as error:
         raise CommandError(str(error), code=2) from error
     try:
         data = CIFAR10DataModule(args.data_dir, batch_size=500)
         # All errors are found, so that all of them can be listed; the figure draws the first n.
-        found = scan(network, data, None, options.scan, show_progress=True)
+        everything = scan(network, data, None, all_classes, show_progress=True)
+        found = everything.where(true_class=args.true, pred_class=args.pred)
         figures = draw_all(network, found, options)
         save_figures(figures, folder)
         run_folder.write_json(folder / "errors.json", found.to_records())
+        if other is not None:
+            others = scan(other, data, None, all_classes, show_progress=True)
+            comparison = compare_errors(everything, others, names=names)
+            compared = draw_comparison(comparison, models=(network, other))
+            save_figures({"comparison": compared}, folder)
+            content = comparison.to_dict() | {"errors": comparison.to_records()}
+            run_folder.write_json(folder / "comparison.json", content)
     except (ValueError, DatasetError, OSError) as error:
         raise CommandError(str(error)) from error
 
@@ -93,7 +119,19 @@ def run(args: argparse.Namespace) -> int:
         f"\nIn {folder}: {', '.join(f'{name}.png' for name in figures)}, and errors.json with "
         f"{len(found):,} errors"
     )
+    if other is not None:
+        print(f"\n{comparison}\n\nIn {folder}: comparison.png and comparison.json")
     return 0
+
+
+def _names(network: str, other: str | None) -> tuple[str, str]:
+    """Return two different names for the networks to compare, as short as possible."""
+    if other is None:
+        return "", ""
+    if network == other:
+        raise CommandError(f"--compare must name another network, but got {other!r}, too.", code=2)
+    first, second = (Path(source).expanduser().resolve().name for source in (network, other))
+    return (first, second) if first != second else (network, other)
 
 
 def _check_layers(layers: list[str], network: nn.Module) -> None:

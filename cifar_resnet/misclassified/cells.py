@@ -128,7 +128,7 @@ def _draw_images(
     layout: CellLayout,
     small: dict[str, Any],
 ) -> None:
-    image = _enlarged(as_rgb(sample.image, name=f"Image {sample.index}"))
+    image = enlarged(as_rgb(sample.image, name=f"Image {sample.index}"))
     captions = {
         "predicted": f"for {sample.predicted_name}",
         "true": f"for {sample.true_name}",
@@ -139,7 +139,7 @@ def _draw_images(
         if float(values.max()) == 0:
             panels.append((image, f"no evidence {captions[kind]}"))
         else:
-            panels.append((_overlay(image, values, layout), captions[kind]))
+            panels.append((overlay(image, values, layout.colors, layout.alpha), captions[kind]))
     aspect = image.shape[0] / image.shape[1]
     width = min(_PANEL, layout.image_height / aspect)  # other images of the figure may be higher
     bottom = layout.image_bottom
@@ -165,7 +165,7 @@ def _draw_bars(
         label = prefix + shorten(layout.class_names[number], length)
         axes.text(start - 0.04, y, label, ha="right", **small)
         axes.barh(y, full * probability, 0.65 * _LINE, left=start, color=color, linewidth=0)
-        axes.text(start + full * probability + 0.04, y, _percent(probability), **small)
+        axes.text(start + full * probability + 0.04, y, percent(probability), **small)
 
 
 def classes_with_bar(sample: MisclassifiedSample, top_k: int) -> list[int]:
@@ -176,18 +176,18 @@ def classes_with_bar(sample: MisclassifiedSample, top_k: int) -> list[int]:
     return order if sample.true in order else [*order, sample.true]
 
 
-def _enlarged(image: Rgb) -> Rgb:
+def enlarged(image: Rgb) -> Rgb:
     """Repeat the pixels of (H, W, 3) so that the shorter side has at least 128."""
     factor = max(1, math.ceil(128 / min(image.shape[:2])))
     return image.repeat(factor, 0).repeat(factor, 1)
 
 
-def _overlay(image: Rgb, values: Tensor, layout: CellLayout) -> Rgb:
+def overlay(image: Rgb, values: Tensor, colors: Colormap, alpha: float) -> Rgb:
     """Blend an image (H, W, 3) with a map, interpolated to its size and colored."""
     smooth = F.interpolate(values[None, None], image.shape[:2], mode="bilinear")[0, 0].clamp(0, 1)
-    color = np.asarray(layout.colors(smooth.numpy()), dtype=np.float32)[..., :3]
-    return image * (1 - layout.alpha) + color * layout.alpha
+    color = np.asarray(colors(smooth.numpy()), dtype=np.float32)[..., :3]
+    return image * (1 - alpha) + color * alpha
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
     return f"{100 * fraction:.0f} %" if fraction >= 0.005 or fraction == 0 else "< 1 %"

@@ -260,16 +260,16 @@ def _draw(
         row, column = divmod(number, columns)
         axes = canvas.axes(left + column * across, _TOP + row * down, cell.width, cell.height)
         draw_cell(axes, sample, maps[number], cell, canvas.scale)
-    title = _wrapped(_title(found), width * 13)
+    title = wrapped(_title(found), width * 13)
     canvas.text(width / 2, 0.1, title, points=9.5, ha="center", va="top")
-    note = _wrapped(note, (width - (1.6 if maps[0] else 0.5)) * 20)
+    note = wrapped(note, (width - (1.6 if maps[0] else 0.5)) * 20)
     canvas.text(0.25, canvas.height - 0.16, note, points=6.5, va="bottom", linespacing=1.1)
     if maps[0]:
-        _draw_color_scale(canvas, options.cmap)
+        draw_color_scale(canvas, options.cmap)
     return canvas.figure
 
 
-def _draw_color_scale(canvas: Canvas, colors: Colormap) -> None:
+def draw_color_scale(canvas: Canvas, colors: Colormap) -> None:
     axes = canvas.axes(canvas.width - 1.15, canvas.height - 0.29, 0.9, 0.09)
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=colors, aspect="auto", **IMAGE)
     axes.set_xticks([0, 255], ["0", "max."])
@@ -305,5 +305,5 @@ def _columns(number: int, ratio: float) -> int:
     return min((ideal, ideal + 1), key=lambda columns: -number % columns)
 
 
-def _wrapped(text: str, letters: float) -> str:
+def wrapped(text: str, letters: float) -> str:
     return "\n".join(textwrap.wrap(text, max(20, int(letters))))

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cifar_resnet.misclassified.cams import CamOptions, cams_and_layers
 from cifar_resnet.misclassified.layers import TargetLayer
-from cifar_resnet.misclassified.records import MisclassifiedSample
 from cifar_resnet.model_state import unwrap_compiled
 
 Maps = dict[str, Tensor]  # of one image (H, W), or of several (N, H, W), by kind
 
 
+class Explained(Protocol):
+    """An image with its label and prediction, such as a `MisclassifiedSample`."""
+
+    @property
+    def inputs(self) -> Tensor: ...
+    @property
+    def true(self) -> int: ...
+    @property
+    def predicted(self) -> int: ...
+
+
 def maps_of_errors(
     model: nn.Module,
-    errors: Sequence[MisclassifiedSample],
+    errors: Sequence[Explained],
     cam: str,
     options: CamOptions,
     device: torch.device | None,
