@@ -16,6 +16,13 @@ from .fields.probe import check_receptive_field as check_receptive_field
 from .fields.records import AxisField as AxisField
 from .fields.records import LayerField as LayerField
 from .fields.result import ReceptiveFields as ReceptiveFields
+from .inspection.activations import show_features as show_features
+from .inspection.features import compute_features as compute_features
+from .inspection.filters import show_filters as show_filters
+from .inspection.nearest import NearestImage as NearestImage
+from .inspection.nearest import NearestImages as NearestImages
+from .inspection.nearest import find_nearest as find_nearest
+from .inspection.nearest_figure import show_nearest as show_nearest
 from .misclassified.callback import LogMisclassified as LogMisclassified
 from .misclassified.cams import compute_cams as compute_cams
 from .misclassified.compared import ClassComparison as ClassComparison

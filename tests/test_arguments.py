@@ -44,9 +44,11 @@ from cifar_resnet import (
     check_receptive_field,
     compare_errors,
     compute_cams,
+    compute_features,
     effective_receptive_field,
     evaluate_robustness,
     find_misclassified,
+    find_nearest,
     load_cifar10,
     make_optimizer,
     make_scheduler,
@@ -57,7 +59,10 @@ from cifar_resnet import (
     show_class_samples,
     show_confusion_matrix,
     show_error_comparison,
+    show_features,
+    show_filters,
     show_misclassified,
+    show_nearest,
     show_rgb_channels,
     show_samples,
     show_training_curves,
@@ -155,6 +160,28 @@ def found() -> Any:
 @cache
 def comparison() -> Any:
     return compare_errors(model(), model(), data())
+
+
+class Linear(nn.Module):
+    """A network with a head for two classes, for images with one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(images)).mean((2, 3)))
+
+
+@cache
+def with_head() -> Linear:
+    return with_state(Linear())
+
+
+@cache
+def nearest() -> Any:
+    return find_nearest(with_head(), images(2), data(), k=2)
 
 
 @cache
@@ -1054,6 +1081,29 @@ table(
     device=DEVICE,
 )
 
+HEAD = [
+    *types_and_values(
+        "the name of a submodule or the submodule, or None", [3, True, ["head"], b"head"], []
+    ),
+    row("hed", ValueError, "No layer is called 'hed'. Close matches: head."),
+    row(nn.ReLU(), ValueError, "The layer ReLU is not a submodule of the model"),
+    row("conv", ValueError, "The input of layer 'conv' has the shape "),
+]
+
+table(
+    "compute_features",
+    lambda: partial(compute_features, model=with_head(), data=images()),
+    model=MODEL,
+    data=[
+        *DATA,
+        row(images()[:, 0], ValueError, "must have the shape (N, C, H, W), as the model expects"),
+        row(images().byte(), ValueError, "Unless the model preprocesses integer images itself"),
+    ],
+    layer=HEAD,
+    device=DEVICE,
+    **{name: ALL_OPTIONS[name] for name in ("batch_size", "max_samples")},
+)
+
 table(
     "effective_receptive_field",
     lambda: partial(effective_receptive_field, model=model(), images=images(), layer="conv"),
@@ -1096,6 +1146,32 @@ table(
     n=integers(1, instead=", or None for all", optional=True),
     device=DEVICE,
     **{name: rows for name, rows in ALL_OPTIONS.items() if name not in OF_FIGURES},
+)
+
+QUERIES = "the result of find_misclassified, some of its samples, or a tensor of images"
+
+table(
+    "find_nearest",
+    lambda: partial(find_nearest, model=with_head(), errors=images(2), data=data(), k=2),
+    model=MODEL,
+    errors=[
+        *types_and_values(QUERIES, [3, None, {3}], []),
+        row([3], TypeError, f"errors must be {QUERIES}, but one of them is int"),
+        row([], ValueError, "errors is empty; expected at least one image to start from"),
+        row(
+            images()[:, 0], ValueError, "errors must be images of shape (N, C, H, W), as the model"
+        ),
+        row(images(0), ValueError, "errors is empty"),
+    ],
+    data=[
+        *DATA,
+        row(images(), ValueError, "data must be images with labels, such as (images, labels)"),
+    ],
+    k=[*integers(1), row(5, ValueError, "k is 5, but only 4 images are searched")],
+    layer=HEAD,
+    class_names=OPTIONS["class_names"],
+    device=DEVICE,
+    **{name: ALL_OPTIONS[name] for name in ("batch_size", "max_samples", "mean", "std")},
 )
 
 table(
@@ -1217,6 +1293,72 @@ table(
 )
 
 table(
+    "show_features",
+    lambda: partial(show_features, model=with_head(), image=images()[0]),
+    model=MODEL,
+    image=[
+        row([[1.0]], TypeError, "must be a tensor (C, H, W) or a sample of find_misclassified"),
+        row(images(2), ValueError, "image must be one image (C, H, W), as the model expects it"),
+        row(images()[0, 0], ValueError, "but is torch.float32 of shape (4, 4)"),
+        row(torch.zeros(3, 4, 4), ValueError, "fails on a batch of shape (1, 3, 4, 4)"),
+    ],
+    layers=[
+        *types_and_values(LAYER, [3, True, [3], {"conv"}, ["conv", None]], []),
+        row([], ValueError, "layers is empty. Pass at least one, or None"),
+        row("cnv", ValueError, "No layer is called 'cnv'. Close matches: conv."),
+        row(nn.ReLU(), ValueError, "The target layer ReLU is not a submodule of the model"),
+    ],
+    channels=[
+        *types_and_values(
+            "a number of channels, or a sequence of their numbers", ["ab", 1.5, {0}, None], []
+        ),
+        row(0, ValueError, "channels must be an integer of at least 1, but got 0"),
+        row([0.5], TypeError, "each of channels must be an integer of at least 0, but got 0.5"),
+        row([-1], ValueError, "each of channels must be an integer of at least 0, but got -1"),
+        row([], ValueError, "channels is empty; it must be a number of channels"),
+        row([3], ValueError, "channels has 3, but layer 'conv' has the channels 0 to 2"),
+    ],
+    cmap=COLORMAP,
+    device=DEVICE,
+    **FIGURE,
+)
+
+table(
+    "show_filters",
+    lambda: partial(show_filters, model=with_head()),
+    model=MODEL,
+    layer=[
+        *types_and_values(
+            "the name of a submodule or the submodule, or None", [3, True, ["conv"]], []
+        ),
+        row("cnv", ValueError, "No layer is called 'cnv'. Close matches: conv."),
+        row("head", ValueError, "Layer 'head' is a Linear, not a two-dimensional convolution"),
+    ],
+    n=integers(1),
+    channel=[
+        *integers(0, optional=True),
+        row(
+            1, ValueError, "channel is 1, but the filters of 'conv' have the input channels 0 to 0"
+        ),
+    ],
+    cmap=COLORMAP,
+    columns=integers(1, optional=True),
+    **FIGURE,
+)
+
+table(
+    "show_nearest",
+    lambda: partial(show_nearest, nearest=nearest()),
+    nearest=[
+        *types_and_values("the result of find_nearest(model, errors, data)", [3, None, {3}], []),
+        row([3], TypeError, "of find_nearest(model, errors, data), but one of its rows is int"),
+        row([], ValueError, "nearest is empty; expected the result of find_nearest"),
+    ],
+    n=integers(1),
+    **FIGURE,
+)
+
+table(
     "show_misclassified",
     lambda: partial(show_misclassified, model=model(), data=data()),
     **ALL_OPTIONS | FIGURE,
@@ -1312,20 +1454,20 @@ def test_a_wrong_argument_is_named_and_nothing_changes(
 ) -> None:
     function = TABLES[call][0]()
     given = wrong.others if wrong.value is ... else {argument: wrong.value, **wrong.others}
-    before = [state(model()), state(network())]
+    before = [state(model()), state(network()), state(with_head())]
     with pytest.raises(wrong.error) as caught:
         function(**given)
     assert caught.type is wrong.error
     # the string of a KeyError is the representation of its argument
     assert wrong.message.replace("{name}", argument) in str(caught.value.args[0])
-    assert [state(model()), state(network())] == before
+    assert [state(model()), state(network()), state(with_head())] == before
     assert not list(empty_folder.iterdir())
 
 
 MADE_BY_THE_LIBRARY = {
     "AxisField", "Calibration", "ClassComparison", "ComparedSample", "EffectiveReceptiveField",
     "ErrorComparison", "LabelSuspect", "LayerField", "MisclassifiedSample", "MisclassifiedSamples",
-    "Predictions", "PretrainedWeights",
+    "NearestImage", "NearestImages", "Predictions", "PretrainedWeights",
     "ProbeReport", "ReceptiveFields", "Robustness", "RobustnessRow",
 }  # fmt: skip
 

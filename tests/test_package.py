@@ -40,8 +40,9 @@ ALLOWED: list[tuple[set[str], list[str]]] = [
         TORCH,
         [
             "AxisField", "Calibration", "ClassComparison", "ComparedSample", "CustomResNet",
-            "EffectiveReceptiveField", "ErrorComparison", "LayerField", "compare_errors",
-            "show_error_comparison",
+            "EffectiveReceptiveField", "ErrorComparison", "LayerField", "NearestImage",
+            "NearestImages", "compare_errors", "compute_features", "find_nearest",
+            "show_error_comparison", "show_features", "show_filters", "show_nearest",
             "MisclassifiedSample", "MisclassifiedSamples", "Predictions", "PretrainedWeights",
             "ProbeReport", "ReceptiveFieldMismatchError", "ReceptiveFields",
             "check_receptive_field", "compute_cams", "effective_receptive_field",

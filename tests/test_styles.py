@@ -30,13 +30,17 @@ from cifar_resnet import (
     compare_errors,
     effective_receptive_field,
     find_misclassified,
+    find_nearest,
     receptive_field,
     show_augmentations,
     show_calibration,
     show_class_samples,
     show_confusion_matrix,
     show_error_comparison,
+    show_features,
+    show_filters,
     show_misclassified,
+    show_nearest,
     show_rgb_channels,
     show_samples,
     show_training_curves,
@@ -89,6 +93,14 @@ def _comparison() -> Any:
     return compare_errors(_classifier(), other, _data(), names=NAMES[:2], class_names=NAMES)
 
 
+@functools.cache
+def _nearest() -> Any:
+    head = nn.Linear(3, 3)
+    head.weight.data = torch.eye(3)
+    model = nn.Sequential(*_classifier(), head)
+    return find_nearest(model, _found()[:2], _data(), k=2, class_names=NAMES)
+
+
 FIGURES: dict[str, Callable[..., Figure]] = {
     "misclassified": lambda **o: show_misclassified(_classifier(), _found(), n=1, **o),
     "no maps": lambda **o: show_misclassified(
@@ -97,6 +109,9 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "no errors": lambda **o: show_misclassified(_classifier(), _found()[:0], **o),
     "comparison": lambda **o: show_error_comparison(_comparison(), n=2, **o),
     "comparison without maps": lambda **o: show_error_comparison(_comparison(), cam=None, **o),
+    "nearest": lambda **o: show_nearest(_nearest(), **o),
+    "channels of layers": lambda **o: show_features(_classifier(), _found()[0], **o),
+    "filters": lambda **o: show_filters(_classifier(), **o),
     "confusion matrix": lambda **o: show_confusion_matrix(_found(), **o),
     "calibration": lambda **o: show_calibration(_found(), **o),
     "curves": lambda **o: show_training_curves(_curves(), **o),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import bisect
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +19,12 @@ from torch.utils.data import (
 )
 
 from cifar_resnet import arguments
-from cifar_resnet.data.augment import Augmentation
 from cifar_resnet.data.class_names import as_class_names
 from cifar_resnet.data.metadata import names_of
 from cifar_resnet.data.reading import Source, as_dataset, as_source, is_indexed
+from cifar_resnet.data.unaugmented import unaugmented
 from cifar_resnet.normalization import Statistics
 from cifar_resnet.plotting.pictures import Pixels, as_pixels, pil_to_tensors
-
-if TYPE_CHECKING:
-    from cifar_resnet.data.module import ImageDataModule
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _BATCH = 500
@@ -204,7 +200,7 @@ def _of_module(module: Any, split: str) -> Collection:
 
     what = f"{SPLITS[split]} images"
     if isinstance(module, ImageDataModule):
-        plain = _unaugmented(module)
+        plain = unaugmented(module)
         loader = getattr(plain, f"{split}_dataloader")()
         if not loader:
             raise ValueError(
@@ -227,20 +223,6 @@ def _of_module(module: Any, split: str) -> Collection:
     collection = _of_data(loader)
     class_names = collection.class_names or names_of(module)
     return replace(collection, what=what, class_names=class_names)
-
-
-def _unaugmented(module: ImageDataModule) -> ImageDataModule:
-    """Return a copy of a module that returns its images in order, on the CPU, only normalized.
-
-    The copy shares the images of the module.
-    """
-    module.prepare_data()
-    module.setup()
-    plain = copy.copy(module)
-    plain.trainer, plain.device = None, torch.device("cpu")
-    plain.augmentation = Augmentation(crop_padding=0, flip="none")
-    plain.train_transforms = plain.val_transforms = plain.test_transforms = None
-    return plain
 
 
 def _of_data(data: Any) -> Collection:
