@@ -33,14 +33,20 @@ from cifar_resnet import (
     CustomResNet,
     MisclassifiedSamples,
     Recipe,
+    compare_errors,
     effective_receptive_field,
     find_misclassified,
+    find_nearest,
     receptive_field,
     show_augmentations,
     show_calibration,
     show_class_samples,
     show_confusion_matrix,
+    show_error_comparison,
+    show_features,
+    show_filters,
     show_misclassified,
+    show_nearest,
     show_rgb_channels,
     show_training_curves,
 )
@@ -136,6 +142,27 @@ def confusion_matrix(material: Material) -> Figure:
 
 def calibration(material: Material) -> Figure:
     return show_calibration(material.found)
+
+
+def error_comparison(material: Material) -> Figure:
+    other = CustomResNet.from_pretrained("quarter-best")
+    names = (material.weights, "quarter-best")
+    comparison = compare_errors(material.model, other, material.test_data, names=names)
+    return show_error_comparison(comparison, n=2)
+
+
+def nearest(material: Material) -> Figure:
+    data = CIFAR10DataModule(material.data_dir, val_split=0, device="cpu")
+    return show_nearest(find_nearest(material.model, material.found[:3], data))
+
+
+def channel_maps(material: Material) -> Figure:
+    layers = ["prep", "layer1", "layer2", "residual3"]
+    return show_features(material.model, material.found[0], layers, channels=8)
+
+
+def filters(material: Material) -> Figure:
+    return show_filters(material.model, columns=8)
 
 
 # --- network ------------------------------------------------------------------------------------
@@ -282,12 +309,16 @@ Draw = Callable[[Material], Figure]
 FIGURES: dict[str, tuple[Draw, bool]] = {
     "augmentations": (augmentations, False),
     "calibration": (calibration, True),
+    "channel_maps": (channel_maps, True),
     "class_samples": (class_samples, False),
     "confusion_matrix": (confusion_matrix, True),
     "effective_field": (effective_field, True),
+    "error_comparison": (error_comparison, False),
+    "filters": (filters, True),
     "home": (home, False),
     "misclassified": (misclassified, False),
     "misclassified_contrast": (misclassified_contrast, False),
+    "nearest": (nearest, False),
     "network": (network, True),
     "receptive_field_growth": (receptive_field_growth, True),
     "receptive_fields": (receptive_fields, False),
