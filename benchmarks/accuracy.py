@@ -85,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
         args.recipes = list(chosen_recipes(args.recipes, args.set))
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    from cifar_resnet.cli.hardware import pick_device, pick_precision
+    from cifar_resnet.machine import pick_device, pick_precision
 
     args.device = pick_device()
     args.precision = args.precision or pick_precision(args.device)

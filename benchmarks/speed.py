@@ -155,7 +155,7 @@ def synchronize() -> None:
 
 
 def picked_device() -> torch.device:
-    from cifar_resnet.cli.hardware import pick_device
+    from cifar_resnet.machine import pick_device
 
     return pick_device()
 
@@ -250,7 +250,7 @@ def steps(width: int, way: str) -> Iterator[int]:
     import torch.nn.functional as F
 
     from cifar_resnet import CustomResNet
-    from cifar_resnet.cli.hardware import pick_precision
+    from cifar_resnet.machine import pick_precision
 
     device = picked_device()
     model = CustomResNet(width).to(device)
@@ -284,7 +284,7 @@ def peak(width: int, seconds: float) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from cifar_resnet import CustomResNet
-    from cifar_resnet.cli.hardware import pick_precision
+    from cifar_resnet.machine import pick_precision
 
     device = picked_device()
     dtype = torch.bfloat16 if pick_precision(device) == "bf16-mixed" else torch.float32
@@ -324,7 +324,7 @@ def loop(width: int, data_dir: str) -> Iterator[int]:
     import torch
     import torch.nn.functional as F
 
-    from cifar_resnet.cli.hardware import pick_precision
+    from cifar_resnet.machine import pick_precision
 
     network, recipe, data = pieces(width, data_dir)
     device = picked_device()
@@ -414,7 +414,7 @@ def under_trainer(
     import pytorch_lightning as pl
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    from cifar_resnet.cli.hardware import pick_precision
+    from cifar_resnet.machine import pick_precision
 
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", ".*`isinstance")

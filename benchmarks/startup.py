@@ -100,7 +100,7 @@ def smoke_run(data_dir: str) -> dict[str, Any]:
 
 def record(title: str, values: dict[str, list[float]], args: argparse.Namespace) -> None:
     """Append the measurements to the result file and print their medians."""
-    from cifar_resnet.cli.hardware import pick_device
+    from cifar_resnet.machine import pick_device
 
     line = {"benchmark": title, "unit": "s", **values, "n": args.rounds}
     append(args.results, line | machine(pick_device()))

@@ -1,5 +1,10 @@
 # The table of public names: each is loaded from its module on first use, see `__init__.py`.
 
+from .comparison.arms import Arm as Arm
+from .comparison.comparing import compare as compare
+from .comparison.differences import Difference as Difference
+from .comparison.figures import show_comparison as show_comparison
+from .comparison.report import Comparison as Comparison
 from .data.cifar_modules import CIFAR10DataModule as CIFAR10DataModule
 from .data.cifar_modules import CIFAR100DataModule as CIFAR100DataModule
 from .data.formats import DatasetError as DatasetError

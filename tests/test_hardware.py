@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cifar_resnet.cli.hardware import pick_precision
+from cifar_resnet.machine import pick_precision
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 
 from cifar_resnet import __version__
-from cifar_resnet.cli import app, data, misclassified, predict, train
+from cifar_resnet.cli import app, compare, data, misclassified, predict, train
 from cifar_resnet.cli.options import CommandError
 
 _COMMANDS = {
     "train": train,
+    "compare": compare,
     "data": data,
     "misclassified": misclassified,
     "predict": predict,

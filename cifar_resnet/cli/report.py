@@ -18,6 +18,7 @@ from torch import nn
 from cifar_resnet import CustomResNet, ImageDataModule, Recipe, show_training_curves
 from cifar_resnet.cli import hardware, loggers, run_folder
 from cifar_resnet.cli.progress import Progress, duration
+from cifar_resnet.machine import device_name
 from cifar_resnet.plotting.loggers import log_figures
 from cifar_resnet.plotting.saving import save_figure
 
@@ -77,7 +78,7 @@ def collect_metrics(
         "recipe": recipe.to_dict(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "hardware": {
-            "device": hardware.device_name(device),
+            "device": device_name(device),
             "cpu_count": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },

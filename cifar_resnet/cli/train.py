@@ -33,6 +33,7 @@ from cifar_resnet.cli.options import (
 )
 from cifar_resnet.cli.processes import Processes, find_processes
 from cifar_resnet.cli.recipes import build_recipe
+from cifar_resnet.machine import device_name, pick_device, pick_precision
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -134,11 +135,11 @@ def run(args: argparse.Namespace) -> int:
     data_options = recipe.data_options()
     data_options["batch_size"] = _share(recipe.batch_size, processes)
     check_installed(args.logger)
-    device = hardware.pick_device()
+    device = pick_device()
     if args.width is None:
         args.width = 64 if device.type == "cuda" else 16
     if args.precision is None:
-        args.precision = hardware.pick_precision(device, processes.count)
+        args.precision = pick_precision(device, processes.count)
 
     # The pieces.
     pl.seed_everything(args.seed, workers=True, verbose=False)
@@ -180,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
         times = f"{processes.count} x " if processes.count > 1 else ""
         print(
             f"{args.epochs} epochs of CustomResNet(width={args.width}) on "
-            f"{times}{hardware.device_name(device)}, {args.precision}, recipe {recipe.name!r}: "
+            f"{times}{device_name(device)}, {args.precision}, recipe {recipe.name!r}: "
             f"about {duration(seconds * images / processes.count)}."
         )
         if args.width < 64:
