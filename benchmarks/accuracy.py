@@ -1,9 +1,9 @@
-"""Accuracy of recipes over seeds: a JSON line a run, then mean, deviation and error of each.
+"""Accuracy of recipes over seeds: a JSON line a run, then their comparison with the first recipe.
 
     python benchmarks/accuracy.py --recipes adam sgd --seeds 0-4 --width 16
     python benchmarks/accuracy.py --held-out --recipes sgd --set learning_rate=0.2,0.4 --seeds 0-1
 
-The library's own path trains: `ImageClassifier` under Lightning's `Trainer`, with the data module.
+The runs are those of `cifar_resnet.compare`; this script keeps them in one file, with a time limit.
 With --held-out a run trains on 45,000 images, is measured on the 5,000 others, and never looks at
 the test set: that is the mode for tuning. Runs that the result file holds already are not repeated,
 so that an interrupted call goes on where it stopped; calls with different seeds may share a file.
@@ -19,17 +19,18 @@ import hashlib
 import itertools
 import json
 import math
-import statistics
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from machine import RESULTS, append, machine
+from machine import RESULTS, append
 
-from cifar_resnet import Recipe
+from cifar_resnet import Arm, Comparison, Recipe
+from cifar_resnet.comparison.arms import recipe_name
+from cifar_resnet.comparison.lines import known_lines
+from cifar_resnet.comparison.storing import read_file
 
 METRICS = ("acc", "acc_mirror", "acc_six", "loss")
 
@@ -51,9 +52,8 @@ def main() -> None:
         longest = max(longest, time.perf_counter() - began)
         append(args.results, line)
         shown = "  ".join(f"{name} {line[name]:.4f}" for name in METRICS if name in line)
-        print(
-            f"{describe(recipe)}  seed {seed}  {shown}  {line['train_seconds']:.0f} s", flush=True
-        )
+        seconds = f"{line['train_seconds']:.0f} s"
+        print(f"{recipe_name(recipe)}  seed {seed}  {shown}  {seconds}", flush=True)
     summarize(args)
 
 
@@ -87,8 +87,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(str(error))
     from cifar_resnet.machine import pick_device, pick_precision
 
-    args.device = pick_device()
-    args.precision = args.precision or pick_precision(args.device)
+    args.precision = args.precision or pick_precision(pick_device())
     if args.results is None:
         args.results = RESULTS / ("tuning.jsonl" if args.held_out else "accuracy.jsonl")
     return args
@@ -124,13 +123,6 @@ def literal(text: str) -> Any:
         return text
 
 
-def describe(recipe: Recipe) -> str:
-    """Its name, and where it differs from the preset of that name."""
-    preset = Recipe.preset(recipe.name).to_dict()
-    changed = {k: v for k, v in recipe.to_dict().items() if v != preset[k]}
-    return " ".join([recipe.name, *(f"{k}={v}" for k, v in changed.items())])
-
-
 def run_key(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """What makes a run a run of its own; a second one like it would only repeat the first."""
     return {
@@ -145,115 +137,39 @@ def run_key(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, An
 
 def matches(line: dict[str, Any], key: dict[str, Any]) -> bool:
     """Whether a line is of such a run; recipe fields that came later had their defaults then."""
-    recipe = Recipe().to_dict() | renamed(line["recipe"])
-    same = recipe | {"name": ""} == key["recipe"] | {"name": ""}  # whatever it is called
+    (known,) = known_lines([line])
+    same = known["recipe"] | {"name": ""} == key["recipe"] | {"name": ""}  # whatever it is called
     return same and all(line[k] == key[k] for k in key if k != "recipe")
-
-
-def renamed(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe of a result line with today's field names; older lines have other ones."""
-    names = {"norm_bias_lr": "norm_bias_lr_scale", "test_views": "tta"}
-    values = {names.get(name, name): value for name, value in recipe.items()}
-    return values | ({"tta": "none"} if values.get("tta") == "plain" else {})
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of this script in a result file; lines of another format are passed over."""
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in lines if "held_out" in line]
+    return known_lines(read_file(path)) if path.exists() else []
 
 
 def train(recipe: Recipe, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    import logging
+    from cifar_resnet.comparison.running import Setting, train_run
 
-    import pytorch_lightning as pl
-    import torch
-
-    from cifar_resnet import (
-        AtomicCheckpointIO,
-        CIFAR10DataModule,
-        CustomResNet,
-        ImageClassifier,
-        LastCheckpoint,
-    )
-
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    warnings.filterwarnings("ignore", ".*`isinstance")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    pl.seed_everything(seed, verbose=False)
-    data = CIFAR10DataModule(
-        args.data_dir,
-        val_split=5000 if args.held_out else 0,
-        seed=seed,
-        download=False,
-        **recipe.data_options(),
-    )
-    network = CustomResNet(args.width, **recipe.network_options())
-    model = ImageClassifier(network.to(memory_format=torch.channels_last), recipe)
-    last = None
+    folder = None
     if args.checkpoints is not None:
         key = json.dumps(run_key(recipe, seed, args), sort_keys=True)
         folder = args.checkpoints / hashlib.sha256(key.encode()).hexdigest()[:16]
-        last = LastCheckpoint(folder, every_seconds=30)
-    checkpoint = last.newest() if last else None
-    trainer = pl.Trainer(
-        callbacks=[last] if last else [],
-        plugins=[AtomicCheckpointIO()] if last else [],
-        max_epochs=args.epochs,
-        accelerator="gpu" if args.device.type in ("cuda", "mps") else "cpu",
-        devices=1,
-        precision=args.precision,
-        limit_val_batches=0,  # the held-out images are looked at once, at the end
-        logger=False,
-        enable_checkpointing=last is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    start = time.perf_counter()
-    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-    train_seconds = time.perf_counter() - start
-    train_acc = trainer.callback_metrics["train_acc_epoch"].item()
-    data.setup()
-    loader = data.val_dataloader() if args.held_out else data.test_dataloader()
-    scores = trainer.test(model, loader, verbose=False)[0]
-    return {
-        **{name.removeprefix("test_"): value for name, value in scores.items()},
-        "train_acc": train_acc,
-        "train_seconds": train_seconds,
-        "resumed": checkpoint is not None,  # then the seconds are those of the last part alone
-        "total_seconds": time.perf_counter() - start,
-        "parameters": sum(p.numel() for p in network.parameters()),
-        **machine(args.device),
-    }
+    setting = Setting(args.width, args.epochs, args.held_out, args.precision)
+    return train_run(Arm(recipe), seed, setting, data_dir=args.data_dir, checkpoints=folder)
 
 
 def summarize(args: argparse.Namespace) -> None:
-    """Mean, standard deviation and standard error of each recipe, in percent."""
+    """Print the means of the recipes that have runs, and their differences from the first."""
     lines = read(args.results)
-    print(
-        f"\n{'':52} {'n':>2}  " + "".join(f"{name + ' mean  sd   se':>24}" for name in METRICS[:3])
-    )
-    for recipe in args.recipes:
-        runs = {
-            line["seed"]: line
-            for line in lines
-            if matches(line, run_key(recipe, line["seed"], args))
-        }
-        values = {
-            name: [100 * line[name] for line in runs.values() if name in line]
-            for name in METRICS[:3]
-        }
-        if not runs:
-            continue
-        row = f"{describe(recipe):52} {len(values['acc']):>2}  "
-        for name in METRICS[:3]:
-            of = values[name]
-            spread = statistics.stdev(of) if len(of) > 1 else math.nan
-            error = spread / math.sqrt(len(of)) if of else math.nan
-            row += f"{statistics.mean(of):>14.2f} {spread:4.2f} {error:4.2f}" if of else f"{'':24}"
-        print(row)
+    done = [
+        recipe
+        for recipe in args.recipes
+        if any(matches(line, run_key(recipe, line["seed"], args)) for line in lines)
+    ]
+    if done:
+        setting = {name: getattr(args, name) for name in ("width", "epochs", "held_out")}
+        arms = [Arm(recipe) for recipe in done]
+        print(Comparison.from_results(args.results, *arms, precision=args.precision, **setting))
 
 
 if __name__ == "__main__":

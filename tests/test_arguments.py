@@ -4,6 +4,7 @@ do not fit the others. Check the error type and a message with the value and wha
 
 import contextlib
 import inspect
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,8 +34,10 @@ from torch.utils.data import TensorDataset
 
 import cifar_resnet
 from cifar_resnet import (
+    Arm,
     CIFAR10DataModule,
     CIFAR100DataModule,
+    Comparison,
     CustomResNet,
     ImageClassifier,
     ImageDataModule,
@@ -42,6 +45,7 @@ from cifar_resnet import (
     LogMisclassified,
     Recipe,
     check_receptive_field,
+    compare,
     compare_errors,
     compute_cams,
     compute_features,
@@ -57,6 +61,7 @@ from cifar_resnet import (
     show_augmentations,
     show_calibration,
     show_class_samples,
+    show_comparison,
     show_confusion_matrix,
     show_error_comparison,
     show_features,
@@ -989,6 +994,153 @@ table(
     k=integers(1),
 )
 
+
+def of_arms(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass the argument `arms` as positional arguments; the default ones are two recipes."""
+
+    def call(arms: Any = ("adam", "sgd"), **options: Any) -> Any:
+        return function(*arms, **options)
+
+    return call
+
+
+@cache
+def compared() -> Comparison:
+    recipe, where = Recipe().to_dict(), {"width": 16, "epochs": 1, "precision": "32-true"}
+    line = {"recipe": recipe, "seed": 0, "held_out": True, "acc": 0.5, "network": "own", **where}
+    return Comparison(("A", "B"), {"A": {0: line}, "B": {0: line}}, "acc")
+
+
+@cache
+def result_file() -> Path:
+    file = Path(tempfile.mkdtemp()) / "results.jsonl"
+    lines = [
+        {
+            "recipe": Recipe.preset(name).to_dict(), "width": 16, "epochs": 1, "seed": 0,
+            "held_out": True, "precision": "32-true", "acc": 0.5,
+        }
+        for name in ("adam", "sgd")
+    ]  # fmt: skip
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def from_file(*arms: Any, results: Any = None, **options: Any) -> Comparison:
+    file = result_file() if results is None else results
+    return Comparison.from_results(file, *arms, **options)
+
+
+EVERY_METRIC = choices(
+    "acc_six", "acc_mirror", "acc", "loss", "ece", "train_acc", "train_seconds", None
+)
+PRECISION = choices("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", None)
+WRONG_ARMS = [
+    row(("adam", 3), TypeError, "An arm must be a Recipe, an Arm, or a string such as"),
+    row(("adam", None), TypeError, "but got None"),
+    row(("adam", "none"), ValueError, "There is no recipe 'none'"),
+    row(("adam", "sgd lr=1"), ValueError, "but got 'lr=1'"),
+]
+
+table(
+    "Arm",
+    lambda: partial(Arm, recipe="sgd"),
+    recipe=[
+        row(3, TypeError, "recipe must be a Recipe or one of ('adam', "),
+        row(None, TypeError, "but got None"),
+        row("none", ValueError, "There is no recipe 'none'"),
+    ],
+    name=[
+        *types_and_values("a string or None", [3, True, b"x", ["sgd"]], []),
+        row("  ", ValueError, "name must not be empty, but got '  '"),
+    ],
+    network=functions("a function that builds a network, or None"),
+    width=integers(1, instead=" or None", optional=True),
+    data=[
+        *types_and_values("a dictionary of options", [3, "mixup", ["mix"]], []),
+        row({"val_split": 1}, ValueError, "but got 'val_split': the comparison sets it"),
+        row({"none": 1}, ValueError, "but got 'none': there is no such option"),
+        row({"subset": np.int64(3)}, TypeError, "data['subset'] must be a number, a string, or"),
+    ],
+)
+
+table(
+    "compare",
+    lambda: of_arms(partial(compare, precision="32-true", width=1, epochs=1, seeds=1)),
+    arms=[
+        *WRONG_ARMS,
+        row((), ValueError, "A comparison needs at least two arms, but got []"),
+        row(("adam", "adam"), ValueError, "The arms 'adam' do not differ"),
+    ],
+    seeds=types_and_values(
+        "an integer of at least 1, or a sequence of different integers of at least 0",
+        ["3", 2.5, True, None, {0, 1}, [0.5], ["0"]],
+        [0, -1, [], [-1], [1, 1]],
+    ),
+    width=integers(1),
+    epochs=integers(1),
+    results=paths(),
+    final=flags(),
+    sequential=flags(),
+    metric=[*EVERY_METRIC, row("acc_six", ValueError, "needs tta='six' in the recipe of every")],
+    detect=[
+        each
+        for each in numbers("a finite number greater than 0", 0, -0.1)
+        if each.value is not None
+    ],
+    confidence=numbers("a number between 0 and 1", 0, 1, 95),
+    power=numbers("a number between 0 and 1", 0, 1, 80),
+    precision=PRECISION,
+    data_dir=paths(),
+)
+
+table(
+    "Comparison.from_results",
+    lambda: of_arms(from_file),
+    results=[
+        row(..., TypeError, "results must be a path or several paths, but got 3", results=3),
+        row(..., TypeError, "results must be a path or several paths, but got 3", results=[3]),
+        row(..., ValueError, "results must be a path or several paths", results=""),
+        row(..., FileNotFoundError, "none.jsonl has no results", results="none.jsonl"),
+    ],
+    arms=WRONG_ARMS,
+    width=[
+        *integers(1, instead=" or None", optional=True),
+        row(3, ValueError, "The results do not have runs with width=3, only with 16"),
+    ],
+    epochs=integers(1, instead=" or None", optional=True),
+    held_out=[each for each in flags() if each.value is not None],
+    precision=PRECISION,
+    metric=[*EVERY_METRIC, row("loss", ValueError, "that the runs of all arms report, acc, but")],
+    options=[
+        row(..., TypeError, "unexpected keyword argument 'none'", none=1),
+        row(..., ValueError, "confidence must be a number between 0 and 1", confidence=1),
+        row(..., ValueError, "power must be greater than the error rate of 0.05", power=0.01),
+        row(..., ValueError, "detect must be a finite number greater than 0", detect=0),
+    ],
+)
+
+table(
+    "show_comparison",
+    lambda: partial(show_comparison, comparison=compared()),
+    comparison=[
+        row(value, TypeError, f"of compare(...) or Comparison.from_results(...), but got {kind}")
+        for value, kind in ((3, "int"), (None, "NoneType"), ("muon", "str"))
+    ],
+    metric=[each for each in choices("acc") if each.value is not None],
+    **FIGURE,
+)
+
+table(
+    "Comparison.to_markdown",
+    lambda: compared().to_markdown,
+    metrics=[
+        *types_and_values("a sequence of names of metrics", [3, {"acc"}, b"acc"], []),
+        row("acc", TypeError, "metrics must be a sequence of names of metrics, but got 'acc'"),
+        row(["loss"], ValueError, "metrics must be one of 'acc', but got 'loss'"),
+        row([], ValueError, "metrics must be a sequence of names of metrics, but got []"),
+    ],
+)
+
 table(
     "predict",
     lambda: partial(predict, model=network(), images=images(1)[0]),
@@ -1465,9 +1617,10 @@ def test_a_wrong_argument_is_named_and_nothing_changes(
 
 
 MADE_BY_THE_LIBRARY = {
-    "AxisField", "Calibration", "ClassComparison", "ComparedSample", "EffectiveReceptiveField",
-    "ErrorComparison", "LabelSuspect", "LayerField", "MisclassifiedSample", "MisclassifiedSamples",
-    "NearestImage", "NearestImages", "Predictions", "PretrainedWeights",
+    "AxisField", "Calibration", "ClassComparison", "ComparedSample", "Comparison", "Difference",
+    "EffectiveReceptiveField", "ErrorComparison", "LabelSuspect", "LayerField",
+    "MisclassifiedSample", "MisclassifiedSamples", "NearestImage", "NearestImages", "Predictions",
+    "PretrainedWeights",
     "ProbeReport", "ReceptiveFields", "Robustness", "RobustnessRow",
 }  # fmt: skip
 

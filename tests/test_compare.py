@@ -635,7 +635,7 @@ BAD_FILES: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
         [line(Recipe(), 0, 0.9), line(Recipe(), 0, 0.9, held_out=False)], {},
         "runs with held_out of True, False",
     ),
-    ([line(Recipe(), 0, 0.9)], {"epochs": 12}, "no runs with epochs=12 in the results, only 24"),
+    ([line(Recipe(), 0, 0.9)], {"epochs": 12}, "do not have runs with epochs=12, only with 24"),
     ([line(Recipe(), 0, 0.9), line(Recipe(), 0, 0.8)], {}, "two different runs of arm 'adam'"),
 ]  # fmt: skip
 

@@ -32,8 +32,8 @@ ALLOWED: list[tuple[set[str], list[str]]] = [
     (
         set(),
         [
-            "DatasetError", "LabelSuspect", "Recipe", "label_suspects", "load_cifar10",
-            "show_training_curves",
+            "Arm", "Comparison", "DatasetError", "Difference", "LabelSuspect", "Recipe", "compare",
+            "label_suspects", "load_cifar10", "show_comparison", "show_training_curves",
         ],
     ),
     (

@@ -8,7 +8,7 @@
 | `differences` | differences between arms, with their uncertainty                     |
 | `figures`     | `show_comparison`                                                    |
 | `arms`        | `Arm`: one of the things to compare                                  |
-| `identity`    | what tells two arms apart                                            |
+| `identity`    | how two arms differ                                                  |
 | `running`     | train and evaluate one run                                           |
 | `initial`     | equal initial weights in all arms                                    |
 | `storing`     | a folder of results that several processes and machines share        |

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_resnet import arguments
 from cifar_resnet.comparison import sequential as e_test
 from cifar_resnet.comparison.arms import Arm
-from cifar_resnet.comparison.differences import INSIDE
+from cifar_resnet.comparison.differences import INSIDE, PRECISIONS
 from cifar_resnet.comparison.identity import as_arms, describe
 from cifar_resnet.comparison.metrics import METRICS, primary_metric
 from cifar_resnet.comparison.report import Comparison
@@ -28,7 +28,6 @@ __all__ = ["compare", "default_folder"]
 _log = logging.getLogger(__name__)
 
 _POLL = 2.0  # seconds between two looks at what other processes have finished
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", None)
 _SEEDS = "an integer of at least 1, or a sequence of different integers of at least 0"
 
 
@@ -113,11 +112,13 @@ def compare(
         arguments.boolean("sequential", sequential),
     )
     arguments.choice("metric", metric, (*METRICS, None))
-    arguments.choice("precision", precision, _PRECISIONS)
+    arguments.choice("precision", precision, PRECISIONS)
     arguments.number("confidence", confidence, INSIDE)
     arguments.number("power", power, INSIDE)
     if detect is not None:
         arguments.number("detect", detect, arguments.POSITIVE)
+    if data_dir is not None:
+        data_dir = arguments.path("data_dir", data_dir)
     chosen = as_arms(arms, width)
     metric = _reported(metric, chosen)
     path = (

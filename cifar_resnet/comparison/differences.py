@@ -14,8 +14,9 @@ from cifar_resnet.comparison import sequential, statistics
 from cifar_resnet.comparison.lines import Line
 from cifar_resnet.comparison.metrics import METRICS
 
-__all__ = ["INSIDE", "Difference", "PairedRuns", "is_finite"]
+__all__ = ["INSIDE", "PRECISIONS", "Difference", "PairedRuns", "is_finite"]
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", None)
 INSIDE: arguments.Range = (lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
@@ -144,7 +145,7 @@ class PairedRuns:
     @property
     def alpha(self) -> float:
         """Error rate of each comparison: that of all of them, divided by their number."""
-        return (1 - self.confidence) / (len(self.arms) - 1)
+        return (1 - self.confidence) / max(1, len(self.arms) - 1)
 
     def paired_differences(self, arm: str, metric: str | None = None) -> dict[int, float]:
         """Return the differences of an arm from the first one, by seed."""

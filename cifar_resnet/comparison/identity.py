@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from cifar_resnet.comparison.arms import Arm, as_arm, without_effect
-from cifar_resnet.comparison.initial import build, fingerprint
 
 __all__ = ["as_arms", "describe"]
 
@@ -43,6 +42,8 @@ def describe(arm: Arm, width: int) -> dict[str, Any]:
     result: dict[str, Any] = {"recipe": arm.recipe.to_dict(), "data": dict(arm.data)}
     if arm.network is None:
         return result | {"width": arm.width or width, "network": None}
+    from cifar_resnet.comparison.initial import build, fingerprint
+
     return result | {"width": None, "network": fingerprint(build(arm, width, seed=0))}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from cifar_resnet.comparison.arms import Arm, recipe_name, without_effect
 from cifar_resnet.comparison.identity import describe
+from cifar_resnet.comparison.metrics import METRICS
 from cifar_resnet.comparison.storing import read_file
 from cifar_resnet.training.recipe import Recipe
 
@@ -49,20 +50,20 @@ def known_lines(lines: Iterable[Line]) -> list[dict[str, Any]]:
     return result
 
 
-def select(lines: Sequence[Line], **wanted: Any) -> list[Line]:
+def select(lines: Sequence[Line], **requested: Any) -> list[Line]:
     """Return the runs of one setting.
 
     Args:
         lines: Runs.
-        **wanted: Values of `width`, `epochs`, `held_out` and `precision`; None for the only one
-            there is.
+        **requested: Values of `width`, `epochs`, `held_out` and `precision`. If None, the only
+            one there is.
 
     Raises:
         ValueError: If there are no such runs, or several values of one that is None.
     """
     chosen: list[Line] = list(lines)
     for name in _SETTING:
-        value = wanted.get(name)
+        value = requested.get(name)
         values = list(dict.fromkeys(line.get(name) for line in chosen))
         if value is None and len(values) > 1:
             raise ValueError(
@@ -72,9 +73,9 @@ def select(lines: Sequence[Line], **wanted: Any) -> list[Line]:
         if value is not None:
             chosen = [line for line in chosen if line.get(name) == value]
             if not chosen:
-                known = ", ".join(map(repr, values)) or "no runs"
+                known = ", ".join(map(repr, values))
                 raise ValueError(
-                    f"There are no runs with {name}={value!r} in the results, only {known}."
+                    f"The results do not have runs with {name}={value!r}, only with {known}."
                 )
     if not chosen:
         raise ValueError("The results have no runs to compare. Train some with compare(...).")
@@ -149,13 +150,17 @@ def _recipe(values: Line) -> tuple[Recipe, dict[str, Any]]:
 
 
 def _add(runs: dict[int, Line], name: str, line: Line) -> None:
-    """Add a run; the same one may be in several files."""
+    """Add a run; the same one may be in several files, or with fewer views of the test images."""
     known = runs.setdefault(line["seed"], line)
-    if known != line:
+    reported = [{key for key in METRICS if key in each} for each in (known, line)]
+    common = reported[0] & reported[1] - {"train_seconds"}
+    if any(known[key] != line[key] for key in common):
         raise ValueError(
             f"The results have two different runs of arm {name!r} with seed {line['seed']}, from "
             f"{known.get('date')} and {line.get('date')}. Remove one of them."
         )
+    if len(reported[1]) > len(reported[0]):
+        runs[line["seed"]] = line
 
 
 def _renamed(recipe: Line) -> dict[str, Any]:

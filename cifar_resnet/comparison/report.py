@@ -10,9 +10,9 @@ from typing import Any
 from cifar_resnet import arguments
 from cifar_resnet.comparison import tables
 from cifar_resnet.comparison.arms import Arm, as_arm
-from cifar_resnet.comparison.differences import PairedRuns
+from cifar_resnet.comparison.differences import PRECISIONS, PairedRuns
 from cifar_resnet.comparison.lines import Line, group, read_results, select
-from cifar_resnet.comparison.metrics import primary_metric
+from cifar_resnet.comparison.metrics import METRICS, primary_metric
 from cifar_resnet.training.recipe import Recipe
 
 __all__ = ["Comparison"]
@@ -93,14 +93,20 @@ class Comparison(PairedRuns):
             arguments.path("results", path, expected)
             for path in arguments.sequence("results", results, expected)
         ]
+        setting = {
+            "width": _integer("width", width),
+            "epochs": _integer("epochs", epochs),
+            "held_out": None if held_out is None else arguments.boolean("held_out", held_out),
+            "precision": arguments.choice("precision", precision, PRECISIONS),
+        }
+        arguments.choice("metric", metric, (*METRICS, None))
         lines: list[Line] = [*read_results(paths)]
         chosen = [as_arm(arm) for arm in arms] or None
         own_widths = all("arm" in line for line in lines) or any(
             arm.width or arm.network for arm in chosen or []
         )
-        setting = {"epochs": epochs, "held_out": held_out, "precision": precision}
-        if not own_widths or width is not None:
-            setting["width"] = width
+        if own_widths and width is None:
+            del setting["width"]
         found = group(select(lines, **setting), chosen)
         return cls._of_runs(found, metric, **options)
 
@@ -123,12 +129,34 @@ class Comparison(PairedRuns):
             asdict(each) for metric in self.metrics_in_order() for each in self.differences(metric)
         ]
 
-    def to_markdown(self) -> str:
-        """Return the table, the conclusions and the notes in Markdown."""
-        return tables.markdown(self)
+    def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
+        """Return the table, the conclusions and the notes in Markdown.
+
+        Args:
+            metrics: Names of the metrics in the table. If None, all that the runs report.
+
+        Raises:
+            TypeError: If `metrics` is not a sequence of names.
+            ValueError: If it is empty, or the runs do not report one of them.
+        """
+        if metrics is None:
+            return tables.markdown(self, self.metrics_in_order())
+        expected = "a sequence of names of metrics"
+        message = f"metrics must be {expected}, but got {metrics!r}."
+        if isinstance(metrics, str):
+            raise TypeError(message)
+        chosen = arguments.sequence("metrics", metrics, expected)
+        if not chosen:
+            raise ValueError(message)
+        known = (*self.metrics(),)
+        return tables.markdown(self, [arguments.choice("metrics", m, known) for m in chosen])
 
     def __str__(self) -> str:
-        return tables.text(self)
+        return tables.text(self, self.metrics_in_order())
+
+
+def _integer(name: str, value: Any) -> int | None:
+    return None if value is None else arguments.integer(name, value, minimum=1, instead=" or None")
 
 
 def _equal_weights(reference: Mapping[int, Line], other: Mapping[int, Line]) -> float | None:

@@ -50,7 +50,7 @@ def paired(differences: Sequence[float] | Floats, confidence: float) -> Interval
     It assumes that the differences are independent draws of a normal distribution.
 
     Returns:
-        The interval, or None for fewer than two differences.
+        The interval. If there are fewer than two differences, None.
     """
     from scipy import stats
 
@@ -93,7 +93,7 @@ def welch(
 def p_value(differences: Sequence[float] | Floats) -> float | None:
     """Compute the two-sided p-value of Student's paired t-test of a mean difference of 0.
 
-    None for fewer than two differences, or if all of them are the same.
+    If there are fewer than two differences, or all of them are equal, it is None.
     """
     from scipy import stats
 
@@ -119,7 +119,7 @@ def correlation(reference: Floats, other: Floats) -> float | None:
     """Compute the correlation of two arms over seeds, by which pairing reduces the variance.
 
     With equal variances, the variance of the differences is `2 (1 - correlation)` times that of
-    one arm. None for fewer than three seeds, or if an arm does not vary.
+    one arm. If there are fewer than three seeds, or an arm does not vary, it is None.
     """
     if len(reference) < 3 or not deviation(reference) or not deviation(other):
         return None
@@ -159,17 +159,17 @@ def _quadrature() -> tuple[Floats, Floats]:
     return nodes, weights
 
 
-def detectable(spread: float, seeds: int, alpha: float, wanted: float) -> float | None:
+def detectable(spread: float, seeds: int, alpha: float, target: float) -> float | None:
     """Compute the smallest true difference that is detected with a given power.
 
     Args:
         spread: Standard deviation of the paired differences.
         seeds: Number of pairs.
         alpha: Error rate of the test.
-        wanted: Power, such as 0.8.
+        target: Power, such as 0.8.
 
     Returns:
-        The difference in the unit of `spread`; None for fewer than two pairs.
+        The difference in the unit of `spread`. If there are fewer than two pairs, None.
     """
     from scipy.optimize import brentq
 
@@ -178,13 +178,13 @@ def detectable(spread: float, seeds: int, alpha: float, wanted: float) -> float 
     if spread == 0:
         return 0.0
     high = 1.0
-    while power(high, seeds, alpha) < wanted:
+    while power(high, seeds, alpha) < target:
         high *= 2
-    root = brentq(lambda effect: power(effect, seeds, alpha) - wanted, 0.0, high, xtol=1e-9)
+    root = brentq(lambda effect: power(effect, seeds, alpha) - target, 0.0, high, xtol=1e-9)
     return spread * float(root)
 
 
-def seeds_needed(spread: float, difference: float, alpha: float, wanted: float) -> int | None:
+def seeds_needed(spread: float, difference: float, alpha: float, target: float) -> int | None:
     """Compute the number of pairs with which a true difference is detected with a given power.
 
     None if the difference is 0, or a million pairs are not enough.
@@ -193,13 +193,13 @@ def seeds_needed(spread: float, difference: float, alpha: float, wanted: float) 
         return None
     effect = abs(difference) / spread if spread else math.inf
     low, high = 1, 2  # too few, enough
-    while power(effect, high, alpha) < wanted:
+    while power(effect, high, alpha) < target:
         low, high = high, 2 * high
         if low > _MANY:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(effect, middle, alpha) >= wanted else (middle, high)
+        low, high = (low, middle) if power(effect, middle, alpha) >= target else (middle, high)
     return high
 
 

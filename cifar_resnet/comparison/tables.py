@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cifar_resnet.comparison import statistics
 from cifar_resnet.comparison.differences import Difference, PairedRuns, is_finite
@@ -12,18 +12,18 @@ from cifar_resnet.comparison.metrics import METRICS, Metric
 __all__ = ["conclusions", "markdown", "notes", "text"]
 
 
-def markdown(found: PairedRuns) -> str:
+def markdown(found: PairedRuns, metrics: Sequence[str]) -> str:
     """Return table, conclusions and notes in Markdown."""
-    header, *rows = _cells(found)
+    header, *rows = _cells(found, metrics)
     rule = ["---", "---", *["---:"] * (len(header) - 2)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
     lines = "\n".join(f"- {line}" for line in (*conclusions(found), *notes(found)))
     return f"{table}\n\n{lines}"
 
 
-def text(found: PairedRuns) -> str:
+def text(found: PairedRuns, metrics: Sequence[str]) -> str:
     """Return table, conclusions and notes in aligned columns."""
-    cells = [*_cells(found)]
+    cells = [*_cells(found, metrics)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     sides = ["<", "<", *[">"] * (len(widths) - 2)]
     rows = (
@@ -41,8 +41,8 @@ def conclusions(found: PairedRuns) -> Iterator[str]:
     for each in found.differences():
         yield _conclusion(found, metric, each)
         if found.detect is not None and each.deviation is not None:
-            wanted = found.detect / metric.scale
-            needed = statistics.seeds_needed(each.deviation, wanted, found.alpha, found.power)
+            target = found.detect / metric.scale
+            needed = statistics.seeds_needed(each.deviation, target, found.alpha, found.power)
             more = max(0, (needed or 0) - each.seeds)
             size = f"{found.detect:g} {metric.unit}".strip()
             count = "more than a million" if needed is None else f"{needed:,}"
@@ -112,6 +112,8 @@ def notes(found: PairedRuns) -> Iterator[str]:
     """Yield how the numbers were computed, and from what."""
     several, percent = len(found.arms) - 1, f"{100 * found.confidence:g} %"
     yield _evaluated(found)
+    if not several:
+        return
     if found.sequential:
         yield (
             f"Intervals of {percent} and p-values from e-values, which are valid whenever the runs "
@@ -175,15 +177,15 @@ def _mixed(found: PairedRuns) -> Iterator[str]:
         yield f"The runs used different versions of PyTorch: {', '.join(sorted(versions))}."
 
 
-def _cells(found: PairedRuns) -> Iterator[list[str]]:
+def _cells(found: PairedRuns, metrics: Sequence[str]) -> Iterator[list[str]]:
     """Yield the rows of the table: in each metric the first arm, and the differences from it."""
     level = f"{100 * found.confidence:g} % interval"
-    p = "p" if len(found.arms) == 2 else f"p ({'Bonferroni' if found.sequential else 'Holm'})"
+    p = "p" if len(found.arms) <= 2 else f"p ({'Bonferroni' if found.sequential else 'Holm'})"
     yield [
         "metric", "arm", "seeds", "mean ± sd", "difference", level, "unpaired", p, "detectable",
         "needed",
     ]  # fmt: skip
-    for key in found.metrics_in_order():
+    for key in metrics:
         metric = METRICS[key]
         yield [metric.label, *_arm(found, metric, found.arms[0]), *[""] * 6]  # the reference
         for each in found.differences(key):
