@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from cifar_resnet import (
     CIFAR10DataModule,
+    Comparison,
     CustomResNet,
     MisclassifiedSamples,
     Recipe,
@@ -41,6 +42,7 @@ from cifar_resnet import (
     show_augmentations,
     show_calibration,
     show_class_samples,
+    show_comparison,
     show_confusion_matrix,
     show_error_comparison,
     show_features,
@@ -54,7 +56,8 @@ from cifar_resnet.plotting.canvas import new_figure
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "figures"
-CURVES = ROOT / "benchmarks" / "results" / "training_curves.csv"
+RESULTS = ROOT / "benchmarks" / "results"
+CURVES = RESULTS / "training_curves.csv"
 
 # Training images: a red bird in front of green leaves, whose channels differ clearly; then a dog
 # and a cat that look to one side, so that mirroring is visible.
@@ -189,6 +192,15 @@ def training_curves(material: Material) -> Figure:
         return show_training_curves(folder, fig=new_figure(10.5, 3.6))
 
 
+def comparison(material: Material) -> Figure:
+    found = Comparison.from_results(RESULTS / "accuracy.jsonl", "muon", "best")
+    return show_comparison(found)
+
+
+def pairing(material: Material) -> Figure:
+    return show_comparison(Comparison.from_results(RESULTS / "pairing.jsonl"))
+
+
 def network(material: Material) -> Figure:
     """Draw the blocks of `CustomResNet()` from top to bottom, as defined by the network itself."""
     model = CustomResNet().eval()
@@ -311,6 +323,7 @@ FIGURES: dict[str, tuple[Draw, bool]] = {
     "calibration": (calibration, True),
     "channel_maps": (channel_maps, True),
     "class_samples": (class_samples, False),
+    "comparison": (comparison, True),
     "confusion_matrix": (confusion_matrix, True),
     "effective_field": (effective_field, True),
     "error_comparison": (error_comparison, False),
@@ -320,6 +333,7 @@ FIGURES: dict[str, tuple[Draw, bool]] = {
     "misclassified_contrast": (misclassified_contrast, False),
     "nearest": (nearest, False),
     "network": (network, True),
+    "pairing": (pairing, True),
     "receptive_field_growth": (receptive_field_growth, True),
     "receptive_fields": (receptive_fields, False),
     "rgb_channels": (rgb_channels, False),

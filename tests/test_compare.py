@@ -656,6 +656,14 @@ def test_files_that_do_not_exist(tmp_path: Path) -> None:
             Comparison.from_results(path)
 
 
+def test_the_pages_show_the_raw_results() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import comparison_tables
+
+    for page in comparison_tables.PAGES:
+        assert comparison_tables.updated(page.read_text()) == page.read_text()
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 BAD_ARMS: list[tuple[tuple[Any, ...], type[Exception], str]] = [

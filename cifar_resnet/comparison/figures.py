@@ -134,9 +134,10 @@ def _draw_differences(axes: Axes, comparison: Comparison, metric: Metric) -> Non
     name = metric.label.replace(" in %", "").replace(" in s", "")
     axes.set_xlabel(f"difference{unit}: {name}")
     title(axes, f"Difference from {shorten(comparison.arms[0], _NAME)}")
+    below = -0.5 / (1.4 + 0.7 * len(found))  # half an inch, in a new figure
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.3 / len(found) - 0.05), ncols=3, frameon=False,
-        fontsize=SMALL_POINTS,
+        loc="upper center", bbox_to_anchor=(0.5, below), ncols=3, frameon=False,
+        fontsize=SMALL_POINTS, handlelength=1.5, columnspacing=1.2,
     )  # fmt: skip
     finish(axes, grid=True, tick_points=SMALL_POINTS)
 

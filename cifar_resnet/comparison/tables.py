@@ -65,9 +65,9 @@ def _conclusion(found: PairedRuns, metric: Metric, each: Difference) -> str:
     size = f"{metric.text(each.mean, sign=True)} {metric.unit}".strip()
     if each.seeds < 2:
         return (
-            f"{pair} have one seed in common: {size} in {of}. Nothing can be concluded, because "
-            "one seed does not show how much the result changes from seed to seed. Two seeds give "
-            "an interval, five a useful one."
+            f"{pair} have one seed in common: {size} in {of}. Nothing can be concluded: one "
+            "seed does not show how much the result changes from seed to seed. Two seeds give an "
+            "interval, five a useful one."
         )
     assert each.deviation is not None
     if each.deviation == 0:
@@ -87,7 +87,7 @@ def _conclusion(found: PairedRuns, metric: Metric, each: Difference) -> str:
     return (
         f"No difference between {pair} was detected: {evidence}. This does not show that they are "
         f"equal: differences below {smallest} {metric.unit} would be missed more often than "
-        f"{1 - found.power:.0%} of the time."
+        f"in {100 * (1 - found.power):g} % of all comparisons."
     ).replace("  ", " ")
 
 
@@ -136,13 +136,17 @@ def notes(found: PairedRuns) -> Iterator[str]:
         f"{100 * found.power:g} %. Needed: the number of seeds with that power, were the observed "
         "difference the true one."
     )
-    for each in found.differences():
-        if each.correlation is not None:
-            yield (
-                f"Correlation of {each.arm} and {each.reference} over seeds: "
-                f"{each.correlation:.2f}. Pairing helps if it is positive."
-            )
-    yield from _weights(found)
+    correlations = [
+        f"{each.correlation:.2f} for {each.arm}"
+        for each in found.differences()
+        if each.correlation is not None
+    ]
+    if correlations:
+        yield (
+            f"Correlation with {found.arms[0]} over seeds, by which pairing narrows an interval if "
+            f"it is positive: {'; '.join(correlations)}."
+        )
+    yield _weights(found)
     yield from _mixed(found)
 
 
@@ -157,13 +161,16 @@ def _evaluated(found: PairedRuns) -> str:
     )
 
 
-def _weights(found: PairedRuns) -> Iterator[str]:
-    known = {arm: f for arm, f in found.equal_weights.items() if f is not None}
-    for arm, fraction in known.items():
-        yield f"Equal initial weights of {found.arms[0]} and {arm} for each seed: {fraction:.1%}."
-    for arm in found.arms[1:]:
-        if arm not in known:
-            yield f"How many initial weights of {found.arms[0]} and {arm} are equal is not known."
+def _weights(found: PairedRuns) -> str:
+    fractions = [
+        f"{'not known' if fraction is None else format(100 * fraction, '.1f') + ' %'} for {arm}"
+        for arm in found.arms[1:]
+        for fraction in [found.equal_weights.get(arm)]
+    ]
+    return (
+        f"Random initial weights that equal those of {found.arms[0]} with the same seed: "
+        f"{'; '.join(fractions)}."
+    )
 
 
 def _mixed(found: PairedRuns) -> Iterator[str]:

@@ -1,0 +1,159 @@
+"""Fill the generated parts of docs/compare.md and docs/contributions.md from the raw results.
+
+python benchmarks/comparison_tables.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from machine import RESULTS, ROOT
+
+from cifar_resnet import Comparison
+from cifar_resnet.comparison.storing import read_file
+
+PAGES = (ROOT / "docs" / "compare.md", ROOT / "docs" / "contributions.md")
+PART = re.compile(
+    r"(<!-- begin of the generated part: (\w+) -->\n).*?(<!-- end of [^\n]*-->)", re.S
+)
+
+NORM_FIRST = "norm_first=True activation=gelu"
+RESIDUAL = f"{NORM_FIRST} residual2=True"
+# Labels in the tables, and names of what was trained as in `Comparison.from_results`.
+FROM_SGD = {
+    "`sgd`": "sgd tta=six",
+    "peak learning rate 0.8, weight decay 0.001": (
+        "sgd learning_rate=0.8 weight_decay=0.001 tta=six"
+    ),
+    "label smoothing 0.2, weights averaged over steps (decay 0.99)": (
+        "sgd label_smoothing=0.2 tta=six ema_decay=0.99"
+    ),
+    "BatchNorm before GELU": f"sgd tta=six {NORM_FIRST}",
+    "BatchNorm before GELU, residual block after `layer2`": f"sgd tta=six {RESIDUAL}",
+    "`muon`": "sgd optimizer=muon tta=six",
+    "`best`": f"sgd optimizer=muon tta=six {RESIDUAL}",
+}
+RESIDUAL_BLOCK = {
+    "`sgd`, BatchNorm before GELU": f"sgd tta=six {NORM_FIRST}",
+    "the same, residual block after `layer2`": f"sgd tta=six {RESIDUAL}",
+}
+LOGITS = {
+    "`sgd`, BatchNorm before GELU, residual block after `layer2`": f"sgd tta=six {RESIDUAL}",
+    "the same, label smoothing 0.2, logits times 1/8": (
+        f"sgd label_smoothing=0.2 tta=six {RESIDUAL} head_scale=0.125"
+    ),
+}
+FROM_MUON = {
+    "`muon`": "sgd optimizer=muon tta=six",
+    "label smoothing 0.2": "sgd optimizer=muon label_smoothing=0.2 tta=six",
+    "`best`": f"sgd optimizer=muon tta=six {RESIDUAL}",
+}
+FROM_BEST = {
+    "`best`": f"sgd optimizer=muon tta=six {RESIDUAL}",
+    "peak learning rate of the convolutions 0.1": (
+        f"sgd optimizer=muon conv_learning_rate=0.1 tta=six {RESIDUAL}"
+    ),
+    "peak learning rate of the convolutions 0.03": "best conv_learning_rate=0.03",
+}
+HALF_WIDTH = {"`best`": "best", "crop padding 4, cutout 8": "best crop_padding=4 cutout=8"}
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(updated(page.read_text()))
+
+
+def updated(text: str) -> str:
+    """Return the text of a page with tables of the present results."""
+    return PART.sub(lambda m: f"{m[1]}\n{PARTS[m[2]]()}\n\n{m[3]}", text)
+
+
+# --- what each change contributes ----------------------------------------------------------------
+
+
+def tuning(arms: Mapping[str, str], width: int = 16) -> str:
+    """Compare trials on held-out images: label -> name of what was trained."""
+    found = Comparison.from_results(
+        RESULTS / "tuning.jsonl", width=width, epochs=24, held_out=True, precision="bf16-mixed"
+    )
+    runs = {label: found.runs[name] for label, name in arms.items()}
+    return table(Comparison._of_runs(runs, None))
+
+
+def final() -> str:
+    """Compare the two recipes with five seeds on the test set."""
+    return table(Comparison.from_results(RESULTS / "accuracy.jsonl", "muon", "best"), None)
+
+
+def table(found: Comparison, metrics: Iterable[str] | None = ("acc_six", "acc")) -> str:
+    return found.to_markdown(None if metrics is None else [*metrics])
+
+
+# --- the guide -----------------------------------------------------------------------------------
+
+
+def pairing() -> str:
+    """Compare the runs that measure whether pairing narrows the intervals, if they exist."""
+    file = RESULTS / "pairing.jsonl"
+    if not file.exists():
+        return "The runs for this table are not finished."
+    found = Comparison.from_results(file)
+    picture = (
+        f"![Accuracies of {len(found.arms)} recipes, with a line for each seed, and the "
+        "differences from the first recipe with their intervals](figures/pairing.png)"
+    )
+    head = ["arm", "metric", "seeds", "correlation", "paired interval", "unpaired interval"]
+    rows = [head, ["---", "---", *["---:"] * 4]]
+    for metric in ("acc_six", "acc", "loss"):
+        for each in found.differences(metric):
+            pair = (each.low, each.high), (each.unpaired_low, each.unpaired_high)
+            scale, digits = (1.0, 4) if metric == "loss" else (100.0, 2)
+            widths = [
+                f"± {scale * (high - low) / 2:.{digits}f}"
+                if low is not None and high is not None
+                else "none"
+                for low, high in pair
+            ]
+            shown = "none" if each.correlation is None else f"{each.correlation:.2f}"
+            rows.append([each.arm, metric, str(each.seeds), shown, *widths])
+    widths_table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table(found, ('acc_six', 'acc', 'loss'))}\n\n{widths_table}\n\n{picture}"
+
+
+def sequential() -> str:
+    """Show the simulations of the sequential rule."""
+    head = [
+        "true difference, in sd", "decided", "seeds, mean", "seeds, median",
+        "fixed number for 80 %", "t-test after every seed",
+    ]  # fmt: skip
+    rows = [head, ["---:"] * len(head)]
+    for line in read_file(RESULTS / "sequential.jsonl"):
+        fixed = line["seeds_of_a_fixed_test_80"]
+        rows.append(
+            [
+                f"{line['effect']:g}",
+                f"{100 * line['decided']:.1f} %",
+                f"{line['mean_seeds']:.1f}",
+                f"{line['median_seeds']:g}",
+                "" if fixed is None else str(fixed),
+                f"{100 * line['t_test_after_every_seed']:.1f} %",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "from_sgd": lambda: tuning(FROM_SGD),
+    "residual_block": lambda: tuning(RESIDUAL_BLOCK),
+    "logits": lambda: tuning(LOGITS),
+    "from_muon": lambda: tuning(FROM_MUON),
+    "from_best": lambda: tuning(FROM_BEST),
+    "half_width": lambda: tuning(HALF_WIDTH, width=32),
+    "final": final,
+    "pairing": pairing,
+    "sequential": sequential,
+}
+
+if __name__ == "__main__":
+    main()
