@@ -188,6 +188,28 @@ def test_ctrl_c_keeps_a_checkpoint_from_which_the_run_resumes(
         assert run[name] == whole[name]
 
 
+def test_a_run_that_was_interrupted_in_its_evaluation_is_complete(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytorch_lightning import Trainer
+
+    arm, setting = as_arm(ARMS[0]), running.Setting(1, 1, True, "32-true")
+    options = {"data_dir": data_dir, "checkpoints": tmp_path}
+    whole = running.train_run(arm, 0, setting, data_dir=data_dir)
+    with monkeypatch.context() as patch:
+
+        def stop(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Trainer, "test", stop)
+        with pytest.raises(KeyboardInterrupt):
+            running.train_run(arm, 0, setting, **options)
+    resumed = running.train_run(arm, 0, setting, **options)
+    for name in ("acc", "loss", "ece", "train_acc"):
+        assert resumed[name] == whole[name]
+    assert resumed["evaluated_images"] == 5000
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_exactly(data_dir: Path, tmp_path: Path) -> None:
     script = (
@@ -685,6 +707,12 @@ BAD_ARMS: list[tuple[tuple[Any, ...], type[Exception], str]] = [
         ValueError,
         "Two arms are called 'sgd'",
     ),
+    (
+        ("sgd", "sgd class_subset=[1,2]"),
+        ValueError,
+        "evaluated on different images, because class_subset is None and \\[1, 2\\]. Give all arms",
+    ),
+    (("sgd", "muon folds=[0,5]"), ValueError, "because folds is None and \\[0, 5\\]"),
     (("sgd", 3), TypeError, "An arm must be a Recipe, an Arm, or a string such as .* but got 3"),
     (("sgd", "best of all"), ValueError, "an arm has FIELD=VALUE .* but got 'of'"),
     (("sgd", "sgd seed=1"), ValueError, "an option of the data .* but got 'seed=1'"),
@@ -735,6 +763,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seeds": [0.5]}, TypeError, "seeds must be"),
     ({"seeds": "01"}, TypeError, "seeds must be"),
     ({"seeds": 2.5}, TypeError, "seeds must be"),
+    ({"seeds": [0, 1], "sequential": True}, ValueError, "seeds must be the maximum number of"),
     ({"metric": "accuracy"}, ValueError, "metric must be one of 'acc_six'"),
     ({"metric": "acc_six"}, ValueError, "needs tta='six' in the recipe of every arm, but arm 'sgd"),
     ({"precision": "float"}, ValueError, "precision must be one of '32-true'"),

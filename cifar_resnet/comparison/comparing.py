@@ -86,8 +86,8 @@ def compare(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If two arms do not differ, an argument is out of its range, or the folder
-            belongs to another comparison or is damaged.
+        ValueError: If two arms do not differ or would be evaluated on different images, an argument
+            is out of its range, or the folder belongs to another comparison or is damaged.
         OSError: If the folder cannot be written or locked.
         KeyboardInterrupt: After Ctrl-C; `SystemExit` after SIGTERM.
         FloatingPointError: If the loss of a run is not finite.
@@ -107,10 +107,13 @@ def compare(
     width = arguments.integer("width", width, minimum=1)
     epochs = arguments.integer("epochs", epochs, minimum=1)
     chosen_seeds = _as_seeds(seeds)
-    final, sequential = (
-        arguments.boolean("final", final),
-        arguments.boolean("sequential", sequential),
-    )
+    final = arguments.boolean("final", final)
+    sequential = arguments.boolean("sequential", sequential)
+    if sequential and not arguments.is_integer(seeds):
+        raise ValueError(
+            f"seeds must be the maximum number of seeds if sequential is True, but got {seeds!r}: "
+            "the rule takes the seeds in the order 0, 1, 2, ..."
+        )
     arguments.choice("metric", metric, (*METRICS, None))
     arguments.choice("precision", precision, PRECISIONS)
     arguments.number("confidence", confidence, INSIDE)
@@ -278,7 +281,7 @@ def _as_seeds(seeds: Any) -> list[int]:
         raise TypeError(message)
     if not values or min(values) < 0 or len(set(values)) < len(values):
         raise ValueError(message)
-    return [int(value) for value in values]
+    return sorted(int(value) for value in values)
 
 
 def _reported(metric: str | None, arms: Sequence[Arm]) -> str:

@@ -15,7 +15,8 @@ def as_arms(values: Sequence[Any], width: int) -> tuple[Arm, ...]:
 
     Raises:
         TypeError: As for `as_arm`.
-        ValueError: If there are fewer than two, or two of them do not differ.
+        ValueError: If there are fewer than two, or two of them do not differ, or
+            would be evaluated on different images.
     """
     arms = tuple(map(as_arm, values))
     if len(arms) < 2:
@@ -27,6 +28,7 @@ def as_arms(values: Sequence[Any], width: int) -> tuple[Arm, ...]:
     for index, arm in enumerate(arms):
         for other in range(index):
             _check_different((arms[other], described[other]), (arm, described[index]))
+            _check_evaluation(arms[other], arm)
     return arms
 
 
@@ -45,6 +47,18 @@ def describe(arm: Arm, width: int) -> dict[str, Any]:
     from cifar_resnet.comparison.initial import build, fingerprint
 
     return result | {"width": None, "network": fingerprint(build(arm, width, seed=0))}
+
+
+def _check_evaluation(one: Arm, other: Arm) -> None:
+    """Raise if two arms would be evaluated on different images."""
+    for option in ("class_subset", "folds", "train_indices"):
+        values = [arm.data.get(option) for arm in (one, other)]
+        if values[0] != values[1]:
+            raise ValueError(
+                f"The arms {one.name!r} and {other.name!r} would be evaluated on different images, "
+                f"because {option} is {values[0]!r} and {values[1]!r}. Give all arms the same "
+                f"{option}."
+            )
 
 
 def _check_different(one: tuple[Arm, dict[str, Any]], other: tuple[Arm, dict[str, Any]]) -> None:

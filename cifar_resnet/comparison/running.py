@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -22,6 +23,7 @@ from cifar_resnet.comparison.initial import build, seeded
 from cifar_resnet.data.cifar_modules import CIFAR10DataModule
 from cifar_resnet.machine import describe_machine, pick_device
 from cifar_resnet.misclassified.counts import PredictionCounts
+from cifar_resnet.misclassified.records import Calibration
 from cifar_resnet.misclassified.scores import check_finite
 from cifar_resnet.training.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from cifar_resnet.training.classifier import ImageClassifier
@@ -105,19 +107,18 @@ def train_run(
         with _stops_as_interrupt(last):
             trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
             train_seconds = clock.seconds()
-            train_acc = trainer.callback_metrics.get("train_acc_epoch")
             data.setup()
             loader = data.val_dataloader() if setting.held_out else data.test_dataloader()
             scores = trainer.test(model, loader, verbose=False)[0]
-            error = _calibration_error(trainer, model, loader, data.num_classes)
+            calibration = _calibration(trainer, model, loader, data.num_classes)
     return {
         **{name.removeprefix("test_"): value for name, value in scores.items()},
-        "ece": error,
-        # not known if the run was interrupted after its last step
-        **({} if train_acc is None else {"train_acc": train_acc.item()}),
+        "ece": calibration.expected_error,
+        "train_acc": clock.train_acc,
         "train_seconds": train_seconds,
         "resumed": checkpoint is not None,
         "total_seconds": clock.seconds(),
+        "evaluated_images": int(calibration.counts.sum()),
         "parameters": sum(p.numel() for p in network.parameters()),
         "initial_weights": "by layer" if arm.network is None else "seeded",
         **describe_machine(device),
@@ -125,9 +126,10 @@ def train_run(
 
 
 class _Clock(pl.Callback):
-    """Measure the time of a run, also over interruptions."""
+    """Keep the time and the training accuracy of a run, also over interruptions."""
 
     def __init__(self) -> None:
+        self.train_acc = math.nan  # in the last epoch
         self._before = 0.0  # of the parts before the checkpoint
         self._started = time.perf_counter()
 
@@ -137,15 +139,18 @@ class _Clock(pl.Callback):
     def seconds(self) -> float:
         return self._before + time.perf_counter() - self._started
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.train_acc = float(trainer.callback_metrics.get("train_acc_epoch", self.train_acc))
+
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds()}
+        return {"seconds": self.seconds(), "train_acc": self.train_acc}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._before = state_dict["seconds"]
+        self._before, self.train_acc = state_dict["seconds"], state_dict["train_acc"]
 
 
-def _calibration_error(trainer: pl.Trainer, model: Any, loader: Any, classes: int) -> float:
-    """Compute the expected calibration error, in the precision of the training."""
+def _calibration(trainer: pl.Trainer, model: Any, loader: Any, classes: int) -> Calibration:
+    """Compute the calibration, in the precision of the training."""
     counts = PredictionCounts(classes)
     batches = trainer.predict(model, loader)
     assert batches is not None
@@ -156,7 +161,7 @@ def _calibration_error(trainer: pl.Trainer, model: Any, loader: Any, classes: in
         start += len(scores)
         confidence, predicted = scores.float().softmax(1).max(1)
         counts.add(labels.cpu(), predicted.cpu(), confidence)
-    return counts.calibration().expected_error
+    return counts.calibration()
 
 
 @contextmanager

@@ -152,7 +152,8 @@ def notes(found: PairedRuns) -> Iterator[str]:
 
 def _evaluated(found: PairedRuns) -> str:
     line = next(line for runs in found.runs.values() for line in runs.values())
-    where = "5,000 held-out training images" if line["held_out"] else "the test set"
+    images = f"{line.get('evaluated_images', 5000):,}"
+    where = f"{images} held-out training images" if line["held_out"] else "the test set"
     epochs = "1 epoch" if line["epochs"] == 1 else f"{line['epochs']} epochs"
     width = "" if line.get("width") is None else f", width {line['width']}"
     widths = {line.get("width") for runs in found.runs.values() for line in runs.values()}
