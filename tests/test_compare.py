@@ -389,6 +389,27 @@ def test_runs_of_another_process_are_waited_for(
     assert fake.calls[1:] == [(NAMES[0], 0)]
 
 
+def test_a_run_that_another_process_finishes_meanwhile_is_not_repeated(
+    fake: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cifar_resnet.comparison.storing import ResultFolder
+
+    compare(*ARMS, seeds=1, results=tmp_path, **TINY)
+    (file,) = tmp_path.glob("runs-*.jsonl")
+    text = file.read_text()
+    file.unlink()
+    fake.calls.clear()
+    lock = ResultFolder.lock
+
+    def late(self: ResultFolder, run: Any) -> Any:
+        (tmp_path / "runs-other.jsonl").write_text(text)  # after this process has looked
+        return lock(self, run)
+
+    monkeypatch.setattr(ResultFolder, "lock", late)
+    compare(*ARMS, seeds=1, results=tmp_path, **TINY)
+    assert fake.calls == []
+
+
 DIFFERENT: list[tuple[dict[str, Any], str]] = [
     ({"arms": ("sgd", "adam")}, r"its arms are \['sgd tta=none .* instead of \['sgd', 'adam'\]"),
     ({"arms": ARMS[::-1]}, "its arms are"),
@@ -485,6 +506,15 @@ def test_a_sequential_comparison_stops_as_soon_as_it_is_clear(
     fake.calls.clear()
     compare(*ARMS, seeds=50, sequential=True, results=tmp_path, **TINY)
     assert fake.calls == []
+
+
+def test_the_rule_takes_the_seeds_in_their_order(fake: FakeTraining, tmp_path: Path) -> None:
+    compare(*ARMS, seeds=range(5, 20), results=tmp_path, **TINY)  # enough to decide
+    fake.calls.clear()
+    found = compare(*ARMS, seeds=50, sequential=True, results=tmp_path, **TINY)
+    trained = [seed for name, seed in fake.calls if name == NAMES[0]]
+    assert trained == list(range(5))
+    assert found.decided_at(NAMES[1]) is not None
 
 
 def test_without_a_decision_the_maximum_is_reported(fake: FakeTraining, tmp_path: Path) -> None:
