@@ -123,6 +123,32 @@ def test_runs_are_trained_once_and_compared(data_dir: Path, tmp_path: Path) -> N
         assert one[name] == found.runs[NAMES[1]][1][name]
 
 
+def test_a_seed_determines_order_and_augmentation_in_all_arms(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cifar_resnet import CIFAR10DataModule
+
+    first_batches: dict[tuple[str, int], torch.Tensor] = {}
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def fit(trainer: Any, model: Any, data: CIFAR10DataModule, **_: Any) -> None:
+        data.setup("fit")
+        first_batches[run] = next(iter(data.train_dataloader()))[0]
+        raise Stop
+
+    monkeypatch.setattr("pytorch_lightning.Trainer.fit", fit)
+    setting = running.Setting(1, 1, True, "32-true")
+    for run in [(arm, seed) for arm in ("sgd", "muon", "best") for seed in (0, 1)]:
+        with pytest.raises(Stop):
+            running.train_run(as_arm(run[0]), run[1], setting, data_dir=data_dir)
+    for seed in (0, 1):
+        for arm in ("muon", "best"):
+            assert torch.equal(first_batches["sgd", seed], first_batches[arm, seed])
+    assert not torch.equal(first_batches["sgd", 0], first_batches["sgd", 1])
+
+
 def test_the_calibration_error_is_that_of_find_misclassified(data_dir: Path) -> None:
     from cifar_resnet import CIFAR10DataModule, ImageClassifier, find_misclassified
 
