@@ -56,15 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--metric", help="metric that decides, such as acc, acc_six or loss (default: TTA accuracy)"
     )
-    add("--detect", type=float, metavar="POINTS", help="say how many seeds detect this difference")
+    add(
+        "--detect", type=float, metavar="POINTS",
+        help="say how many seeds detect this difference (default: not said)",
+    )  # fmt: skip
     add("--confidence", type=float, default=0.95, help="of the intervals (default: 0.95)")
     add("--precision", help="32-true, bf16-mixed or 16-mixed (default: the faster one)")
     add(
         "--from", dest="files", nargs="+", type=local_path, metavar="FILE",
-        help="compare the runs in result files or folders, and train nothing",
+        help="compare the runs in result files or folders, and train nothing (default: train)",
     )  # fmt: skip
     add("--markdown", action="store_true", help="print the table in Markdown")
-    add("--figure", type=local_path, metavar="FILE", help="also write a figure")
+    add("--figure", type=local_path, metavar="FILE", help="also write a figure (default: none)")
     add_data_dir(parser)
 
 
