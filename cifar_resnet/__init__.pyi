@@ -21,6 +21,12 @@ from .fields.probe import check_receptive_field as check_receptive_field
 from .fields.records import AxisField as AxisField
 from .fields.records import LayerField as LayerField
 from .fields.result import ReceptiveFields as ReceptiveFields
+from .history.history import ImageHistory as ImageHistory
+from .history.issues import LabelIssues as LabelIssues
+from .history.issues import find_label_issues as find_label_issues
+from .history.recorder import TrainingHistory as TrainingHistory
+from .history.scores import ImageScores as ImageScores
+from .history.scores import score_images as score_images
 from .inspection.activations import show_features as show_features
 from .inspection.features import compute_features as compute_features
 from .inspection.filters import show_filters as show_filters

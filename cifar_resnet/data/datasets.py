@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from cifar_resnet.data.augment import Augmentation, ImageBank
 from cifar_resnet.data.memory import check_memory
 from cifar_resnet.data.metadata import Metadata, normalization
+from cifar_resnet.data.origin import Origin
 from cifar_resnet.data.transforms import as_function, generators, seeded
 
 __all__ = ["PerSampleImages", "ResidentImages", "Rows", "SampleKey", "on_cpu"]
@@ -48,7 +49,10 @@ class _Labeled(Dataset[Any]):
     Attributes:
         samples: Positions of the images in the whole dataset (N,).
         metadata: Class names, normalization and label suspects, for the analysis of errors.
+        origin: The data module of training images, for a record of the training.
     """
+
+    origin: Origin | None = None
 
     def __init__(
         self,
@@ -75,6 +79,9 @@ class _Labeled(Dataset[Any]):
     def classes(self) -> list[str]:
         """The names of the classes, as in torchvision's datasets; empty if they are unknown."""
         return list(self.metadata.class_names or ())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"origin": None}  # worker processes do not need it
 
 
 class ResidentImages(_Labeled):
@@ -136,7 +143,7 @@ class ResidentImages(_Labeled):
         self._stored = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_stored": None}
+        return super().__getstate__() | {"_stored": None}
 
 
 class PerSampleImages(_Labeled):

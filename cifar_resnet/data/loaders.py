@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -68,6 +69,10 @@ class EpochPosition:
         if self._served >= len(self._order):
             return {"epoch": self._epoch + 1, "batch": 0}
         return {"epoch": self._epoch, "batch": self._served}
+
+    def rows(self, epoch: int) -> list[NDArray[np.intp]]:
+        """Return the positions in the subset of the images of each batch of an epoch."""
+        return [batch % self._order.samples for batch in self._order.batches(epoch)]
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         batches = len(self._order)
@@ -150,6 +155,18 @@ class ResidentLoader:
                 batch = self.mixing(*batch, *self._position.current, self._order.rank)
             self._position.advance()
             yield batch
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch of the current iteration."""
+        return self._position.current[0]
+
+    def rows(self, epoch: int) -> list[NDArray[np.intp]]:
+        """Return the positions in `dataset` of the images of each batch of an epoch.
+
+        An image that the epoch repeats (`sampling="balanced"`) has the same position each time.
+        """
+        return self._position.rows(epoch)
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield all samples of the subset once, in order and without augmentation.
@@ -247,6 +264,18 @@ class PerSampleLoader(DataLoader[Any]):
                 batch = self.mixing(batch[0], batch[1], *self._position.current, self.order.rank)
             self._position.advance()
             yield batch
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch of the current iteration."""
+        return self._position.current[0]
+
+    def rows(self, epoch: int) -> list[NDArray[np.intp]]:
+        """Return the positions in `dataset` of the images of each batch of an epoch.
+
+        An image that the epoch repeats (`sampling="balanced"`) has the same position each time.
+        """
+        return self._position.rows(epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration, counted from 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader
 from cifar_resnet.data.metadata import Metadata, normalization
 from cifar_resnet.data.mixing import Mixing, check_mix
 from cifar_resnet.data.order import BatchOrder
+from cifar_resnet.data.origin import Origin, described
 from cifar_resnet.data.sampling import BalancedOrder
 from cifar_resnet.data.splits import SplitDataModule
 from cifar_resnet.data.transforms import TransformChecks
@@ -108,6 +110,7 @@ class LoadingDataModule(SplitDataModule):
         if transform is None:
             resident = self._resident_images(subset, labels, samples, metadata)
             self._checks.check(subset, None, lambda: [resident[0][0]])
+            resident.origin = self._origin_of_images() if training else None
             return ResidentLoader(
                 resident,
                 len(self._given_labels(subset)),
@@ -120,6 +123,7 @@ class LoadingDataModule(SplitDataModule):
             self._images(subset), labels, samples, transform, seed=self.seed, metadata=metadata
         )
         self._checks.check(subset, transform, dataset.first)
+        dataset.origin = self._origin_of_images() if training else None
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         options: dict[str, Any] = {
             "num_workers": self.num_workers,
@@ -130,6 +134,15 @@ class LoadingDataModule(SplitDataModule):
             # Lightning replaces any sampler except a sequential one here
             return DataLoader(dataset, batch_size=self.batch_size, **options)
         return PerSampleLoader(dataset, order, counter, mixing, **options)
+
+    def _origin_of_images(self) -> Origin:
+        """Describe the training images, for a record of the training."""
+        images = self._set  # not self, which would be a reference cycle
+        transform = described(self.train_transforms)
+        augmentation = asdict(self.augmentation) if transform is None else {}
+        options = self._selection.state() | self._noise.state() | augmentation
+        options |= {"train_transforms": transform, "sampling": self.sampling, "seed": self.seed}
+        return Origin(lambda: images.fingerprint, options, self.labels("train", clean=True))
 
     def _mixing(self) -> Mixing | None:
         if self.mix is None:

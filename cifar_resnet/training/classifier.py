@@ -148,6 +148,8 @@ class ImageClassifier(RecipeModule):
         )
         self._epoch_sums = EpochSums()
         self._last_batch: Batch | None = None
+        # Scores (B, classes) and labels of the last training batch, until its end
+        self.step_scores: tuple[Tensor, Tensor] | None = None
         self._loads_checkpoint_of: Mapping[str, Any] | None = None
         self._probabilities = ProbabilityWarning(enabled=loss is None)
 
@@ -195,6 +197,7 @@ class ImageClassifier(RecipeModule):
         targets, classes = loss_targets(labels, scores, self._num_classes)
         loss: Tensor = self._loss(scores, targets, self.recipe.label_smoothing)
         self._probabilities.watch(scores)
+        self.step_scores = scores.detach(), labels
         self._last_batch = self._epoch_sums.add(
             loss,
             scores,
@@ -213,6 +216,7 @@ class ImageClassifier(RecipeModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # None if a subclass has its own `training_step`
         last, self._last_batch = self._last_batch, None
+        self.step_scores = None
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if last and every and (self.global_step % every == 0 or self.trainer.should_stop):
             self._check_finite()
