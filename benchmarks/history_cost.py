@@ -142,7 +142,7 @@ def file_cost(images: int = 50_000, epochs: int = 24) -> dict[str, float]:
 
     rng = np.random.default_rng(0)
     loss, margin = rng.random((2, images, epochs), dtype=np.float32)
-    prediction = rng.integers(10, size=(images, epochs))
+    prediction = rng.integers(10, size=(images, epochs)).astype(np.int16)
     labels = rng.integers(10, size=images)
     history = ImageHistory(loss, margin, prediction, np.arange(images), labels, labels)
     times = []

@@ -38,7 +38,7 @@ class Images:
 
     Attributes:
         indices: Their indices in the dataset (N,).
-        labels: Their labels (N,); -1 if the batches must tell.
+        labels: Their labels (N,); -1 where only the batches contain them.
         clean_labels: Their labels without label noise (N,), if known.
         class_names: Names of the classes, if known.
         data: What the images depend on, as plain values.

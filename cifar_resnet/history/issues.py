@@ -130,8 +130,7 @@ class LabelIssues:
 def find_label_issues(history: ImageHistory, *, by: str = MEAN_RANK) -> LabelIssues:
     """Rank the training images by how doubtful their labels are.
 
-    A network learns wrong labels late or not at all, so the values of the training tell them from
-    correct ones. These are the scores:
+    A network learns wrong labels later than correct ones, or not at all. These are the scores:
 
     - `area_under_margin`: mean margin (Pleiss et al., NeurIPS 2020); doubtful if small.
     - `confidence`: mean probability of the label (Swayamdipta et al., EMNLP 2020); if small.

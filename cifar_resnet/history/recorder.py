@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 class TrainingHistory(Callback):
     """Record the loss, margin and prediction of every training image in every epoch.
 
-    The values come from the scores that the training computes anyway, so there are no additional
-    forward passes: they are those of the augmented image, before the optimizer step of its batch.
+    The values come from the scores that the training computes anyway, without additional forward
+    passes: they are those of the augmented image, before the optimizer step of its batch.
     Weights, random numbers and logged values are the same with and without the callback. The
     scores stay on the device until the end of the epoch or a checkpoint.
 
@@ -86,6 +86,7 @@ class TrainingHistory(Callback):
             )
         self.scores_from = scores_from
         self._images: Images | None = None
+        self._loader: Any = None
         self._store: ValueStore | None = None
         self._classes = 0
         self._loader_epoch = 0
@@ -159,9 +160,17 @@ class TrainingHistory(Callback):
                     "The checkpoint contains no history of the images: their values before step "
                     "%d are unknown, and NaN.", trainer.global_step,
                 )  # fmt: skip
-        self._images = images
+        self._images, self._loader = images, trainer.train_dataloader
         self._trainer = self._last_trainer = trainer
         self._is_distributed = trainer.world_size > 1
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.train_dataloader is not self._loader:  # reload_dataloaders_every_n_epochs
+            images = find_images(trainer)
+            check_same(self._state(), images)
+            assert self._images is not None
+            images.labels[:] = self._images.labels
+            self._images, self._loader = images, trainer.train_dataloader
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
