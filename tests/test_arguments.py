@@ -528,6 +528,28 @@ DATA_OPTIONS: dict[str, list[Row]] = dict(
         row([1], ValueError, "so subset=0.5 cannot change them", subset=0.5),
         row([1], ValueError, "so folds=(0, 5) cannot change them", folds=(0, 5)),
         row([1], ValueError, "so imbalance=10 cannot change them", imbalance=10),
+        row([1], ValueError, "so exclude='1 images (SHA-256", exclude=[3]),
+    ],
+    exclude=[
+        *(
+            row(value, TypeError, "exclude must be a sequence of different integers from 0")
+            for value in (3, {1, 2}, "12", [1.0], np.array([0.5]))
+        ),
+        row([1, 50_000], ValueError, "but it contains 50000."),
+        row([-1], ValueError, "but it contains -1."),
+        row([4, 5, 4], ValueError, "but it contains 4 more than once."),
+        row([True, False], TypeError, "True. Convert a mask with numpy.flatnonzero(mask)."),
+    ],
+    sample_weights=[
+        *(
+            row(value, TypeError, "sample_weights must be a sequence of 50000 finite numbers of at")
+            for value in (1.0, {1.0}, ["1"] * 50_000, [True] * 50_000, [[1.0], [1.0, 2.0]])
+        ),
+        row([1.0], ValueError, "one for each training image, but got the shape (1,)"),
+        row([1.0] * 49_999 + [-1], ValueError, "but sample_weights[49999] is -1.0"),
+        row([math.nan] + [1.0] * 49_999, ValueError, "but sample_weights[0] is nan"),
+        row([1] * 50_000, ValueError, "both choose the images", sampling="balanced"),
+        row([1] * 50_000, ValueError, "sample_weights draw the training images at", shuffle=False),
     ],
     subset=[
         *types_and_values(

@@ -201,6 +201,10 @@ def test_options_are_shown() -> None:
         ({"train_indices": range(300)}, {"train_indices": range(1, 301)}, "train_indices is '300"),
         ({"val_split": 49_700}, {"val_split": 49_701}, "val_split is 49700 instead of 49701"),
         ({"subset": 300}, {"subset": 300, "label_noise": 0.5}, "label_noise is 0.0 instead of 0.5"),
+        ({"subset": 300, "exclude": [1, 2]}, {"subset": 300, "exclude": [1, 3]},
+         "exclude is '2 images"),
+        ({"subset": 300, "sample_weights": range(50_000)}, {"subset": 300},
+         r"sample_weights is '50000 images \(SHA-256 .* instead of None"),
         ({"subset": 300, "class_subset": (1, 2)}, {"subset": 300, "class_subset": (2, 1)},
          r"class_subset is \('automobile', 'bird'\)"),
     ],
@@ -392,3 +396,71 @@ def test_two_processes_share_the_drawn_images() -> None:
     numbers = np.concatenate(one)
     assert len(np.unique(numbers)) == 100  # repetitions have numbers of their own
     assert 30 < (labels[numbers % 100] == 1).sum() < 70
+
+
+# --- excluded images and weights ------------------------------------------------------------------
+
+
+def test_excluded_images_leave_all_others_as_they_are() -> None:
+    options: dict[str, Any] = {"val_split": 1000, "subset": 400, "imbalance": 4, "folds": None}
+    plain = ready(**options)
+    held, train = plain.indices("val"), plain.indices()
+    excluded = [*train[3:30].tolist(), *held[:5].tolist()]
+    data = ready(**options, exclude=excluded)
+    assert np.array_equal(data.indices("val"), held)
+    assert data.indices().tolist() == [i for i in train.tolist() if i not in excluded]
+    assert data.num_samples == 400 - 27
+    assert f"train={400 - 27}, " in str(data)
+    assert "exclude='32 images (SHA-256 " in str(data)
+    assert sum(len(labels) for _, labels in data.train_dataloader()) == 400 - 27
+    assert ready(exclude=[]).num_samples == 45_000
+    with pytest.raises(RuntimeError, match="The data are not loaded yet"):
+        _ = CIFAR10DataModule(exclude=[1]).num_samples
+
+
+def test_excluding_every_image_is_refused() -> None:
+    data = CIFAR10DataModule(subset=100, exclude=range(50_000))
+    with pytest.raises(ValueError, match="50000 images, which leaves none to train on. Exclude"):
+        data.setup()
+
+
+def drawn(epochs: int, **options: Any) -> Any:
+    """Return how often each of 100 images is drawn in each epoch."""
+    data = ready(val_split=0, subset=100, batch_size=30, **options)
+    loader: Any = data.train_dataloader()
+    rows = [np.concatenate(loader.rows(epoch)) for epoch in range(epochs)]
+    return np.array([np.bincount(each, minlength=100) for each in rows])
+
+
+def test_weights_determine_how_often_an_image_is_drawn() -> None:
+    indices = ready(val_split=0, subset=100).indices()
+    weights = np.zeros(50_000)
+    weights[indices] = np.linspace(0, 3, 100) ** 2
+    counts = drawn(400, sample_weights=weights)
+    expected = 100 * weights[indices] / weights[indices].sum()
+    assert (counts.sum(1) == 100).all()
+    assert (counts >= np.floor(expected - 1e-9)).all()
+    assert (counts <= np.ceil(expected + 1e-9)).all()
+    # the standard deviation of a count is at most 1/2
+    np.testing.assert_allclose(counts.mean(0), expected, atol=4.5 * 0.5 / 400**0.5)
+    assert len({tuple(each) for each in counts.tolist()}) == 400
+
+
+def test_equal_weights_draw_each_image_once() -> None:
+    assert (drawn(20, sample_weights=np.full(50_000, 0.3)) == 1).all()
+
+
+def test_weights_of_zero_for_all_images_are_refused() -> None:
+    data = ready(subset=50, sample_weights=np.zeros(50_000))
+    with pytest.raises(ValueError, match="0 for all 50 training images. Pass a weight greater"):
+        data.train_dataloader()
+
+
+def test_repeated_images_are_augmented_differently() -> None:
+    index = int(ready(val_split=0, subset=20).indices()[4])
+    weights = np.zeros(50_000)
+    weights[index] = 1.0
+    data = ready(val_split=0, subset=20, sample_weights=weights)
+    images = torch.cat([images for images, _ in data.train_dataloader()])
+    assert len(images) == 20
+    assert len({image.numpy().tobytes() for image in images}) > 10

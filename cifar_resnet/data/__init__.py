@@ -21,10 +21,12 @@ Batches:
 - `corruption`: label noise and long-tailed classes.
 - `splits`: the images, indices and labels of each split.
 - `order`: which samples are in which batch, and the validation split.
-- `sampling`: batches with each class equally often.
+- `image_indices`: validate indices and weights of images.
+- `sampling`: batches with each class equally often, or by weights.
 - `augment`: uint8 images to augmented, normalized batches.
 - `mixing`: MixUp and CutMix of batches.
 - `loaders`: loaders for device-resident images and for per-sample transforms.
+- `origin`: what the images of a loader depend on, for a record of the training.
 - `loading`: the loaders of a data module.
 - `module`: the `ImageDataModule`, which combines all of the above.
 - `cifar_modules`: the `CIFAR10DataModule` and `CIFAR100DataModule`, which add the download.

@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader
 from cifar_resnet import arguments
 from cifar_resnet.data.augment import Augmentation
 from cifar_resnet.data.datasets import PerSampleImages, ResidentImages
+from cifar_resnet.data.image_indices import digest
 from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader
 from cifar_resnet.data.metadata import Metadata, normalization
 from cifar_resnet.data.mixing import Mixing, check_mix
 from cifar_resnet.data.order import BatchOrder
 from cifar_resnet.data.origin import Origin, described
-from cifar_resnet.data.sampling import BalancedOrder
+from cifar_resnet.data.sampling import BalancedOrder, WeightedOrder
 from cifar_resnet.data.splits import SplitDataModule
 from cifar_resnet.data.transforms import TransformChecks
 
@@ -47,6 +48,7 @@ class LoadingDataModule(SplitDataModule):
     test_transforms: Transform | None
     device: torch.device
     sampling: str
+    sample_weights: NDArray[np.float64] | None
     mix: str | None
     mix_alpha: float
     mix_probability: float
@@ -95,11 +97,11 @@ class LoadingDataModule(SplitDataModule):
             "rank": trainer.global_rank if trainer is not None else None,
             "world_size": trainer.world_size if trainer is not None else None,
         }
-        order = (
-            BalancedOrder(labels, **batches)
-            if varies and self.sampling == "balanced"
-            else BatchOrder(len(samples), **batches)
-        )
+        order = BatchOrder(len(samples), **batches)
+        if varies and self.sampling == "balanced":
+            order = BalancedOrder(labels, **batches)
+        elif varies and self.sample_weights is not None:
+            order = WeightedOrder(self._weights_of(samples), **batches)
         mixing = self._mixing() if varies else None
         counter = self._epochs if training else None
         metadata = Metadata(
@@ -142,7 +144,21 @@ class LoadingDataModule(SplitDataModule):
         augmentation = asdict(self.augmentation) if transform is None else {}
         options = self._selection.state() | self._noise.state() | augmentation
         options |= {"train_transforms": transform, "sampling": self.sampling, "seed": self.seed}
+        options |= {"sample_weights": digest(self.sample_weights)}
         return Origin(lambda: images.fingerprint, options, self.labels("train", clean=True))
+
+    def _weights_of(self, samples: NDArray[np.intp]) -> NDArray[np.float64]:
+        assert self.sample_weights is not None
+        weights = self.sample_weights[samples]
+        if not weights.any():
+            raise ValueError(
+                f"sample_weights are 0 for all {len(samples)} training images. Pass a weight "
+                "greater than 0 for at least one of them."
+            )
+        return weights
+
+    def _data_state(self) -> dict[str, Any]:
+        return super()._data_state() | {"sample_weights": digest(self.sample_weights)}
 
     def _mixing(self) -> Mixing | None:
         if self.mix is None:

@@ -12,6 +12,7 @@ from cifar_resnet import arguments
 from cifar_resnet.data.augment import Augmentation
 from cifar_resnet.data.corruption import LabelNoise, as_pairs
 from cifar_resnet.data.folders import read_folders
+from cifar_resnet.data.image_indices import digest
 from cifar_resnet.data.libraries import (
     huggingface_splits,
     resized,
@@ -19,6 +20,7 @@ from cifar_resnet.data.libraries import (
 )
 from cifar_resnet.data.loading import LoadingDataModule, Transform
 from cifar_resnet.data.mixing import check_mix
+from cifar_resnet.data.sampling import check_sampling
 from cifar_resnet.data.selection import Selection
 from cifar_resnet.data.sets import ImageSet, InMemory
 from cifar_resnet.data.transforms import TransformChecks
@@ -88,8 +90,13 @@ class ImageDataModule(LoadingDataModule):
             cross-validation instead of `val_split`.
         imbalance: Ratio between the largest class, the first one, and the smallest, the last one.
             The training images of the classes fall exponentially. 1 means no change.
+        exclude: Indices of images not to train on, among all training images. It is applied last,
+            so the other training images and the held-out ones stay the same.
         sampling: `"uniform"` returns each training image once in each epoch; `"balanced"` draws as
             many with replacement, each class equally often on average.
+        sample_weights: Weights of all training images, at least 0. An epoch draws as many images
+            as with `"uniform"`, each in proportion to its weight: the number of times is rounded
+            down or up at random. Not with `"balanced"`.
         label_noise: Probability in [0, 1] that a training label is replaced by a wrong one.
         label_noise_kind: `"symmetric"`, any other class; or `"asymmetric"`, a similar class, which
             needs `label_noise_pairs`.
@@ -147,7 +154,9 @@ class ImageDataModule(LoadingDataModule):
         class_subset: Sequence[int | str] | None = None,
         folds: tuple[int, int] | None = None,
         imbalance: float = 1,
+        exclude: Sequence[int] | None = None,
         sampling: str = "uniform",
+        sample_weights: Sequence[float] | None = None,
         label_noise: float = 0.0,
         label_noise_kind: str = "symmetric",
         label_noise_seed: int = 0,
@@ -162,11 +171,12 @@ class ImageDataModule(LoadingDataModule):
         super().__init__(
             images,
             Selection(
-                images.population, val_split, train_indices, subset, class_subset, folds, imbalance
+                images.population, val_split, train_indices, subset, class_subset, folds,
+                imbalance, exclude,
             ),
             LabelNoise(label_noise, label_noise_kind, label_noise_seed, pairs),
             _per_channel(statistics, images.dims[0]),
-        )
+        )  # fmt: skip
         if label_noise_pairs is not None and label_noise_kind != "asymmetric":
             raise ValueError(
                 f"label_noise_pairs={label_noise_pairs!r} have no effect, because label_noise_kind "
@@ -188,12 +198,9 @@ class ImageDataModule(LoadingDataModule):
         self.val_transforms = arguments.function("val_transforms", val_transforms, _TRANSFORM)
         self.test_transforms = arguments.function("test_transforms", test_transforms, _TRANSFORM)
         self.device = arguments.device("device", device)
-        self.sampling = arguments.choice("sampling", sampling, ("uniform", "balanced"))
-        if sampling == "balanced" and not shuffle:
-            raise ValueError(
-                "sampling='balanced' draws the training images at random, but shuffle is False. "
-                "Leave out one of them."
-            )
+        self.sampling = sampling
+        size = images.population.size
+        self.sample_weights = check_sampling(sampling, sample_weights, shuffle, size)
         check_mix(mix, mix_alpha, mix_probability)
         self.mix, self.mix_alpha, self.mix_probability = mix, mix_alpha, mix_probability
         self._checks = TransformChecks()
@@ -302,8 +309,11 @@ class ImageDataModule(LoadingDataModule):
 
     def __str__(self) -> str:
         train, val = self._selection.sizes
+        train = self.num_samples if self._split else train
         options = self._selection.options() | self._noise.options()
         options |= {"sampling": self.sampling} if self.sampling != "uniform" else {}
+        weights = digest(self.sample_weights)
+        options |= {"sample_weights": weights} if weights is not None else {}
         options |= {"mix": self.mix} if self.mix is not None else {}
         parts = [
             *self._origin(),

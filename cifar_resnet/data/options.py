@@ -35,7 +35,9 @@ class Options(TypedDict, total=False):
     class_subset: Sequence[int | str] | None
     folds: tuple[int, int] | None
     imbalance: float
+    exclude: Sequence[int] | None
     sampling: str
+    sample_weights: Sequence[float] | None
     label_noise: float
     label_noise_kind: str
     label_noise_seed: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from torch import Tensor
 from cifar_resnet import arguments
 from cifar_resnet.data.class_names import class_index
 from cifar_resnet.data.corruption import long_tail_counts
+from cifar_resnet.data.image_indices import as_indices, digest
 from cifar_resnet.data.order import apportion, split_order, stratified_split
 
 __all__ = ["Population", "Selection"]
@@ -53,8 +53,9 @@ class Selection:
     """The training and validation images; the arguments are those of `ImageDataModule`.
 
     First the validation images are held out of all training images, then `class_subset` restricts
-    both sets, and `imbalance` and `subset` only the training images. So none of the options moves
-    an image between training and validation, except `folds`, `val_split` and `train_indices`.
+    both sets, and `imbalance`, `subset` and `exclude`, in this order, only the training images. So
+    none of the options moves an image between training and validation, except `folds`, `val_split`
+    and `train_indices`.
     """
 
     population: Population
@@ -64,6 +65,7 @@ class Selection:
     class_subset: Any = None
     folds: Any = None
     imbalance: float = 1
+    exclude: Any = None
 
     def __post_init__(self) -> None:
         def convert(**values: Any) -> None:
@@ -73,6 +75,8 @@ class Selection:
         names, counts, size = self.population.names, self.population.train, self.population.size
         convert(val_split=_held_out(self.val_split, size))
         convert(train_indices=_indices(self.train_indices, size))
+        if self.exclude is not None:
+            convert(exclude=as_indices("exclude", self.exclude, size) or None)
         convert(class_subset=_classes(self.class_subset, names))
         convert(folds=_folds(self.folds, min(counts)))
         within = lambda ratio: 1 <= ratio <= max(counts), f"a number in [1, {max(counts)}]"
@@ -98,6 +102,7 @@ class Selection:
                 "images. Leave out one of them."
             )
         others = {"subset": self.subset, "folds": self.folds}
+        others["exclude"] = digest(self.exclude)
         others["imbalance"] = self.imbalance if self.imbalance > 1 else None
         for name, value in others.items():
             if self.train_indices is not None and value is not None:
@@ -135,16 +140,25 @@ class Selection:
         if self.subset is not None:
             counts = np.bincount(labels[train], minlength=len(self.population.names))[self.classes]
             train = self._first(train, labels, apportion(counts, self.subset))
+        if self.exclude is not None:
+            train = train[~np.isin(train, self.exclude)]
+            if not len(train):
+                raise ValueError(
+                    f"exclude contains {len(self.exclude)} images, which leaves none to train on. "
+                    "Exclude fewer images, or use a larger subset."
+                )
         return train, val
 
     @cached_property
     def sizes(self) -> tuple[int, int]:
-        """Number of training and validation images.
+        """Number of training and validation images, without regard to `exclude`.
 
         They depend only on the number of images of each class, so this does not need the labels.
         """
         if self.train_indices is not None:
             return len(self.train_indices), replace(self, train_indices=None).sizes[1]
+        if self.exclude is not None:
+            return replace(self, exclude=None).sizes
         labels = np.arange(len(self.population.names)).repeat(self.population.train)
         train, val = self.split(labels)
         return len(train), len(val)
@@ -209,11 +223,12 @@ class Selection:
         """Return plain values, to compare with those of another run."""
         return {
             "val_split": self.val_split,
-            "train_indices": self._digest(),
+            "train_indices": digest(self.train_indices),
             "subset": self.subset,
             "class_subset": self.names if self.class_subset is not None else None,
             "folds": self.folds,
             "imbalance": self.imbalance,
+            "exclude": digest(self.exclude),
         }
 
     def options(self) -> dict[str, Any]:
@@ -224,12 +239,6 @@ class Selection:
             for name, value in self.state().items()
             if name != "val_split" and value not in unset
         }
-
-    def _digest(self) -> str | None:
-        if self.train_indices is None:
-            return None
-        content = hashlib.sha256(np.array(self.train_indices, dtype="<i8").tobytes())
-        return f"{len(self.train_indices)} images (SHA-256 {content.hexdigest()[:16]})"
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -274,26 +283,13 @@ def _as_count(
 def _indices(train_indices: Any, size: int) -> tuple[int, ...] | None:
     if train_indices is None:
         return None
-    expected = f"a sequence of different integers from 0 to {size - 1}"
-    values = train_indices
-    if isinstance(values, Tensor | np.ndarray):
-        values = values.tolist()
-    values = arguments.sequence("train_indices", values, expected)
-    seen: set[int] = set()
-    for value in values:
-        message = f"train_indices must be {expected}, but it contains {value!r}"
-        if not arguments.is_integer(value):
-            mask = isinstance(value, bool | np.bool_)
-            remedy = ". Convert a mask with numpy.flatnonzero(mask)." if mask else "."
-            raise TypeError(message + remedy)
-        if not 0 <= value < size:
-            raise ValueError(f"{message}.")
-        if value in seen:
-            raise ValueError(f"{message} more than once.")
-        seen.add(value)
-    if not values:
-        raise ValueError(f"train_indices must be {expected}, but it is empty.")
-    return tuple(map(int, values))
+    indices = as_indices("train_indices", train_indices, size)
+    if not indices:
+        raise ValueError(
+            f"train_indices must be a sequence of different integers from 0 to {size - 1}, but it "
+            "is empty."
+        )
+    return indices
 
 
 def _classes(class_subset: Any, names: tuple[str, ...]) -> tuple[int, ...] | None:

@@ -92,14 +92,20 @@ class SplitDataModule(ResumableDataModule):
             absent = [name for label, name in enumerate(self.classes) if label not in present]
             if absent and self._selection.train_indices is None:
                 _log.warning(
-                    "All images of %s are held out, so there are none to train on. Use a smaller "
-                    "val_split.", ", ".join(absent[:10]),
+                    "All images of %s are held out or excluded, so there are none to train on. "
+                    "Use a smaller val_split, or exclude fewer.", ", ".join(absent[:10]),
                 )  # fmt: skip
 
     @property
     def num_samples(self) -> int:
-        """Number of training images, without those held out for validation."""
-        return self._selection.sizes[0]
+        """Number of training images, without those held out for validation.
+
+        Raises:
+            RuntimeError: If there is `exclude`, and `setup` was not called.
+        """
+        if self._selection.exclude is not None:
+            self._loaded()
+        return len(self._split["train"]) if self._split else self._selection.sizes[0]
 
     def indices(self, split: str = "train") -> NDArray[np.intp]:
         """Return the indices of the images of a split in the dataset, in the order of the split.
