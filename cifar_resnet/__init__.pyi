@@ -21,6 +21,9 @@ from .fields.probe import check_receptive_field as check_receptive_field
 from .fields.records import AxisField as AxisField
 from .fields.records import LayerField as LayerField
 from .fields.result import ReceptiveFields as ReceptiveFields
+from .history.figures import show_dataset_map as show_dataset_map
+from .history.figures import show_history as show_history
+from .history.figures import show_label_issues as show_label_issues
 from .history.history import ImageHistory as ImageHistory
 from .history.issues import LabelIssues as LabelIssues
 from .history.issues import find_label_issues as find_label_issues

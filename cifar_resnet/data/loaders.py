@@ -18,9 +18,22 @@ from cifar_resnet.data.datasets import ResidentImages, on_cpu
 from cifar_resnet.data.mixing import Mixing
 from cifar_resnet.data.order import BatchOrder
 
-__all__ = ["EpochCounter", "EpochPosition", "PerSampleLoader", "ResidentLoader"]
+__all__ = [
+    "EpochCounter",
+    "EpochPosition",
+    "PerSampleLoader",
+    "ResidentLoader",
+    "augmentation_keys",
+]
 
 _NEXT_SAMPLE = 7919  # distance of the samples whose augmentation the repetitions of a sample have
+
+
+def augmentation_keys(
+    samples: NDArray[np.intp], repeats: NDArray[np.intp] | int, dataset_size: int
+) -> NDArray[np.intp]:
+    """Return the samples whose augmentation these samples have in an epoch that repeats some."""
+    return (samples + repeats * _NEXT_SAMPLE) % dataset_size
 
 
 @dataclass
@@ -141,8 +154,8 @@ class ResidentLoader:
         # A sample that an epoch repeats is augmented as another one.
         repeats, order = np.divmod(np.concatenate(batches), len(self.dataset))
         if parameters is not None:
-            keys = (self.dataset.samples[order] + repeats * _NEXT_SAMPLE) % self._dataset_size
-            parameters = parameters.take(keys)
+            samples = self.dataset.samples[order]
+            parameters = parameters.take(augmentation_keys(samples, repeats, self._dataset_size))
         rows, parameters = bank.place(order, parameters)
         labels = all_labels[torch.as_tensor(rows, device=bank.device)]
         stops = np.cumsum([len(batch) for batch in batches]).tolist()

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from cifar_resnet import arguments
-from cifar_resnet.data.augment import Augmentation
+from cifar_resnet.data.augment import Augmentation, ImageBank
 from cifar_resnet.data.datasets import PerSampleImages, ResidentImages
 from cifar_resnet.data.image_indices import digest
-from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader
+from cifar_resnet.data.loaders import PerSampleLoader, ResidentLoader, augmentation_keys
 from cifar_resnet.data.metadata import Metadata, normalization
 from cifar_resnet.data.mixing import Mixing, check_mix
 from cifar_resnet.data.order import BatchOrder
@@ -79,7 +79,72 @@ class LoadingDataModule(SplitDataModule):
         """Return the loader of the test images, in their order, or an empty list without any."""
         return self.test_dataloader()
 
+    # --- single images --------------------------------------------------------------------------
+
+    def augmented(self, index: int, epoch: int) -> Any:
+        """Return a training image exactly as the training loader returns it in an epoch.
+
+        Args:
+            index: Index of the image in the dataset, one of `indices()`.
+            epoch: Number of the epoch, at least 0. If it contains the image several times, because
+                of `sampling` or `sample_weights`, the image is that of the last time.
+
+        Returns:
+            The augmented and normalized image, float32 (C, H, W); or what `train_transforms`
+            return.
+
+        Raises:
+            TypeError: If an argument is not an integer.
+            IndexError: If the training does not use this image.
+            ValueError: If `epoch` is less than 0.
+            RuntimeError: If `setup` was not called.
+
+        Examples:
+            >>> from cifar_resnet import CIFAR10DataModule
+            >>> data = CIFAR10DataModule()
+            >>> data.prepare_data()
+            >>> data.setup()
+            >>> data.augmented(28426, epoch=3).shape
+            torch.Size([3, 32, 32])
+        """
+        epoch = arguments.integer("epoch", epoch, minimum=0)
+        if not arguments.is_integer(index):
+            raise TypeError(f"index must be an integer, but got {index!r}.")
+        samples = self.indices("train")
+        rows = np.flatnonzero(samples == index)
+        if not len(rows):
+            raise IndexError(
+                f"index must be that of one of the {len(samples)} training images, which "
+                f"indices() returns, but got {index}."
+            )
+        row, labels = int(rows[0]), self.labels("train")
+        order = self._order(labels, samples, batch_size=1, shuffle=False, drop_last=False)
+        repeats = 0
+        if type(order) is not BatchOrder:
+            repeats = max(int((order.permutation(epoch) % len(samples) == row).sum()) - 1, 0)
+        images = self._images("train")
+        if self.train_transforms is not None:
+            dataset = PerSampleImages(
+                images, labels, samples, self.train_transforms, seed=self.seed
+            )
+            return dataset.items([(epoch, row + repeats * len(samples))])[0][0]
+        bank = ImageBank(images[[row]], self.mean, self.std, augmentation=self.augmentation)
+        total = len(self._given_labels("train"))
+        drawn = self.augmentation.draw(total, bank.size, seed=self.seed, epoch=epoch)
+        parameters = drawn.take(augmentation_keys(samples[rows], repeats, total))
+        return bank.batch(np.zeros(1, dtype=np.intp), parameters)[0].contiguous()
+
     # --- parts ----------------------------------------------------------------------------------
+
+    def _order(
+        self, labels: NDArray[np.int64], samples: NDArray[np.intp], **options: Any
+    ) -> BatchOrder:
+        """Return the batches of training images."""
+        if self.sampling == "balanced":
+            return BalancedOrder(labels, **options, seed=self.seed)
+        if self.sample_weights is not None:
+            return WeightedOrder(self._weights_of(samples), **options, seed=self.seed)
+        return BatchOrder(len(samples), **options, seed=self.seed)
 
     def _loader(
         self, subset: str, transform: Transform | None
@@ -93,15 +158,14 @@ class LoadingDataModule(SplitDataModule):
             "batch_size": arguments.integer("batch_size", self.batch_size, minimum=1),
             "shuffle": self.shuffle and varies,
             "drop_last": self.drop_last and training,
-            "seed": self.seed,
             "rank": trainer.global_rank if trainer is not None else None,
             "world_size": trainer.world_size if trainer is not None else None,
         }
-        order = BatchOrder(len(samples), **batches)
-        if varies and self.sampling == "balanced":
-            order = BalancedOrder(labels, **batches)
-        elif varies and self.sample_weights is not None:
-            order = WeightedOrder(self._weights_of(samples), **batches)
+        order = (
+            self._order(labels, samples, **batches)
+            if varies
+            else BatchOrder(len(samples), **batches, seed=self.seed)
+        )
         mixing = self._mixing() if varies else None
         counter = self._epochs if training else None
         metadata = Metadata(

@@ -147,12 +147,15 @@ def _of_data_module(loader: Any, dataset: ResidentImages | PerSampleImages) -> I
             "images. Pass the data module to trainer.fit, or data.train_dataloader()."
         )
     origin = dataset.origin
+    data = {"dataset": f"{size} images"} if origin is None else origin.state()
+    if not isinstance(loader, ResidentLoader | PerSampleLoader):
+        data["augmentation"] = "random in each epoch"  # of transforms that the loader did not seed
     return Images(
         indices=dataset.samples.astype(np.int64),
         labels=np.array(dataset.targets, dtype=np.int64),
         clean_labels=None if origin is None else origin.clean_labels,
         class_names=dataset.metadata.class_names,
-        data={"dataset": f"{size} images"} if origin is None else origin.state(),
+        data=data,
         epoch=epoch,
         rows=rows,
     )

@@ -178,7 +178,8 @@ class ImageHistory:
         """
         source = as_file(path)
         try:
-            with np.load(source, allow_pickle=False) as file:
+            # NumPy would leave a damaged file open.
+            with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 content = {name: file[name] for name in file.files}
             description = json.loads(str(content.pop("description")))
             known = {each.name for each in fields(cls)}

@@ -42,6 +42,7 @@ class LabelIssues:
             scores.
         class_names: Names of the classes.
         by: The score that determines the order.
+        data: What the images depend on, as in `ImageHistory.data`.
     """
 
     indices: NDArray[np.int64] = field(repr=False)
@@ -51,6 +52,7 @@ class LabelIssues:
     ranks: Mapping[str, NDArray[np.float64]] = field(repr=False)
     class_names: tuple[str, ...]
     by: str
+    data: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def top(self, k: int) -> LabelIssues:
         """Return the `k` most doubtful images, or all if there are fewer.
@@ -195,7 +197,7 @@ def find_label_issues(history: ImageHistory, *, by: str = MEAN_RANK) -> LabelIss
     names = history.class_names or tuple(map(str, range(classes)))
     issues = LabelIssues(
         history.indices[rows], history.labels[rows], _suggested(history, last, classes)[rows],
-        values, ranks, names, by,
+        values, ranks, names, by, history.data,
     )  # fmt: skip
     return issues.sorted_by(by)
 

@@ -107,7 +107,7 @@ def score_images(history: ImageHistory) -> ImageScores:
 def as_history(history: Any) -> ImageHistory:
     """Validate a history with at least one epoch."""
     if not isinstance(history, ImageHistory):
-        remedy = " Pass its attribute `history`." if hasattr(history, "history") else ""
+        remedy = " Pass its attribute `history`." if hasattr(type(history), "history") else ""
         raise TypeError(
             f"history must be an ImageHistory, but got {type(history).__name__}.{remedy}"
             + (" ImageHistory.load(path) reads one from a file." if not remedy else "")
