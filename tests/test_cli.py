@@ -19,6 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_resnet import CIFAR10DataModule, CustomResNet, Recipe
+from cifar_resnet import CustomResNet, ImageHistory, Recipe
 from cifar_resnet.cli import hardware
 from cifar_resnet.cli.datasets import read_ahead
 from cifar_resnet.cli.main import build_parser, main
@@ -164,6 +165,7 @@ def test_a_recipe_is_changed_field_by_field(data_dir: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("logger", ["tensorboard", "csv"])
 def test_a_run_is_resumed_with_its_own_options(data_dir: Path, tmp_path: Path, logger: str) -> None:
     arguments = ["--smoke", "--quiet", "--width", "4", "--val-split", "5000", "--logger", logger]
+    arguments += ["--history"] if logger == "csv" else []
     assert start("train", *arguments, cwd=tmp_path).returncode == 0
     (run,) = (tmp_path / "runs").iterdir()
     before = metrics_of(run)
@@ -185,6 +187,13 @@ def test_a_run_is_resumed_with_its_own_options(data_dir: Path, tmp_path: Path, l
     assert len(list(run.parent.iterdir())) == 1
     if logger == "csv":
         assert csv_steps(run) == list(range(6))
+        history = ImageHistory.load(run / "history.npz")
+        assert len(history) == 45_000
+        assert history.seen.sum(0).tolist() == [1024] * 3
+        assert "history.npz " in result.stdout
+    else:
+        assert not (run / "history.npz").exists()
+        assert "history.npz" not in result.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

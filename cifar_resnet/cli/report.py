@@ -29,6 +29,7 @@ FILES = {
     "misclassified.png": "the errors with the highest loss, with class activation maps",
     "confusion_matrix.png": "which classes are confused",
     "calibration.png": "accuracy at each confidence",
+    "history.npz": "loss, margin and prediction of each training image in each epoch",
     "best.ckpt": "checkpoint of the epoch with the best {monitor}",
     "last.ckpt": "checkpoint of the end of the run, whose network was tested",
 }
@@ -98,14 +99,15 @@ def summary(folder: Path, metrics: dict[str, Any], monitor: str) -> str:
         for name, shown in (("accuracy_mirror", "the mirror image"), ("accuracy_six", "six views"))
         if metrics[name] is not None
     )
-    width = max(map(len, FILES))
+    files = {name: text for name, text in FILES.items() if (folder / name).exists()}
+    width = max(map(len, files))
     lines = [
         "",
         f"Test accuracy   {100 * metrics['accuracy']:.2f} % without TTA{views}",
         f"Training        {duration(metrics['train_seconds'])}, "
         f"{metrics['images_per_second']:,.0f} images/s",
         f"In {folder}:",
-        *(f"  {name:<{width}}  {text.format(monitor=monitor)}" for name, text in FILES.items()),
+        *(f"  {name:<{width}}  {text.format(monitor=monitor)}" for name, text in files.items()),
     ]
     if metrics["logger"] == "tensorboard":
         lines.append(f"Curves in the browser: tensorboard --logdir {folder.parent}")

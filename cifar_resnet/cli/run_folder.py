@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 # be resumed on another machine.
 SAVED = (
     "epochs", "seed", "batch_size", "recipe", "set", "width", "precision", "data", "data_dir",
-    "image_size", "test_fraction", "val_split", "compile", "logger", "smoke",
+    "image_size", "test_fraction", "val_split", "compile", "logger", "history", "smoke",
     "devices", "num_nodes", "strategy",
 )  # fmt: skip
-_ADDED = {"data": "cifar10", "image_size": None, "test_fraction": None}  # not in older runs
+_ADDED = {  # not in older runs
+    "data": "cifar10", "image_size": None, "test_fraction": None, "history": False,
+}  # fmt: skip
 LAUNCH = ("devices", "num_nodes", "strategy")
 
 

@@ -89,6 +89,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compile the network with torch.compile, for a GPU; reduce-overhead uses CUDA graphs "
         "(default: not compiled)",
     )  # fmt: skip
+    add(
+        "--history", action="store_true",
+        help="record loss, margin and prediction of each training image in history.npz",
+    )  # fmt: skip
     add("--smoke", action="store_true", help="train only two epochs of two batches, as a check")
     add("--quiet", action="store_true", help="do not show the progress bar")
     group = parser.add_argument_group(
@@ -160,9 +164,14 @@ def run(args: argparse.Namespace) -> int:
     resume_step = step if args.resume else None
     loggers = make_loggers(args.logger, folder, resume_step)
     timer = Progress(stages, show=not args.quiet and processes.is_main)
+    callbacks = [timer, last]
+    if args.history:
+        from cifar_resnet import TrainingHistory
+
+        callbacks.append(TrainingHistory(folder / "history.npz"))
     monitor, mode = ("val_acc", "max") if args.val_split else ("train_loss_epoch", "min")
     try:
-        trainer = _trainer(args, processes, device, folder, [timer, last], loggers, (monitor, mode))
+        trainer = _trainer(args, processes, device, folder, callbacks, loggers, (monitor, mode))
     except CommandError:
         if not args.resume:
             with contextlib.suppress(OSError):
