@@ -41,9 +41,11 @@ from cifar_resnet import (
     CustomResNet,
     ImageClassifier,
     ImageDataModule,
+    ImageHistory,
     LastCheckpoint,
     LogMisclassified,
     Recipe,
+    TrainingHistory,
     check_receptive_field,
     compare,
     compare_errors,
@@ -51,6 +53,7 @@ from cifar_resnet import (
     compute_features,
     effective_receptive_field,
     evaluate_robustness,
+    find_label_issues,
     find_misclassified,
     find_nearest,
     load_cifar10,
@@ -58,6 +61,7 @@ from cifar_resnet import (
     make_scheduler,
     predict,
     receptive_field,
+    score_images,
     show_augmentations,
     show_calibration,
     show_class_samples,
@@ -66,6 +70,9 @@ from cifar_resnet import (
     show_error_comparison,
     show_features,
     show_filters,
+    show_dataset_map,
+    show_history,
+    show_label_issues,
     show_misclassified,
     show_nearest,
     show_rgb_channels,
@@ -486,6 +493,76 @@ table(
     batch_size=integers(1),
     device=DEVICE,
 )
+
+
+@cache
+def history() -> ImageHistory:
+    values = np.ones((3, 2), dtype=np.float32)
+    none = np.zeros(3, dtype=np.int64)
+    return ImageHistory(values, values, np.zeros((3, 2), np.int16), np.arange(3), none)
+
+
+HISTORY = [
+    row(value, TypeError, f"history must be an ImageHistory, but got {type(value).__name__}.")
+    for value in (None, "history.npz", {"loss": 3})
+]
+HISTORY_FILE = [
+    *paths(none=True),
+    *(
+        row(value, ValueError, f"path must end in .npz, but got {value!r}.")
+        for value in ("history", "history.npy", "history.NPZ")
+    ),
+]
+INDEX = [
+    *types_and_values("an integer", ["1", 1.0, True, None], []),
+    row(3, IndexError, "one of the 3 training images, such as 0, 1, 2, but got 3."),
+    row(-1, IndexError, "but got -1. Images that were held out or excluded have no history"),
+]
+SCORES = choices(
+    "mean_rank", "area_under_margin", "confidence", "loss", "forgetting", "learned",
+    "last_confidence",
+)  # fmt: skip
+IMAGE_DATA = [
+    row(value, TypeError, f"data must be an ImageDataModule, but got {type(value).__name__}.")
+    for value in (3, "data", (1, 2))
+]
+table("ImageHistory.row", lambda: history().row, index=INDEX)
+table("ImageHistory.save", lambda: history().save, path=HISTORY_FILE)
+table("ImageHistory.load", lambda: ImageHistory.load, path=HISTORY_FILE)
+table(
+    "TrainingHistory",
+    lambda: TrainingHistory,
+    path=[wrong for wrong in HISTORY_FILE if wrong.value is not None],
+    scores_from=[
+        row(value, TypeError, "scores_from must be the name of a submodule, such as 'model', but")
+        for value in (3, nn.Identity(), ["model"])
+    ],
+)
+table("score_images", lambda: score_images, history=HISTORY)
+table("find_label_issues", lambda: partial(find_label_issues, history=history()),
+      history=HISTORY, by=SCORES)  # fmt: skip
+table("LabelIssues.top", lambda: find_label_issues(history()).top, k=integers(1))
+table("LabelIssues.sorted_by", lambda: find_label_issues(history()).sorted_by, by=SCORES)
+table("LabelIssues.to_csv", lambda: find_label_issues(history()).to_csv, path=paths(none=True))
+table("show_dataset_map", lambda: partial(show_dataset_map, history=history()),
+      history=HISTORY, **FIGURE)  # fmt: skip
+table("show_history", lambda: partial(show_history, history=history(), index=0),
+      history=HISTORY, index=INDEX, data=IMAGE_DATA, **FIGURE)  # fmt: skip
+table(
+    "show_label_issues",
+    lambda: partial(
+        show_label_issues, issues=find_label_issues(history()), data=CIFAR10DataModule()
+    ),
+    issues=[
+        row(..., TypeError, f"issues must be a LabelIssues, but got {type(value).__name__}.",
+            issues=value, data=None)
+        for value in (3, None, [1])
+    ],
+    data=[row(..., wrong.error, wrong.message, issues=find_label_issues(history()),
+              data=wrong.value) for wrong in IMAGE_DATA],
+    n=integers(1),
+    **FIGURE,
+)  # fmt: skip
 
 # of ImageDataModule, and of CIFAR10DataModule, which passes them on
 DATA_OPTIONS: dict[str, list[Row]] = dict(
@@ -1643,6 +1720,12 @@ MADE_BY_THE_LIBRARY = {
     "EffectiveReceptiveField", "ErrorComparison", "LabelSuspect", "LayerField",
     "MisclassifiedSample", "MisclassifiedSamples", "NearestImage", "NearestImages", "Predictions",
     "PretrainedWeights",
+    "AxisField", "Calibration", "ClassComparison", "ComparedSample", "EffectiveReceptiveField",
+    "ErrorComparison", "LabelSuspect", "LayerField", "MisclassifiedSample", "MisclassifiedSamples",
+    "NearestImage", "NearestImages", "Predictions", "PretrainedWeights",
+    "AxisField", "Calibration", "EffectiveReceptiveField", "ImageHistory", "ImageScores",
+    "LabelIssues", "LabelSuspect", "LayerField",
+    "MisclassifiedSample", "MisclassifiedSamples", "Predictions", "PretrainedWeights",
     "ProbeReport", "ReceptiveFields", "Robustness", "RobustnessRow",
 }  # fmt: skip
 
