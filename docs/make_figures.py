@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ from cifar_resnet import (
     CIFAR10DataModule,
     Comparison,
     CustomResNet,
+    LabelIssues,
     MisclassifiedSamples,
     Recipe,
     compare_errors,
@@ -47,6 +49,7 @@ from cifar_resnet import (
     show_error_comparison,
     show_features,
     show_filters,
+    show_label_issues,
     show_misclassified,
     show_nearest,
     show_rgb_channels,
@@ -58,6 +61,8 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "figures"
 RESULTS = ROOT / "benchmarks" / "results"
 CURVES = RESULTS / "training_curves.csv"
+CURVES = ROOT / "benchmarks" / "results" / "training_curves.csv"
+DOUBTFUL = ROOT / "benchmarks" / "results" / "doubtful_labels.csv"
 
 # Training images: a red bird in front of green leaves, whose channels differ clearly; then a dog
 # and a cat that look to one side, so that mirroring is visible.
@@ -166,6 +171,18 @@ def channel_maps(material: Material) -> Figure:
 
 def filters(material: Material) -> Figure:
     return show_filters(material.model, columns=8)
+def doubtful_labels(material: Material) -> Figure:
+    """Draw the images that `benchmarks/label_issues.py --clean` wrote."""
+    with DOUBTFUL.open() as file:
+        rows = list(csv.DictReader(file))
+    names = CIFAR10DataModule.classes
+    given, suggested = (
+        np.array([names.index(row[name]) for row in rows]) for name in ("given", "suggested")
+    )
+    ranks = {"mean_rank": np.array([float(row["mean_rank"]) for row in rows])}
+    indices = np.array([int(row["index"]) for row in rows])
+    issues = LabelIssues(indices, given, suggested, {}, ranks, names, "mean_rank")
+    return show_label_issues(issues, material.data, n=len(rows))
 
 
 # --- network ------------------------------------------------------------------------------------
@@ -339,6 +356,10 @@ FIGURES: dict[str, tuple[Draw, bool]] = {
     "rgb_channels": (rgb_channels, False),
     "training_curves": (training_curves, True),
 }
+
+
+if DOUBTFUL.exists():
+    FIGURES["doubtful_labels"] = (doubtful_labels, False)
 
 
 def main() -> None:

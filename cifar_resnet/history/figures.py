@@ -191,7 +191,7 @@ def show_label_issues(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If there are no issues, `data` is another dataset, or an argument is out of its
+        ValueError: If `issues` is empty, `data` is another dataset, or an argument is out of its
             range.
 
     Examples:
@@ -262,7 +262,7 @@ def _matching(state: Mapping[str, Any], data: Any) -> ImageDataModule:
         raise ValueError(
             "The images of this run cannot be computed again, because its loader was not one of "
             f"ImageDataModule, or did not seed the transforms (dataset {state.get('dataset')}). "
-            "Pass data=None for the curves alone."
+            "Pass data=None to draw only the curves."
         )
     own = _state(module)
     _compare(state, own, own.keys())
