@@ -215,7 +215,7 @@ class TrainingHistory(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hook()
         self._enter()
-        self._trainer = None
+        self._trainer, self._is_distributed = None, False
         if self.path is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.history.save(self.path)
 
@@ -226,7 +226,7 @@ class TrainingHistory(Callback):
         if self._trainer is trainer and not self._is_distributed:
             with contextlib.suppress(Exception):  # the device may have failed
                 self._enter()
-        self._trainer = None
+        self._trainer, self._is_distributed = None, False
 
     # --- checkpoints ------------------------------------------------------------------------------
 
