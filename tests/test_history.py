@@ -349,52 +349,55 @@ def test_per_sample_images_with_workers(workers: int, data_dir: Path, tmp_path: 
     assert history.seen.all()  # labels are compared with those of the batches
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "balanced"])
-def test_two_processes_are_as_one_with_twice_the_batch(
-    sampling: str, data_dir: Path, tmp_path: Path
-) -> None:
+def test_two_processes_are_as_one_with_twice_the_batch(data_dir: Path, tmp_path: Path) -> None:
     script = tmp_path / "ddp.py"
     script.write_text(f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from test_history import fit_in_process
-fit_in_process(Path({str(tmp_path)!r}), {str(data_dir)!r}, {sampling!r}, 2)
+fit_in_process(Path({str(tmp_path)!r}), {str(data_dir)!r}, 2)
 """)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=environment
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    fit_in_process(tmp_path, str(data_dir), sampling, 1)
-    one, two = (ImageHistory.load(tmp_path / f"{n}.npz") for n in (1, 2))
-    assert (one.data, one.indices.tolist()) == (two.data, two.indices.tolist())
-    assert np.array_equal(one.seen, two.seen)
-    assert one.seen.all() == (sampling == "uniform")
-    np.testing.assert_allclose(one.loss, two.loss, rtol=1e-2, atol=1e-2)
+    fit_in_process(tmp_path, str(data_dir), 1)
+    for sampling in ("uniform", "balanced"):
+        one, two = (ImageHistory.load(tmp_path / f"{sampling}{n}.npz") for n in (1, 2))
+        assert (one.data, one.indices.tolist()) == (two.data, two.indices.tolist())
+        assert np.array_equal(one.seen, two.seen)
+        assert one.seen.all() == (sampling == "uniform")
+        np.testing.assert_allclose(one.loss, two.loss, rtol=1e-2, atol=1e-2)
     # Both processes contribute to a checkpoint within the second epoch.
-    saved = torch.load(tmp_path / "2.ckpt", weights_only=True)["callbacks"]["TrainingHistory"]
-    seen = saved["values"][2].numpy() >= 0
-    if sampling == "uniform":
-        assert seen.sum(0).tolist() == [300, 64]
-        np.testing.assert_array_equal(saved["values"][0].numpy()[seen], two.loss[seen])
+    saved = torch.load(tmp_path / "uniform2.ckpt", weights_only=True)
+    loss, _, prediction = saved["callbacks"]["TrainingHistory"]["values"]
+    seen = prediction.numpy() >= 0
+    assert seen.sum(0).tolist() == [300, 64]
+    two = ImageHistory.load(tmp_path / "uniform2.npz")
+    np.testing.assert_array_equal(loss.numpy()[seen], two.loss[seen])
 
 
-def fit_in_process(folder: Path, data_dir: str, sampling: str, devices: int) -> None:
+def fit_in_process(folder: Path, data_dir: str, devices: int) -> None:
     class Save(pl.Callback):
         def on_train_batch_end(self, t: pl.Trainer, *_: Any) -> None:
             if t.global_step == 6:
-                t.save_checkpoint(folder / f"{devices}.ckpt")
+                t.save_checkpoint(folder / f"{sampling}{devices}.ckpt")
 
-    torch.manual_seed(0)
-    data = CIFAR10DataModule(
-        data_dir, subset=300, batch_size=64 // devices, val_split=0, sampling=sampling
-    )
-    t = trainer(
-        folder, devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2,
-        callbacks=[TrainingHistory(folder / f"{devices}.npz"), Save()],
-    )  # fmt: skip
-    t.fit(ImageClassifier(Flat(), "adam", num_classes=10), data)
+    for sampling in ("uniform", "balanced"):
+        torch.manual_seed(0)
+        data = CIFAR10DataModule(
+            data_dir, subset=300, batch_size=64 // devices, val_split=0, sampling=sampling
+        )
+        recorder = TrainingHistory(
+            folder / f"{sampling}{devices}.npz", scores_from="network.linear"
+        )
+        t = trainer(
+            folder, devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2,
+            callbacks=[recorder, Save()],
+        )  # fmt: skip
+        t.fit(ImageClassifier(Flat(), "adam", num_classes=10), data)
 
 
 # --- other people's modules and loaders -----------------------------------------------------------
