@@ -171,6 +171,8 @@ def channel_maps(material: Material) -> Figure:
 
 def filters(material: Material) -> Figure:
     return show_filters(material.model, columns=8)
+
+
 def doubtful_labels(material: Material) -> Figure:
     """Draw the images that `benchmarks/label_issues.py --clean` wrote."""
     with DOUBTFUL.open() as file:

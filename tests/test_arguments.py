@@ -67,10 +67,10 @@ from cifar_resnet import (
     show_class_samples,
     show_comparison,
     show_confusion_matrix,
+    show_dataset_map,
     show_error_comparison,
     show_features,
     show_filters,
-    show_dataset_map,
     show_history,
     show_label_issues,
     show_misclassified,
@@ -1721,12 +1721,9 @@ MADE_BY_THE_LIBRARY = {
     "MisclassifiedSample", "MisclassifiedSamples", "NearestImage", "NearestImages", "Predictions",
     "PretrainedWeights",
     "AxisField", "Calibration", "ClassComparison", "ComparedSample", "EffectiveReceptiveField",
-    "ErrorComparison", "LabelSuspect", "LayerField", "MisclassifiedSample", "MisclassifiedSamples",
-    "NearestImage", "NearestImages", "Predictions", "PretrainedWeights",
-    "AxisField", "Calibration", "EffectiveReceptiveField", "ImageHistory", "ImageScores",
-    "LabelIssues", "LabelSuspect", "LayerField",
-    "MisclassifiedSample", "MisclassifiedSamples", "Predictions", "PretrainedWeights",
-    "ProbeReport", "ReceptiveFields", "Robustness", "RobustnessRow",
+    "ErrorComparison", "ImageHistory", "ImageScores", "LabelIssues", "LabelSuspect", "LayerField",
+    "MisclassifiedSample", "MisclassifiedSamples", "NearestImage", "NearestImages", "Predictions",
+    "PretrainedWeights", "ProbeReport", "ReceptiveFields", "Robustness", "RobustnessRow",
 }  # fmt: skip
 
 

@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifar_resnet import CIFAR10DataModule, CustomResNet, Recipe
-from cifar_resnet import CustomResNet, ImageHistory, Recipe
+from cifar_resnet import CIFAR10DataModule, CustomResNet, ImageHistory, Recipe
 from cifar_resnet.cli import hardware
 from cifar_resnet.cli.datasets import read_ahead
 from cifar_resnet.cli.main import build_parser, main
