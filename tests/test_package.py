@@ -34,6 +34,9 @@ ALLOWED: list[tuple[set[str], list[str]]] = [
         [
             "Arm", "Comparison", "DatasetError", "Difference", "LabelSuspect", "Recipe", "compare",
             "label_suspects", "load_cifar10", "show_comparison", "show_training_curves",
+            "DatasetError", "LabelSuspect", "Recipe", "label_suspects", "load_cifar10",
+            "show_training_curves", "ImageHistory", "ImageScores", "LabelIssues",
+            "find_label_issues", "score_images",
         ],
     ),
     (
@@ -51,10 +54,12 @@ ALLOWED: list[tuple[set[str], list[str]]] = [
             "evaluate_robustness", "pretrained_weights", "receptive_field",
             "show_augmentations", "show_calibration",
             "show_class_samples", "show_confusion_matrix", "show_misclassified",
-            "show_rgb_channels", "show_samples",
+            "show_rgb_channels", "show_samples", "show_dataset_map", "show_history",
+            "show_label_issues",
         ],
     ),
-    (LIGHTNING, ["AtomicCheckpointIO", "ImageClassifier", "LastCheckpoint", "LogMisclassified"]),
+    (LIGHTNING, ["AtomicCheckpointIO", "ImageClassifier", "LastCheckpoint", "LogMisclassified",
+                 "TrainingHistory"]),
     (LIGHTNING | {"torchvision"}, ["CIFAR100DataModule", "CIFAR10DataModule", "ImageDataModule"]),
 ]  # fmt: skip
 TABLE = {
