@@ -512,6 +512,19 @@ def test_the_hook_is_removed_after_an_exception(tmp_path: Path) -> None:
     record(tmp_path, module(), model=Tutorial(), recorder=recorder)  # it can be used again
 
 
+def test_another_thread_may_use_the_network(tmp_path: Path) -> None:
+    class Watched(Tutorial):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            thread = threading.Thread(target=self.model, args=(batch[0],))
+            thread.start()
+            thread.join()
+            return super().training_step(batch, batch_idx)
+
+    recorder = TrainingHistory(scores_from="model")
+    history, _ = record(tmp_path, module(), model=Watched(), recorder=recorder, epochs=1)
+    assert history.seen.all()
+
+
 def test_diverged_values_count_as_unseen(tmp_path: Path) -> None:
     class Diverged(nn.Module):
         def __init__(self) -> None:
