@@ -103,7 +103,7 @@ def _picture(figure: bool) -> list[str]:
         return []
     return [
         "The most doubtful labels of the 50,000 training images, without label noise "
-        "(`benchmarks/results/doubtful_labels.csv`):\n\n"
+        "(`benchmarks/label_issues.py --clean`, `benchmarks/results/doubtful_labels.csv`):\n\n"
         "![Fifty training images, each with its index, the given label and the label that the "
         "network suggests](figures/doubtful_labels.png)"
     ]

@@ -442,6 +442,9 @@ def test_doubtful_images_are_drawn_with_both_labels(data_dir: Path, tmp_path: Pa
     assert np.array_equal(first, data._loaded().train_images[issues.indices[0]])
     texts = [text.get_text() for text in figure.texts]
     assert f"#{issues.indices[0]}" in texts
+    assert "The 12 most doubtful labels of 30 training images" in texts
+    all_of_them: Any = show_label_issues(issues.top(5), data)
+    assert "The 5 most doubtful labels" in [text.get_text() for text in all_of_them.texts]
     assert data.classes[issues.suggested[0]] in texts
     other = ImageDataModule(images(50, 10))
     with pytest.raises(ValueError, match="dataset is '50 x 8 x 8 x 3 .*' instead of 'CIFAR-10'"):

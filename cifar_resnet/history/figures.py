@@ -225,10 +225,11 @@ def show_label_issues(
         labels = (shown.class_names[given], shown.class_names[suggested])
         lines = [f"#{index}", *(shorten(label, _LETTERS) for label in labels)]
         panels.append(Panel(as_pixels(image, None, name=f"Image {index}"), "\n".join(lines)))
+    of_all = f" of {len(issues):,} training images" if len(issues) > len(panels) else ""
     return draw_grid(
         [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)],
         side=_SIDE,
-        title=f"The {len(panels)} most doubtful labels of {len(issues):,} training images",
+        title=f"The {len(panels)} most doubtful labels{of_all}",
         note="index, given label, suggested label",
         fig=fig,
         figsize=figsize,
