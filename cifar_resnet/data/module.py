@@ -79,7 +79,8 @@ class ImageDataModule(LoadingDataModule):
         test_transforms: The same for test and predict.
         device: Device of device-resident batches when the module is used without a trainer.
         train_indices: Indices of exactly the images to train on, among all training images.
-            `val_split` is then held out of the others. Not with `subset`, `folds`, `imbalance`.
+            `val_split` is then held out of the others. Not with `subset`, `folds`, `imbalance`,
+            `exclude`.
         subset: Training images to use, as a count or as a fraction in (0, 1] of those that are
             left by the other arguments; the same fraction of each class. A smaller subset is part
             of a larger one.
