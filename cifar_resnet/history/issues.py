@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cifar_resnet import arguments
 from cifar_resnet.files import atomic_write
-from cifar_resnet.history.history import ImageHistory
+from cifar_resnet.history.history import UNSEEN, ImageHistory
 from cifar_resnet.history.scores import as_history, last_epochs, score_images
 
 __all__ = ["LabelIssues", "find_label_issues"]
@@ -196,7 +196,7 @@ def find_label_issues(history: ImageHistory, *, by: str = MEAN_RANK) -> LabelIss
     classes = max(int(history.prediction.max()), int(history.labels.max())) + 1
     names = history.class_names or tuple(map(str, range(classes)))
     issues = LabelIssues(
-        history.indices[rows], history.labels[rows], _suggested(history, last, classes)[rows],
+        history.indices[rows], history.labels[rows], _suggested(history, last)[rows],
         values, ranks, names, by, history.data,
     )  # fmt: skip
     return issues.sorted_by(by)
@@ -219,14 +219,14 @@ def _quarter(epochs: int) -> int:
     return max(1, epochs // _LAST)
 
 
-def _suggested(history: ImageHistory, last: NDArray[np.bool_], classes: int) -> NDArray[np.int64]:
-    """Return the most frequent prediction of each image; of several, the latest."""
-    rows, epochs = np.nonzero(last)
-    votes = np.zeros((len(history), classes))
-    np.add.at(votes, (rows, history.prediction[rows, epochs]), 1.0)
-    latest = np.zeros_like(votes)
-    np.maximum.at(
-        latest, (rows, history.prediction[rows, epochs]), (epochs + 1) / (history.epochs + 2)
-    )
-    suggested: NDArray[np.int64] = (votes + latest).argmax(1)
+def _suggested(history: ImageHistory, last: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the most frequent prediction of each image in some epochs; of several, the latest."""
+    columns = np.flatnonzero(last.any(0))
+    predictions = np.where(last, history.prediction, UNSEEN)[:, columns]
+    suggested = np.zeros(len(history), dtype=np.int64)
+    most = np.ones(len(history), dtype=np.int64)
+    for predicted in predictions.T:
+        votes = (predictions == predicted[:, None]).sum(1)
+        frequent = (predicted != UNSEEN) & (votes >= most)
+        suggested[frequent], most[frequent] = predicted[frequent], votes[frequent]
     return suggested
