@@ -61,8 +61,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "figures"
 RESULTS = ROOT / "benchmarks" / "results"
 CURVES = RESULTS / "training_curves.csv"
-CURVES = ROOT / "benchmarks" / "results" / "training_curves.csv"
-DOUBTFUL = ROOT / "benchmarks" / "results" / "doubtful_labels.csv"
+DOUBTFUL = RESULTS / "doubtful_labels.csv"
 
 # Training images: a red bird in front of green leaves, whose channels differ clearly; then a dog
 # and a cat that look to one side, so that mirroring is visible.

@@ -1717,13 +1717,10 @@ def test_a_wrong_argument_is_named_and_nothing_changes(
 
 MADE_BY_THE_LIBRARY = {
     "AxisField", "Calibration", "ClassComparison", "ComparedSample", "Comparison", "Difference",
-    "EffectiveReceptiveField", "ErrorComparison", "LabelSuspect", "LayerField",
-    "MisclassifiedSample", "MisclassifiedSamples", "NearestImage", "NearestImages", "Predictions",
-    "PretrainedWeights",
-    "AxisField", "Calibration", "ClassComparison", "ComparedSample", "EffectiveReceptiveField",
-    "ErrorComparison", "ImageHistory", "ImageScores", "LabelIssues", "LabelSuspect", "LayerField",
-    "MisclassifiedSample", "MisclassifiedSamples", "NearestImage", "NearestImages", "Predictions",
-    "PretrainedWeights", "ProbeReport", "ReceptiveFields", "Robustness", "RobustnessRow",
+    "EffectiveReceptiveField", "ErrorComparison", "ImageHistory", "ImageScores", "LabelIssues",
+    "LabelSuspect", "LayerField", "MisclassifiedSample", "MisclassifiedSamples", "NearestImage",
+    "NearestImages", "Predictions", "PretrainedWeights", "ProbeReport", "ReceptiveFields",
+    "Robustness", "RobustnessRow",
 }  # fmt: skip
 
 

@@ -34,9 +34,7 @@ ALLOWED: list[tuple[set[str], list[str]]] = [
         [
             "Arm", "Comparison", "DatasetError", "Difference", "LabelSuspect", "Recipe", "compare",
             "label_suspects", "load_cifar10", "show_comparison", "show_training_curves",
-            "DatasetError", "LabelSuspect", "Recipe", "label_suspects", "load_cifar10",
-            "show_training_curves", "ImageHistory", "ImageScores", "LabelIssues",
-            "find_label_issues", "score_images",
+            "ImageHistory", "ImageScores", "LabelIssues", "find_label_issues", "score_images",
         ],
     ),
     (
