@@ -31,8 +31,8 @@ ARMS = ("with", "without")
 
 
 def main() -> None:
-    from cifar_resnet.cli.hardware import pick_device, pick_precision
     from cifar_resnet.data import sources
+    from cifar_resnet.machine import pick_device, pick_precision
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -91,7 +91,7 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
         Recipe,
         TrainingHistory,
     )
-    from cifar_resnet.cli.hardware import pick_device
+    from cifar_resnet.machine import pick_device
 
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

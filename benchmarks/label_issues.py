@@ -40,7 +40,7 @@ from cifar_resnet import (
     TrainingHistory,
     find_label_issues,
 )
-from cifar_resnet.cli.hardware import pick_device, pick_precision
+from cifar_resnet.machine import pick_device, pick_precision
 
 METHODS = ("history", "cleanlab")
 DOUBTFUL = 50  # images in the figure of the site
