@@ -3,9 +3,11 @@
     python docs/make_figures.py                                # all of them
     python docs/make_figures.py --only network rgb_channels
     python docs/make_figures.py --only training_curves --log runs/NAME/tensorboard
+    python docs/make_figures.py --history FOLDER/history.npz   # dataset_map and image_history
 
 The training curves are those in benchmarks/results/training_curves.csv. With --log, this file is
-first written from the TensorBoard log of the training run that produced the weights.
+first written from the TensorBoard log of the training run that produced the weights. The history is
+the one that `benchmarks/label_issues.py --clean` records; it is too large for the repository.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from cifar_resnet import (
     CIFAR10DataModule,
     Comparison,
     CustomResNet,
+    ImageHistory,
     LabelIssues,
     MisclassifiedSamples,
     Recipe,
@@ -41,14 +44,17 @@ from cifar_resnet import (
     find_misclassified,
     find_nearest,
     receptive_field,
+    score_images,
     show_augmentations,
     show_calibration,
     show_class_samples,
     show_comparison,
     show_confusion_matrix,
+    show_dataset_map,
     show_error_comparison,
     show_features,
     show_filters,
+    show_history,
     show_label_issues,
     show_misclassified,
     show_nearest,
@@ -62,6 +68,7 @@ FOLDER = ROOT / "docs" / "figures"
 RESULTS = ROOT / "benchmarks" / "results"
 CURVES = RESULTS / "training_curves.csv"
 DOUBTFUL = RESULTS / "doubtful_labels.csv"
+PAIRING = RESULTS / "pairing.jsonl"
 
 # Training images: a red bird in front of green leaves, whose channels differ clearly; then a dog
 # and a cat that look to one side, so that mirroring is visible.
@@ -186,6 +193,17 @@ def doubtful_labels(material: Material) -> Figure:
     return show_label_issues(issues, material.data, n=len(rows))
 
 
+def draw_history(file: Path, output_dir: Path) -> None:
+    """Draw the dataset map of a run, and the image that is forgotten most often."""
+    history = ImageHistory.load(file)
+    data = CIFAR10DataModule(val_split=0, **Recipe.preset("muon").data_options())
+    index = int(history.indices[score_images(history).forgetting.argmax()])
+    save(show_dataset_map(history), output_dir / "dataset_map.png", palette=True, dpi=110)
+    save(
+        show_history(history, index, data), output_dir / "image_history.png", palette=True, dpi=110
+    )
+
+
 # --- network ------------------------------------------------------------------------------------
 
 
@@ -216,7 +234,7 @@ def comparison(material: Material) -> Figure:
 
 
 def pairing(material: Material) -> Figure:
-    return show_comparison(Comparison.from_results(RESULTS / "pairing.jsonl"))
+    return show_comparison(Comparison.from_results(PAIRING))
 
 
 def network(material: Material) -> Figure:
@@ -343,6 +361,7 @@ FIGURES: dict[str, tuple[Draw, bool]] = {
     "class_samples": (class_samples, False),
     "comparison": (comparison, True),
     "confusion_matrix": (confusion_matrix, True),
+    "doubtful_labels": (doubtful_labels, False),
     "effective_field": (effective_field, True),
     "error_comparison": (error_comparison, False),
     "filters": (filters, True),
@@ -351,7 +370,6 @@ FIGURES: dict[str, tuple[Draw, bool]] = {
     "misclassified_contrast": (misclassified_contrast, False),
     "nearest": (nearest, False),
     "network": (network, True),
-    "pairing": (pairing, True),
     "receptive_field_growth": (receptive_field_growth, True),
     "receptive_fields": (receptive_fields, False),
     "rgb_channels": (rgb_channels, False),
@@ -359,8 +377,8 @@ FIGURES: dict[str, tuple[Draw, bool]] = {
 }
 
 
-if DOUBTFUL.exists():
-    FIGURES["doubtful_labels"] = (doubtful_labels, False)
+if PAIRING.exists():
+    FIGURES["pairing"] = (pairing, True)
 
 
 def main() -> None:
@@ -378,8 +396,12 @@ def main() -> None:
     parser.add_argument(
         "--log", type=Path, help="folder of the TensorBoard log to read the curves from"
     )
+    parser.add_argument("--history", type=Path, help="history of a run to draw, and nothing else")
     args = parser.parse_args()
 
+    if args.history:
+        draw_history(args.history, args.output_dir)
+        return
     if args.log:
         write_curves(args.log, CURVES)
     args.output_dir.mkdir(parents=True, exist_ok=True)
