@@ -97,7 +97,11 @@ def pairing() -> str:
     """Compare the runs that measure whether pairing narrows the intervals, if they exist."""
     file = RESULTS / "pairing.jsonl"
     if not file.exists():
-        return "The runs for this table are not finished."
+        return (
+            "These runs are not finished. [What each change contributes](contributions.md) states "
+            "the correlation for each pair of recipes that was measured so far. They have three to "
+            "five seeds, too few to conclude anything."
+        )
     found = Comparison.from_results(file)
     picture = (
         f"![Accuracies of {len(found.arms)} recipes, with a line for each seed, and the "
