@@ -1555,7 +1555,7 @@ table(
     ],
     layers=[
         *types_and_values(LAYER, [3, True, [3], {"conv"}, ["conv", None]], []),
-        row([], ValueError, "layers is empty. Pass at least one, or None"),
+        row([], ValueError, "layers is empty. Pass at least one layer, or None"),
         row("cnv", ValueError, "No layer is called 'cnv'. Close matches: conv."),
         row(nn.ReLU(), ValueError, "The target layer ReLU is not a submodule of the model"),
     ],

@@ -99,7 +99,35 @@ class EpochPosition:
         self._resume_at = (state["epoch"], state["batch"])
 
 
-class ResidentLoader:
+class _Positioned:
+    """A loader whose position can be read, saved and restored."""
+
+    _position: EpochPosition
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch of the current iteration."""
+        return self._position.current[0]
+
+    def rows(self, epoch: int) -> list[NDArray[np.intp]]:
+        """Return the positions in `dataset` of the images of each batch of an epoch.
+
+        An image that the epoch repeats (`sampling="balanced"`) has the same position each time.
+        """
+        return self._position.rows(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration, counted from 0."""
+        self._position.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        return self._position.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._position.load_state_dict(state)
+
+
+class ResidentLoader(_Positioned):
     """Load batches (images, labels) on the device where the images are stored.
 
     Iterating yields float32 images (B, C, H, W) in channels_last memory and int64 labels (B,).
@@ -169,18 +197,6 @@ class ResidentLoader:
             self._position.advance()
             yield batch
 
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch of the current iteration."""
-        return self._position.current[0]
-
-    def rows(self, epoch: int) -> list[NDArray[np.intp]]:
-        """Return the positions in `dataset` of the images of each batch of an epoch.
-
-        An image that the epoch repeats (`sampling="balanced"`) has the same position each time.
-        """
-        return self._position.rows(epoch)
-
     def in_order(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield all samples of the subset once, in order and without augmentation.
 
@@ -206,16 +222,6 @@ class ResidentLoader:
         # itself. A `sampler` attribute would make it treat this as a DataLoader.
         return SimpleNamespace(sampler=self)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration, counted from 0."""
-        self._position.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, int]:
-        return self._position.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._position.load_state_dict(state)
-
 
 class _KeySampler(DistributedSampler[Any]):
     """Yield whole batches of sample keys.
@@ -240,7 +246,7 @@ class _KeySampler(DistributedSampler[Any]):
         self._position.set_epoch(epoch)
 
 
-class PerSampleLoader(DataLoader[Any]):
+class PerSampleLoader(_Positioned, DataLoader[Any]):
     """Load `PerSampleImages` with a position that can be saved and resumed within an epoch."""
 
     # `Accelerator.prepare` leaves such loaders as they are. It would replace the sampler, which
@@ -277,25 +283,3 @@ class PerSampleLoader(DataLoader[Any]):
                 batch = self.mixing(batch[0], batch[1], *self._position.current, self.order.rank)
             self._position.advance()
             yield batch
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch of the current iteration."""
-        return self._position.current[0]
-
-    def rows(self, epoch: int) -> list[NDArray[np.intp]]:
-        """Return the positions in `dataset` of the images of each batch of an epoch.
-
-        An image that the epoch repeats (`sampling="balanced"`) has the same position each time.
-        """
-        return self._position.rows(epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration, counted from 0."""
-        self._position.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, int]:
-        return self._position.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._position.load_state_dict(state)

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from cifar_resnet import arguments
 from cifar_resnet.misclassified.cams import check_visible
 from cifar_resnet.misclassified.execution import run_on_device, tensor_of, watch_outputs
-from cifar_resnet.misclassified.layers import TargetLayer, find_target_layers
+from cifar_resnet.misclassified.layers import (
+    TargetLayer,
+    as_target_layers,
+    find_target_layers,
+)
 from cifar_resnet.misclassified.records import MisclassifiedSample
 from cifar_resnet.misclassified.scores import class_scores
 from cifar_resnet.model_state import preserve_state, unwrap_compiled
@@ -83,7 +87,7 @@ def show_features(
 
     model = unwrap_compiled(model)
     inputs, picture = _as_inputs(image)
-    requested = _as_layers(layers)
+    requested = as_target_layers(layers, "layers")
     chosen = _as_channels(channels)
     colors = colormaps.get_cmap(cmap)
     place = None if device is None else arguments.device("device", device)
@@ -134,22 +138,6 @@ def _as_inputs(image: Any) -> tuple[Tensor, Any]:
     return inputs, None
 
 
-def _as_layers(layers: Any) -> list[str | nn.Module] | None:
-    if layers is None:
-        return None
-    if isinstance(layers, str | nn.Module):
-        return [layers]
-    expected = "the name of a submodule or the submodule, or several of them"
-    several = arguments.sequence("layers", layers, expected)
-    if not all(isinstance(each, str | nn.Module) for each in several):
-        raise TypeError(f"layers must be {expected}, but got {layers!r}.")
-    if not several:
-        raise ValueError(
-            "layers is empty. Pass at least one, or None to choose them automatically."
-        )
-    return several
-
-
 def _as_channels(channels: Any) -> int | list[int]:
     if arguments.is_integer(channels):
         return arguments.integer("channels", channels, minimum=1)
@@ -179,7 +167,7 @@ def _existing(chosen: int | list[int], layer: TargetLayer, count: int) -> list[i
 def _maps(
     model: nn.Module,
     image: Tensor,
-    requested: list[str | nn.Module] | None,
+    requested: Sequence[str | nn.Module] | None,
     device: torch.device | None,
 ) -> list[tuple[TargetLayer, Tensor]]:
     """Return the layers with their channels (C, height, width) for an image."""

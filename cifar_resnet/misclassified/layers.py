@@ -231,19 +231,19 @@ class _Finder:
         self._layouts |= {name: found.get(name) for name in modules if name not in self._layouts}
 
 
-def as_target_layers(layers: Any) -> tuple[str | nn.Module, ...] | None:
-    """Convert a layer or several layers to a tuple; None stays None."""
+def as_target_layers(layers: Any, name: str = "target_layers") -> tuple[Any, ...] | None:
+    """Convert the argument `name`, one or several layers, to a tuple; None stays None."""
     if layers is None:
         return None
     if isinstance(layers, str | nn.Module):
         return (layers,)
     expected = "the name of a submodule or the submodule, or several of them"
-    several = arguments.sequence("target_layers", layers, expected)
+    several = arguments.sequence(name, layers, expected)
     if not all(isinstance(each, str | nn.Module) for each in several):
-        raise TypeError(f"target_layers must be {expected}, but got {layers!r}.")
+        raise TypeError(f"{name} must be {expected}, but got {layers!r}.")
     if not several:
         raise ValueError(
-            "target_layers is empty. Pass at least one layer, or None to choose it automatically."
+            f"{name} is empty. Pass at least one layer, or None to choose it automatically."
         )
     return tuple(several)
 
