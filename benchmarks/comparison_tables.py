@@ -1,4 +1,4 @@
-"""Fill the generated parts of docs/compare.md and docs/contributions.md from the raw results.
+"""Fill the generated parts of compare.md, contributions.md and history.md from the raw results.
 
 python benchmarks/comparison_tables.py
 """
@@ -13,7 +13,7 @@ from machine import RESULTS, ROOT
 from cifar_resnet import Comparison
 from cifar_resnet.comparison.storing import read_file
 
-PAGES = (ROOT / "docs" / "compare.md", ROOT / "docs" / "contributions.md")
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("compare", "contributions", "history")]
 PART = re.compile(
     r"(<!-- begin of the generated part: (\w+) -->\n).*?(<!-- end of [^\n]*-->)", re.S
 )
@@ -56,7 +56,11 @@ FROM_BEST = {
     ),
     "peak learning rate of the convolutions 0.03": "best conv_learning_rate=0.03",
 }
-HALF_WIDTH = {"`best`": "best", "crop padding 4, cutout 8": "best crop_padding=4 cutout=8"}
+HALF_WIDTH = {
+    "`best`": "best",
+    "crop padding 4, cutout 8": "best crop_padding=4 cutout=8",
+    "label smoothing 0.2": "best label_smoothing=0.2",
+}
 
 
 def main() -> None:
@@ -125,6 +129,11 @@ def pairing() -> str:
     return f"{table(found, ('acc_six', 'acc', 'loss'))}\n\n{widths_table}\n\n{picture}"
 
 
+def exclusion() -> str:
+    """Compare trainings with and without doubtful labels."""
+    return table(Comparison.from_results(RESULTS / "exclusion.jsonl"))
+
+
 def sequential() -> str:
     """Show the simulations of the sequential rule."""
     head = [
@@ -155,6 +164,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "from_best": lambda: tuning(FROM_BEST),
     "half_width": lambda: tuning(HALF_WIDTH, width=32),
     "final": final,
+    "exclusion": exclusion,
     "pairing": pairing,
     "sequential": sequential,
 }
