@@ -26,19 +26,27 @@ from torch.utils.data import TensorDataset
 import cifar_resnet
 from cifar_resnet import (
     CIFAR10DataModule,
+    Comparison,
     CustomResNet,
+    ImageDataModule,
+    ImageHistory,
     compare_errors,
     effective_receptive_field,
+    find_label_issues,
     find_misclassified,
     find_nearest,
     receptive_field,
     show_augmentations,
     show_calibration,
     show_class_samples,
+    show_comparison,
     show_confusion_matrix,
+    show_dataset_map,
     show_error_comparison,
     show_features,
     show_filters,
+    show_history,
+    show_label_issues,
     show_misclassified,
     show_nearest,
     show_rgb_channels,
@@ -46,6 +54,7 @@ from cifar_resnet import (
     show_training_curves,
 )
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 NAMES = ["a $x_$ b", "50 % & #1", r"\frac{1}"]  # neither mathematics nor LaTeX
 
 
@@ -101,7 +110,26 @@ def _nearest() -> Any:
     return find_nearest(model, _found()[:2], _data(), k=2, class_names=NAMES)
 
 
+@functools.cache
+def _history() -> ImageHistory:
+    loss, margin = np.random.default_rng(0).random((2, 9, 4))
+    prediction, labels = np.arange(36).reshape(9, 4) % 3, np.arange(9) % 3
+    return ImageHistory(loss, margin, prediction, np.arange(9), labels, class_names=tuple(NAMES))
+
+
+@functools.cache
+def _images() -> ImageDataModule:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    return ImageDataModule((pixels, np.arange(9) % 3), classes=NAMES, val_split=0)
+
+
 FIGURES: dict[str, Callable[..., Figure]] = {
+    "recipes": lambda **o: show_comparison(
+        Comparison.from_results(RESULTS / "accuracy.jsonl", "muon", "best"), **o
+    ),
+    "dataset map": lambda **o: show_dataset_map(_history(), **o),
+    "history": lambda **o: show_history(_history(), 4, **o),
+    "label issues": lambda **o: show_label_issues(find_label_issues(_history()), _images(), **o),
     "misclassified": lambda **o: show_misclassified(_classifier(), _found(), n=1, **o),
     "no maps": lambda **o: show_misclassified(
         _classifier(), _data(), n=2, cam=None, true_class=NAMES[0], class_names=NAMES, **o

@@ -105,7 +105,7 @@ def _draw_runs(axes: Axes, comparison: Comparison, metric: Metric) -> None:
 
 def _draw_differences(axes: Axes, comparison: Comparison, metric: Metric) -> None:
     found = comparison.differences(metric.key)
-    axes.axvline(0, color=GRAY, linewidth=1.0, linestyle="--", zorder=0)
+    axes.axvline(0, color=GRAY, linewidth=1.0, linestyle="--", marker="None", zorder=0)
     kind = "valid at any time" if comparison.sequential else "paired"
     level = f"{100 * comparison.confidence:g} % interval"
     for row, each in enumerate(found):

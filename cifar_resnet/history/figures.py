@@ -164,7 +164,7 @@ def show_history(
     _draw_curve(left, probability, history.correct[row], f"Probability of {label}")
     left.set_ylim(-0.03, 1.03)
     _draw_curve(right, history.margin[row], history.correct[row], f"Margin of {label}")
-    right.axhline(0, color=VERMILION, linewidth=0.8)
+    right.axhline(0, color=VERMILION, linewidth=0.8, linestyle="-", marker="None")
     return fig.figure
 
 
