@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from generated import filled
 from machine import RESULTS, ROOT
 
 Row = Mapping[str, Any]
 PAGE = ROOT / "docs" / "history.md"
 FIGURE = ROOT / "docs" / "figures" / "doubtful_labels.png"
-BEGIN, END = "<!-- begin of the generated part -->\n", "<!-- end of the generated part -->\n"
 SETTING = ("recipe", "width", "epochs", "subset")
 MEASURES = {"auroc": "Area under the ROC curve", "precision_at_k": "Precision at k"}
 
@@ -35,11 +35,8 @@ def read(path: Path) -> list[Row]:
 
 def updated(text: str, issues: Iterable[Row], costs: Iterable[Row], *, figure: bool) -> str:
     """Return the text of the page with tables of these results."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
     parts = [*_ranking(list(issues)), *_picture(figure), *_costs(list(costs))]
-    content = "".join(f"\n{part}\n" for part in parts)
-    return f"{before}{BEGIN}{content}\n{END}{after}"
+    return filled(text, parts)
 
 
 def _table(head: Iterable[str], lines: Iterable[Iterable[Any]], names: int = 1) -> str:

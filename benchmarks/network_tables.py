@@ -7,17 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from generated import filled
+
 Row = Mapping[str, Any]
 RESULTS = ("verified", "analyzed", "not verified", "disagrees", "refused", "stopped", "failed")
 SLOWEST = 10
-BEGIN, END = "<!-- begin of the generated part -->\n", "<!-- end of the generated part -->\n"
 
 
 def updated(text: str, rows: Iterable[Row]) -> str:
     """Return the text of the page with tables of these results."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{tables(rows)}\n\n{END}{after}"
+    return filled(text, [tables(rows)])
 
 
 def tables(rows: Iterable[Row]) -> str:

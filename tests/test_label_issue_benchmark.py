@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import generated  # noqa: E402
 import history_tables  # noqa: E402
 import label_issues  # noqa: E402
 
@@ -43,7 +44,7 @@ def test_tables_hold_means_over_seeds() -> None:
         "hardware": {"device": "a GPU"}, "width": 64, "rounds": 5, "seconds_ratio": ratio,
         "cpu_seconds_ratio": ratio, "file": {"bytes": 13_200_000},
     }  # fmt: skip
-    empty = f"a\n{history_tables.BEGIN}old\n{history_tables.END}b\n"
+    empty = f"a\n{generated.BEGIN}old\n{generated.END}b\n"
     page = history_tables.updated(empty, rows, [cost], figure=True)
     assert "old" not in page
     assert "| score | symmetric 5% | symmetric 20% | asymmetric 10% |" in page
@@ -55,7 +56,7 @@ def test_tables_hold_means_over_seeds() -> None:
     assert "(figures/doubtful_labels.png)" in page
     assert history_tables.updated(page, rows, [cost], figure=True) == page
     without = history_tables.updated(page, [], [], figure=False)
-    assert without == f"a\n{history_tables.BEGIN}\n{history_tables.END}b\n"
+    assert without == f"a\n{generated.BEGIN}\n{generated.END}b\n"
 
 
 def test_measures_are_those_of_definitions() -> None:
