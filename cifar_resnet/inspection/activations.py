@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cifar_resnet import arguments
 from cifar_resnet.misclassified.cams import check_visible
-from cifar_resnet.misclassified.execution import run_on_device, tensor_of, watch_outputs
+from cifar_resnet.misclassified.execution import run_in_float32, tensor_of, watch_outputs
 from cifar_resnet.misclassified.layers import (
     TargetLayer,
     as_target_layers,
@@ -19,7 +19,7 @@ from cifar_resnet.misclassified.layers import (
 )
 from cifar_resnet.misclassified.records import MisclassifiedSample
 from cifar_resnet.misclassified.scores import class_scores
-from cifar_resnet.model_state import preserve_state, unwrap_compiled
+from cifar_resnet.model_state import unwrap_compiled
 from cifar_resnet.plotting.canvas import check_figure, draws
 from cifar_resnet.plotting.grid import Panel, draw_grid
 from cifar_resnet.plotting.pictures import as_pixels
@@ -172,14 +172,7 @@ def _maps(
 ) -> list[tuple[TargetLayer, Tensor]]:
     """Return the layers with their channels (C, height, width) for an image."""
     check_visible(model)
-    with (
-        preserve_state(model),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cuda", enabled=False),
-        torch.autocast("cpu", enabled=False),
-        run_on_device(model, device, torch.float32) as move_inputs,
-    ):
+    with run_in_float32(model, device) as move_inputs:
 
         def inputs() -> Tensor:
             return move_inputs(image.detach().clone())

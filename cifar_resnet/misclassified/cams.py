@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifar_resnet import arguments
-from cifar_resnet.misclassified.execution import gradients, run_on_device
+from cifar_resnet.misclassified.execution import gradients, run_in_float32
 from cifar_resnet.misclassified.layers import (
     Reshape,
     TargetLayer,
@@ -21,7 +21,7 @@ from cifar_resnet.misclassified.layers import (
     record_outputs,
 )
 from cifar_resnet.misclassified.scores import check_finite, class_scores
-from cifar_resnet.model_state import preserve_state, unwrap_compiled
+from cifar_resnet.model_state import unwrap_compiled
 
 __all__ = ["compute_cams"]
 
@@ -173,14 +173,7 @@ def cams_and_layers(
     """
     check_visible(model)
     maps = []
-    with (
-        preserve_state(model),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cuda", enabled=False),
-        torch.autocast("cpu", enabled=False),
-        run_on_device(model, device, torch.float32) as move_inputs,
-    ):
+    with run_in_float32(model, device) as move_inputs:
         _prepare_recurrent_layers(model)
 
         def inputs(rows: slice) -> Tensor:

@@ -13,9 +13,27 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import Node
 
-from cifar_resnet.model_state import in_this_thread
+from cifar_resnet.model_state import in_this_thread, preserve_state
 
 MoveInputs = Callable[[Tensor], Tensor]
+
+
+@contextlib.contextmanager
+def run_in_float32(model: nn.Module, device: torch.device | None) -> Iterator[MoveInputs]:
+    """Prepare a model to run in float32 with gradients, whatever the caller's context is.
+
+    The model is in evaluation mode until the end. The arguments, the result and the errors are
+    those of `run_on_device`.
+    """
+    with (
+        preserve_state(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cuda", enabled=False),
+        torch.autocast("cpu", enabled=False),
+        run_on_device(model, device, torch.float32) as move_inputs,
+    ):
+        yield move_inputs
 
 
 @contextlib.contextmanager
