@@ -39,22 +39,24 @@ def test_tables_hold_means_over_seeds() -> None:
         line("history", "symmetric", 0.2, 0, 0.9), line("history", "symmetric", 0.2, 1, 0.8),
         line("history", "asymmetric", 0.1, 0, 0.7), line("cleanlab", "symmetric", 0.05, 0, 0.6),
     ]  # fmt: skip
-    ratio = {"median": 1.01, "min": 0.99, "max": 1.02}
     cost = {
-        "hardware": {"device": "a GPU"}, "width": 64, "rounds": 5, "seconds_ratio": ratio,
-        "cpu_seconds_ratio": ratio, "file": {"bytes": 13_200_000},
+        "hardware": {"device": "a GPU"}, "width": 64, "allocator": "default",
+        "seconds_ratios": [1.0, 1.02], "seconds": [2.0, 2.0, 2.04, 2.0], "own_seconds": 0.01,
+        "file": {"bytes": 13_200_000},
     }  # fmt: skip
+    costs = [cost, {**cost, "seconds_ratios": [1.04]}]
     empty = f"a\n{generated.BEGIN}old\n{generated.END}b\n"
-    page = history_tables.updated(empty, rows, [cost], figure=True)
+    page = history_tables.updated(empty, rows, costs, figure=True)
     assert "old" not in page
     assert "| score | symmetric 5% | symmetric 20% | asymmetric 10% |" in page
     assert "| `loss` |  | 0.850 | 0.700 |" in page
     assert "| `loss` |  | 0.425 | 0.350 |" in page
     assert "| cleanlab: confident learning | 0.600 |  |  |" in page
     assert "seed 0, 1, a processor. Confident learning of cleanlab 2.9.0 needs 4 more" in page
-    assert "| a GPU | 64 | 5 | 1.010 (0.990 to 1.020) | 1.010 (0.990 to 1.020) | 13.2 |" in page
+    # the mean plus and minus 4.303 (Student's t with 2 degrees of freedom) times 0.02 / sqrt(3)
+    assert "| a GPU | 64 | default | 3 | 1.020 (0.970 to 1.070) | 0.50 % | 13.2 |" in page
     assert "(figures/doubtful_labels.png)" in page
-    assert history_tables.updated(page, rows, [cost], figure=True) == page
+    assert history_tables.updated(page, rows, costs, figure=True) == page
     without = history_tables.updated(page, [], [], figure=False)
     assert without == f"a\n{generated.BEGIN}\n{generated.END}b\n"
 
