@@ -5,6 +5,7 @@ python benchmarks/comparison_tables.py
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 
@@ -123,10 +124,21 @@ def pairing() -> str:
                 else "none"
                 for low, high in pair
             ]
-            shown = "none" if each.correlation is None else f"{each.correlation:.2f}"
+            shown = with_interval(each.correlation, each.seeds)
             rows.append([each.arm, metric, str(each.seeds), shown, *widths])
     widths_table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table(found, ('acc_six', 'acc', 'loss'))}\n\n{widths_table}\n\n{picture}"
+
+
+def with_interval(correlation: float | None, seeds: int) -> str:
+    """Return a correlation with its 95 % interval, by Fisher's transformation."""
+    if correlation is None:
+        return "none"
+    middle, half = (
+        math.atanh(correlation),
+        1.959964 / math.sqrt(seeds - 3) if seeds > 3 else math.inf,
+    )
+    return f"{correlation:.2f} ({math.tanh(middle - half):.2f} to {math.tanh(middle + half):.2f})"
 
 
 def exclusion() -> str:

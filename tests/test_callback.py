@@ -174,7 +174,7 @@ def test_the_loaders_of_the_data_module(transforms: Any, data_dir: Path) -> None
 
 
 def test_a_training_loader_is_analyzed_as_tested(data_dir: Path) -> None:
-    module = CIFAR10DataModule(data_dir, batch_size=5)
+    module = CIFAR10DataModule(data_dir, batch_size=5, subset=100)
     module.prepare_data()
     module.setup("fit")
     callback = LogMisclassified(cam=None, mean=module.mean, std=module.std)
