@@ -48,6 +48,13 @@ def _read_once(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load", lambda folder: arrays)
 
 
+@pytest.fixture(autouse=True)
+def _collect_garbage() -> Iterator[None]:
+    """Free the images that a trainer and its data module keep, because they refer to each other."""
+    yield
+    gc.collect()
+
+
 def resnet(seed: int = 1) -> ImageClassifier:
     torch.manual_seed(seed)
     return ImageClassifier(CustomResNet(width=1), "sgd")
