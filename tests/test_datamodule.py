@@ -321,6 +321,7 @@ for name, data in (
     t.fit(model, data)
     t.test(model, data, verbose=False)
     torch.save(model.seen, folder / f"{{name}}{{t.global_rank}}.pt")
+torch.distributed.destroy_process_group()  # its threads may abort the process when it exits
 """)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(

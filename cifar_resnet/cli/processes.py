@@ -1,4 +1,4 @@
-"""Find out how many processes train together."""
+"""Find out how many processes train together, and end their communication."""
 
 from __future__ import annotations
 
@@ -42,3 +42,11 @@ def find_processes(args: argparse.Namespace) -> Processes:
     )  # fmt: skip
     node = environment.get("NODE_RANK", "0") if "RANK" not in environment else "0"
     return replace(processes, is_main=rank == node == "0")
+
+
+def end_communication() -> None:
+    """End what Lightning leaves open: its threads may abort the process when it exits."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -31,7 +31,7 @@ from cifar_resnet.cli.options import (
     non_negative,
     positive,
 )
-from cifar_resnet.cli.processes import Processes, find_processes
+from cifar_resnet.cli.processes import Processes, end_communication, find_processes
 from cifar_resnet.cli.recipes import build_recipe
 from cifar_resnet.machine import device_name, pick_device, pick_precision
 
@@ -215,6 +215,7 @@ def run(args: argparse.Namespace) -> int:
     except FloatingPointError as error:
         raise CommandError(str(error)) from error
     stages.end("test")
+    end_communication()
     if not processes.is_main:
         return 0
 
