@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,6 +25,7 @@ from cifar_resnet.cli.datasets import read_ahead
 from cifar_resnet.cli.main import build_parser, main
 from cifar_resnet.cli.networks import load_network
 from cifar_resnet.cli.options import CommandError
+from cifar_resnet.cli.processes import communication
 from cifar_resnet.cli.run_folder import new_folder
 from cifar_resnet.cli.train import _devices
 from cifar_resnet.data import cifar10, sources
@@ -312,6 +314,27 @@ def test_a_compiled_run_with_the_other_network(
 
 
 # --- train: several processes -------------------------------------------------------------------
+
+
+def test_training_closes_only_its_own_process_group() -> None:
+    def open_group(error: Exception | None = None) -> None:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        if error is not None:
+            raise error
+
+    try:
+        with communication():
+            open_group()
+        assert not dist.is_initialized()
+        with pytest.raises(KeyError, match="lost"), communication():
+            open_group(KeyError("lost"))
+        assert dist.is_initialized()  # other processes may wait
+        with communication():
+            pass
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 
@@ -44,9 +46,16 @@ def find_processes(args: argparse.Namespace) -> Processes:
     return replace(processes, is_main=rank == node == "0")
 
 
-def end_communication() -> None:
-    """End what Lightning leaves open: its threads may abort the process when it exits."""
+@contextlib.contextmanager
+def communication() -> Iterator[None]:
+    """Close the process group that Lightning opens: its threads may abort the process at its exit.
+
+    After an error or a signal it stays open, because other processes may still wait. One that was
+    open before is not closed.
+    """
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
+    was_open = dist.is_available() and dist.is_initialized()
+    yield
+    if not was_open and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

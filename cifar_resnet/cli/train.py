@@ -31,7 +31,7 @@ from cifar_resnet.cli.options import (
     non_negative,
     positive,
 )
-from cifar_resnet.cli.processes import Processes, end_communication, find_processes
+from cifar_resnet.cli.processes import Processes, communication, find_processes
 from cifar_resnet.cli.recipes import build_recipe
 from cifar_resnet.machine import device_name, pick_device, pick_precision
 
@@ -205,9 +205,10 @@ def run(args: argparse.Namespace) -> int:
         network.compile(mode=args.compile)
 
     try:
-        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-        stages.end("train")
-        scores = dict(trainer.test(model, data, verbose=False)[0])
+        with communication():
+            trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+            stages.end("train")
+            scores = dict(trainer.test(model, data, verbose=False)[0])
     except SystemExit:  # how Lightning answers Ctrl-C and SIGTERM
         if processes.is_main:
             print(f"Stopped. Resume with: cifar-resnet train --resume {folder}", file=sys.stderr)
@@ -215,7 +216,6 @@ def run(args: argparse.Namespace) -> int:
     except FloatingPointError as error:
         raise CommandError(str(error)) from error
     stages.end("test")
-    end_communication()
     if not processes.is_main:
         return 0
 
