@@ -5,13 +5,14 @@ python benchmarks/comparison_tables.py
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 
 from machine import RESULTS, ROOT
+from scipy.stats import pearsonr
 
 from cifar_resnet import Comparison
+from cifar_resnet.comparison.metrics import METRICS
 from cifar_resnet.comparison.storing import read_file
 
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("compare", "contributions", "history")]
@@ -99,46 +100,35 @@ def table(found: Comparison, metrics: Iterable[str] | None = ("acc_six", "acc"))
 
 
 def pairing() -> str:
-    """Compare the runs that measure whether pairing narrows the intervals, if they exist."""
-    file = RESULTS / "pairing.jsonl"
-    if not file.exists():
-        return (
-            "These runs are not finished. [What each change contributes](contributions.md) states "
-            "the correlation for each pair of recipes that was measured so far. They have three to "
-            "five seeds, too few to conclude anything."
-        )
-    found = Comparison.from_results(file)
+    """Compare the runs that measure whether pairing narrows the intervals."""
+    found = Comparison.from_results(RESULTS / "pairing.jsonl")
+    metrics = "acc_six", "acc", "loss"
     picture = (
         f"![Accuracies of {len(found.arms)} recipes, with a line for each seed, and the "
         "differences from the first recipe with their intervals](figures/pairing.png)"
     )
     head = ["arm", "metric", "seeds", "correlation", "paired interval", "unpaired interval"]
     rows = [head, ["---", "---", *["---:"] * 4]]
-    for metric in ("acc_six", "acc", "loss"):
+    for metric in metrics:
         for each in found.differences(metric):
             pair = (each.low, each.high), (each.unpaired_low, each.unpaired_high)
-            scale, digits = (1.0, 4) if metric == "loss" else (100.0, 2)
             widths = [
-                f"± {scale * (high - low) / 2:.{digits}f}"
-                if low is not None and high is not None
-                else "none"
+                f"± {METRICS[metric].text((high - low) / 2)}"
                 for low, high in pair
+                if low is not None and high is not None
             ]
-            shown = with_interval(each.correlation, each.seeds)
-            rows.append([each.arm, metric, str(each.seeds), shown, *widths])
+            shown = correlation(found, each.arm, metric)
+            rows.append([each.arm, METRICS[metric].label, str(each.seeds), shown, *widths])
     widths_table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table(found, ('acc_six', 'acc', 'loss'))}\n\n{widths_table}\n\n{picture}"
+    return f"{table(found, metrics)}\n\n{widths_table}\n\n{picture}"
 
 
-def with_interval(correlation: float | None, seeds: int) -> str:
-    """Return a correlation with its 95 % interval, by Fisher's transformation."""
-    if correlation is None:
-        return "none"
-    middle, half = (
-        math.atanh(correlation),
-        1.959964 / math.sqrt(seeds - 3) if seeds > 3 else math.inf,
-    )
-    return f"{correlation:.2f} ({math.tanh(middle - half):.2f} to {math.tanh(middle + half):.2f})"
+def correlation(found: Comparison, arm: str, metric: str) -> str:
+    """Return the correlation of an arm with the first one, and its 95 % interval by Fisher."""
+    first, other = found.values(found.arms[0], metric), found.values(arm, metric)
+    estimate = pearsonr(*zip(*((first[seed], other[seed]) for seed in first), strict=True))
+    low, high = estimate.confidence_interval()
+    return f"{estimate.statistic:.2f} ({low:.2f} to {high:.2f})"
 
 
 def exclusion() -> str:

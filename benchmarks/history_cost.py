@@ -6,10 +6,10 @@ One training alternates between epochs that record and epochs that do not, in th
 without, without, with; the first epoch is not measured. Each ratio is that of two epochs that
 follow each other. The seconds of an epoch include its end, at which the values are copied from the
 device; the CPU seconds are those of all threads. Also measured are the seconds of an epoch that are
-spent in the callback. The process is restarted with the allocator
-settings of the training command, unless --default-allocator. Also measured are the file of 50,000
-images and 24 epochs, and how long writing and reading it takes. Appends a line to
-benchmarks/results/history_cost.jsonl. The data must be on disk.
+spent in the callback, the file of 50,000 images and 24 epochs, and how long writing and reading it
+takes. The process is restarted with the allocator settings of the training command, or without them
+if --default-allocator is given. Appends a line to benchmarks/results/history_cost.jsonl. The data
+must be on disk.
 """
 
 from __future__ import annotations
@@ -96,14 +96,16 @@ def main() -> None:
     parser.add_argument("--default-allocator", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS / "history_cost.jsonl")
     args = parser.parse_args()
-    tuned = not args.default_allocator and pick_device().type != "cuda"
-    if tuned and not LARGE_PAGES.keys() <= os.environ.keys():
-        os.execve(sys.executable, sys.orig_argv, os.environ | LARGE_PAGES)
+    default = args.default_allocator or pick_device().type == "cuda"
+    settings = {} if default else LARGE_PAGES
+    if {name: os.environ[name] for name in LARGE_PAGES if name in os.environ} != settings:
+        others = {name: text for name, text in os.environ.items() if name not in LARGE_PAGES}
+        os.execve(sys.executable, sys.orig_argv, others | settings)
     args.precision = args.precision or pick_precision(pick_device())
     line: dict[str, Any] = {
         name: getattr(args, name) for name in ("width", "subset", "precision", "pairs")
     }
-    line["allocator"] = "large pages" if tuned else "default"
+    line["allocator"] = "default" if default else "large pages"
     recorder, clock = RecordsSomeEpochs(), Clock()
     train(args, [recorder, clock])
     line["own_seconds"] = recorder.seconds / len(recorder.epochs)

@@ -16,8 +16,8 @@ from typing import Any
 
 from generated import filled
 from machine import RESULTS, ROOT
-from scipy.stats import sem
-from scipy.stats import t as student_t
+
+from cifar_resnet.comparison.statistics import paired
 
 Row = Mapping[str, Any]
 PAGE = ROOT / "docs" / "history.md"
@@ -145,9 +145,9 @@ def _costs(rows: list[Row]) -> list[str]:
 
 
 def _with_interval(ratios: list[float]) -> str:
-    mean, error = statistics.mean(ratios), sem(ratios)
-    low, high = student_t.interval(0.95, len(ratios) - 1, mean, error)
-    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+    found = paired(ratios, 0.95)
+    assert found is not None
+    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 if __name__ == "__main__":

@@ -68,7 +68,6 @@ FOLDER = ROOT / "docs" / "figures"
 RESULTS = ROOT / "benchmarks" / "results"
 CURVES = RESULTS / "training_curves.csv"
 DOUBTFUL = RESULTS / "doubtful_labels.csv"
-PAIRING = RESULTS / "pairing.jsonl"
 
 # Training images: a red bird in front of green leaves, whose channels differ clearly; then a dog
 # and a cat that look to one side, so that mirroring is visible.
@@ -234,7 +233,7 @@ def comparison(material: Material) -> Figure:
 
 
 def pairing(material: Material) -> Figure:
-    return show_comparison(Comparison.from_results(PAIRING))
+    return show_comparison(Comparison.from_results(RESULTS / "pairing.jsonl"))
 
 
 def network(material: Material) -> Figure:
@@ -370,15 +369,12 @@ FIGURES: dict[str, tuple[Draw, bool]] = {
     "misclassified_contrast": (misclassified_contrast, False),
     "nearest": (nearest, False),
     "network": (network, True),
+    "pairing": (pairing, True),
     "receptive_field_growth": (receptive_field_growth, True),
     "receptive_fields": (receptive_fields, False),
     "rgb_channels": (rgb_channels, False),
     "training_curves": (training_curves, True),
 }
-
-
-if PAIRING.exists():
-    FIGURES["pairing"] = (pairing, True)
 
 
 def main() -> None:
