@@ -23,6 +23,7 @@ __all__ = [
     "NON_NEGATIVE",
     "PICTURES",
     "POSITIVE",
+    "POSITIVE_FRACTION",
     "boolean",
     "choice",
     "device",
@@ -40,6 +41,7 @@ Range = tuple[Callable[[float], bool], str]  # test of membership, and descripti
 POSITIVE: Range = (lambda value: 0 < value < math.inf, "a finite number greater than 0")
 NON_NEGATIVE: Range = (lambda value: 0 <= value < math.inf, "a finite number of at least 0")
 FRACTION: Range = (lambda value: 0 <= value <= 1, "a number in [0, 1]")
+POSITIVE_FRACTION: Range = (lambda value: 0 < value <= 1, "a number in (0, 1]")
 BELOW_ONE: Range = (lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 PICTURES = (  # remedy for what is not a tensor

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -113,7 +114,6 @@ class CustomResNet(nn.Module):
         self.activation = activation = arguments.choice("activation", activation, (*_ACTIVATIONS,))
         arguments.boolean("residual2", residual2)
         self.head_scale = arguments.number("head_scale", head_scale, arguments.POSITIVE)
-        self.image_size = as_size(image_size)
 
         block = partial(_conv_block, norm_first=norm_first, activation=activation)
         self.prep = block(in_channels, width)
@@ -123,8 +123,8 @@ class CustomResNet(nn.Module):
         self.residual2 = _Residual(block, 4 * width) if residual2 else None
         self.layer3 = block(4 * width, 8 * width, pool=True)
         self.residual3 = _Residual(block, 8 * width)
-        rows, columns = (side // 8 for side in self.image_size)  # of the last maps
-        self.pool = nn.MaxPool2d(rows if rows == columns else (rows, columns))
+        self.pool = nn.MaxPool2d(1)
+        self._set_size(as_size(image_size))
         self.head = nn.Linear(8 * width, num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -180,6 +180,34 @@ class CustomResNet(nn.Module):
         x = self.residual3(self.layer3(x))  # (N, 8w, 4, 4)
         vector: Tensor = self.pool(x).flatten(1)
         return vector
+
+    @contextmanager
+    def at_size(self, image_size: int | Sequence[int]) -> Iterator[None]:
+        """Take images of another size within a `with` statement; the weights fit any size.
+
+        `image_size` is as for the constructor, with the same errors.
+
+        Examples:
+            >>> import torch
+            >>> from cifar_resnet import CustomResNet
+            >>> model = CustomResNet(width=4)
+            >>> with model.at_size(24):
+            ...     model(torch.randn(2, 3, 24, 24)).shape
+            torch.Size([2, 10])
+            >>> model.image_size
+            (32, 32)
+        """
+        usual = self.image_size
+        self._set_size(as_size(image_size))
+        try:
+            yield
+        finally:
+            self._set_size(usual)
+
+    def _set_size(self, size: tuple[int, int]) -> None:
+        self.image_size = size
+        rows, columns = (side // 8 for side in size)  # of the last maps
+        self.pool.kernel_size = self.pool.stride = rows if rows == columns else (rows, columns)
 
     @_class_only
     def from_pretrained(cls, source: str | Path) -> Self:  # noqa: N805

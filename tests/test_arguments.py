@@ -457,6 +457,11 @@ FOUND = [
 CLASSES = "a class number, or one for each of the 2 images"
 CURVES = "log must map names to (epochs, values), sequences of numbers of the same length"
 CLASS = "the number or the name of a class"
+SIZES_OF_THE_NETWORK = types_and_values(
+    "a multiple of 8, or a height and a width that are",
+    ["32", True, 32.0, None, {32}, (32, 8.0)],
+    [0, -8, 4, 33, (32,), (8, 8, 8), (16, 12)],
+)
 
 
 # --- one table of wrong arguments for each function ----------------------------------------------
@@ -836,11 +841,13 @@ table(
     num_classes=integers(1),
     in_channels=integers(1),
     **RECIPE_OF_NETWORK,
-    image_size=types_and_values(
-        "a multiple of 8, or a height and a width that are",
-        ["32", True, 32.0, None, {32}, (32, 8.0)],
-        [0, -8, 4, 33, (32,), (8, 8, 8), (16, 12)],
-    ),
+    image_size=SIZES_OF_THE_NETWORK,
+)
+
+table(
+    "CustomResNet.at_size",
+    lambda: lambda **options: network().at_size(**options).__enter__(),
+    image_size=SIZES_OF_THE_NETWORK,
 )
 
 table("CustomResNet.features", lambda: network().features, images=IMAGES)
@@ -1039,6 +1046,8 @@ table(
     weight_decay=numbers("a finite number of at least 0", -1e-9),
     schedule=choices("constant", "linear", "onecycle"),
     warmup=numbers("a number in [0, 1]", -0.01, 1.01),
+    image_scale=numbers("a number in (0, 1]", 0, -0.1, 1.01),
+    image_scale_until=numbers("a number in [0, 1]", -0.01, 1.01),
     div_factor=numbers("a finite number greater than 0", 0, -1),
     final_div_factor=numbers("a finite number greater than 0", 0, -1),
     anneal_strategy=choices("cos", "linear"),
@@ -1054,6 +1063,12 @@ table(
     tta=choices("none", "mirror", "six"),
     **RECIPE_OF_DATA,
     **RECIPE_OF_NETWORK,
+)
+
+table(
+    "Recipe.image_scale_at",
+    lambda: Recipe.preset("sgd").image_scale_at,
+    progress=numbers("a finite number of at least 0", -1e-9),
 )
 
 table(

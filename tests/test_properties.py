@@ -436,6 +436,8 @@ RECIPES = st.builds(
     crop_padding=st.integers(0, 31),
     flip=st.sampled_from(["random", "alternating", "none"]).map(np.str_),
     cutout=st.integers(0, 32).map(np.int32),
+    image_scale=st.floats(0, 1, exclude_min=True),
+    image_scale_until=FRACTIONS,
     norm_first=st.booleans(),
     activation=st.sampled_from(["relu", "gelu"]),
     residual2=st.booleans(),

@@ -105,11 +105,23 @@ class Progress(Callback):
 
 
 class CompileOnce(Callback):
-    """Stop compiling after the first batch.
+    """Stop compiling after the first batch of each image size.
 
     The smaller last batch of an epoch and the test run without compilation: compiling for each of
     them takes longer than it saves.
     """
+
+    def __init__(self) -> None:
+        self._scale: float | None = None  # of the last batch
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        import torch
+
+        if pl_module.image_scale != self._scale:
+            self._scale = pl_module.image_scale
+            torch.compiler.set_stance("default")
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         import torch

@@ -193,7 +193,7 @@ class ImageClassifier(RecipeModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = split_batch(batch)
-        scores = self(images)
+        scores = self.training_scores(images)
         targets, classes = loss_targets(labels, scores, self._num_classes)
         loss: Tensor = self._loss(scores, targets, self.recipe.label_smoothing)
         self._probabilities.watch(scores)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 
 from cifar_resnet.training.optimizers import (
     RecipeLR,
@@ -17,6 +17,7 @@ from cifar_resnet.training.optimizers import (
     schedule_values,
 )
 from cifar_resnet.training.recipe import Recipe
+from cifar_resnet.training.resizing import scaled_forward
 from cifar_resnet.training.run_state import (
     EpochStart,
     enter_training_mode,
@@ -72,6 +73,16 @@ class RecipeModule(LightningModule):
             return 1.0, None  # before `on_train_start`
         return schedule_values(self.recipe, step, self._total_steps)
 
+    @property
+    def image_scale(self) -> float:
+        """Factor on the height and width of the images in this training step."""
+        progress = self.global_step / self._total_steps if self._total_steps else 0.0
+        return self.recipe.image_scale_at(progress)
+
+    def training_scores(self, images: Tensor) -> Tensor:
+        """Compute the scores of training images (N, C, H, W), scaled by `image_scale`."""
+        return scaled_forward(self, self.network, images, self.image_scale)
+
     def setup(self, stage: str) -> None:
         match_precision(self.trainer, self)
         if stage != "fit":
@@ -90,17 +101,22 @@ class RecipeModule(LightningModule):
         # If `configure_optimizers` computed this, the data would be set up before the position
         # within the epoch is restored from a checkpoint (Lightning issue 20550).
         self._total_steps = total_steps(self.trainer, self._epoch_start)
-        if self._total_steps == float("inf") and self.recipe.schedule != "constant":
+        if self._total_steps == float("inf") and (part := self._part_that_needs_the_length()):
             raise ValueError(
-                f"The {self.recipe.schedule} schedule of recipe {self.recipe.name!r} needs a run "
-                "of known length: pass max_epochs or max_steps to the Trainer (max_steps if the "
-                "training loader has no length)."
+                f"The {part} of recipe {self.recipe.name!r} needs a run of known length: pass "
+                "max_epochs or max_steps to the Trainer (max_steps if the training loader has no "
+                "length)."
             )
         for optimizer, rates in zip(self.trainer.optimizers, self._found_rates, strict=False):
             for group, rate in zip(optimizer.param_groups, rates, strict=False):
                 group["lr"] = rate  # Lightning has set all groups to that of the first one
         self._found_rates = []
         self._refresh_schedule()
+
+    def _part_that_needs_the_length(self) -> str:
+        if self.recipe.schedule != "constant":
+            return f"{self.recipe.schedule} schedule"
+        return f"image_scale={self.recipe.image_scale}" if self.recipe.image_scale != 1 else ""
 
     def on_train_epoch_start(self) -> None:
         self._epoch_start = self.current_epoch, self.global_step
