@@ -34,16 +34,19 @@ def main() -> None:
     args = parser.parse_args()
 
     from cifar_resnet import CustomResNet, Recipe
+    from cifar_resnet.comparison.arms import recipe_name
 
     run = json.loads((args.run / "metrics.json").read_text())
     if run["smoke"] or run["resumed"] or run["val_split"]:
         parser.error(f"{args.run} is a smoke run, was resumed, or has a validation split")
     recipe = Recipe(**run["recipe"])
+    _, *changed = recipe_name(recipe).split()
+    changes = "".join(f" --set {change}" for change in changed)
     network = CustomResNet.from_pretrained(args.run / "last.ckpt")
     training: dict[str, Any] = {
         "recipe": recipe.name,
         **{name: run[name] for name in FROM_RUN},
-        "command": f"cifar-resnet train --recipe {recipe.name} --width {run['width']} "
+        "command": f"cifar-resnet train --recipe {recipe.name}{changes} --width {run['width']} "
         f"--epochs {run['epochs']} --seed {run['seed']}",
     }
     path = args.folder / f"{args.name}.safetensors"

@@ -751,6 +751,8 @@ BAD_ARMS: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     (("muon", Recipe.preset("muon")), ValueError, "The arms 'muon' do not differ"),
     (("sgd", "sgd tta=six"), ValueError, "Only tta differs, which does not change the training"),
     (("sgd", "sgd conv_learning_rate=1"), ValueError, "Only conv_learning_rate differs, which"),
+    (("sgd", "sgd image_scale_until=0.3"), ValueError, "Only image_scale_until differs, which"),
+    (("sgd", "sgd image_scale=0.5 image_scale_until=0"), ValueError, "Only image_scale, image_s"),
     (("adam", "adam momentum=0.5 warmup=0.1"), ValueError, "Only momentum, warmup differs"),
     (
         ("onecycle cycle_momentum=False", "onecycle cycle_momentum=False max_momentum=0.9"),

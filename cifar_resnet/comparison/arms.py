@@ -157,6 +157,8 @@ def without_effect(recipe: Recipe) -> set[str]:
         idle.add("momentum")
     if recipe.schedule == "constant":
         idle.add("warmup")
+    if recipe.image_scale == 1 or recipe.image_scale_until == 0:
+        idle |= {"image_scale", "image_scale_until"}
     one_cycle = {
         "div_factor", "final_div_factor", "anneal_strategy", "three_phase", "cycle_momentum",
         "base_momentum", "max_momentum",
