@@ -41,6 +41,8 @@ PAIRS = (
     ("lightning, width 64: our Trainer / our plain loop", "trainer-64-ours", "loop-64-ours"),
     ("muon, width 16: recipe muon / recipe sgd", "muon-16-ours", "trainer-16-ours"),
     ("muon, width 64: recipe muon / recipe sgd", "muon-64-ours", "trainer-64-ours"),
+    ("resizing, width 16: images of 24 pixels / of 32", "muon-16-small", "muon-16-ours"),
+    ("resizing, width 64: images of 24 pixels / of 32", "muon-64-small", "muon-64-ours"),
     ("best, width 32: ours / the same steps in plain fp32", "best-32-ours", "best-32-plain"),
     ("cuDNN, width 64: algorithms tried out / not", "trainer-64-tried", "trainer-64-ours"),
     ("compile, width 64: compiled / not", "trainer-64-default", "trainer-64-ours"),
@@ -129,6 +131,8 @@ def measure(arm: str, data_dir: str, seconds: float) -> float:
     recipe = "sgd" if kind == "trainer" else kind
     if way == "plain":
         return under_trainer(*plain(width, data_dir, recipe), seconds, precision="32-true")
+    if way == "small":
+        return under_trainer(*small(width, data_dir, recipe), seconds)
     mode = None if way in ("ours", "tried") else way
     return under_trainer(
         *ours(width, data_dir, recipe, mode), seconds, benchmark=way == "tried" or None
@@ -356,6 +360,17 @@ def ours(width: int, data_dir: str, preset: str, compile_mode: str | None) -> tu
     network, recipe, data = pieces(width, data_dir, preset)
     if compile_mode:
         network.compile(mode=compile_mode)
+    return ImageClassifier(network, recipe), data
+
+
+def small(width: int, data_dir: str, preset: str) -> tuple[Any, Any]:
+    """Return the same training with all images scaled to 24 pixels."""
+    from dataclasses import replace
+
+    from cifar_resnet import ImageClassifier
+
+    network, recipe, data = pieces(width, data_dir, preset)
+    recipe = replace(recipe, image_scale=0.75, image_scale_until=1)
     return ImageClassifier(network, recipe), data
 
 
