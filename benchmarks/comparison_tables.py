@@ -51,12 +51,17 @@ FROM_MUON = {
     "label smoothing 0.2": "sgd optimizer=muon label_smoothing=0.2 tta=six",
     "`best`": f"sgd optimizer=muon tta=six {RESIDUAL}",
 }
+MUON_LOGITS = {"`muon`": "sgd optimizer=muon tta=six", "logits times 1/8": "muon head_scale=0.125"}
 FROM_BEST = {
     "`best`": f"sgd optimizer=muon tta=six {RESIDUAL}",
     "peak learning rate of the convolutions 0.1": (
         f"sgd optimizer=muon conv_learning_rate=0.1 tta=six {RESIDUAL}"
     ),
     "peak learning rate of the convolutions 0.03": "best conv_learning_rate=0.03",
+}
+BEST_LOGITS = {
+    "`best`": f"sgd optimizer=muon tta=six {RESIDUAL}",
+    "logits times 1/8": "best head_scale=0.125",
 }
 HALF_WIDTH = {
     "`best`": "best",
@@ -163,7 +168,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "residual_block": lambda: tuning(RESIDUAL_BLOCK),
     "logits": lambda: tuning(LOGITS),
     "from_muon": lambda: tuning(FROM_MUON),
+    "muon_logits": lambda: tuning(MUON_LOGITS),
     "from_best": lambda: tuning(FROM_BEST),
+    "best_logits": lambda: tuning(BEST_LOGITS),
     "half_width": lambda: tuning(HALF_WIDTH, width=32),
     "final": final,
     "exclusion": exclusion,
