@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from helpers import Collect, Flat, small, small_vit, trainer
+from pytorch_lightning.callbacks import LearningRateFinder
 from torch import Tensor, nn
 
 from cifar_resnet import CustomResNet, ImageClassifier, LastCheckpoint, Recipe
@@ -150,6 +151,16 @@ def test_a_resumed_run_continues_with_the_size_of_its_step(data_dir: Path, tmp_p
     sides, weights = run(path=tmp_path / "last.ckpt")
     assert sides == [24] * 2 + [32] * 4  # the third step had not been saved
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_search_for_a_learning_rate_keeps_the_size(data_dir: Path, tmp_path: Path) -> None:
+    model = ImageClassifier(CustomResNet(width=1), HALF)
+    seen = Sizes(model.network.prep[0])
+    finder = LearningRateFinder(num_training_steps=8, update_attr=False)
+    trainer(tmp_path, max_steps=4, callbacks=[seen, finder], limit_val_batches=0).fit(
+        model, small(data_dir)
+    )
+    assert seen.sides() == [24] * 8 + [24, 24, 32, 32]
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])

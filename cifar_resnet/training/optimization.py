@@ -40,6 +40,7 @@ class RecipeModule(LightningModule):
         self._total_steps: float = 0
         self._epoch_start: EpochStart = (0, 0)
         self._found_rates: list[list[Any]] = []  # of the groups of each optimizer
+        self._searches_rate = False  # with Lightning's `LearningRateFinder`
 
     @property
     def learning_rate(self) -> float:
@@ -76,8 +77,8 @@ class RecipeModule(LightningModule):
     @property
     def image_scale(self) -> float:
         """Factor on the height and width of the images in this training step."""
-        progress = self.global_step / self._total_steps if self._total_steps else 0.0
-        return self.recipe.image_scale_at(progress)
+        early = not self._total_steps or self._searches_rate
+        return self.recipe.image_scale_at(0 if early else self.global_step / self._total_steps)
 
     def training_scores(self, images: Tensor) -> Tensor:
         """Compute the scores of training images (N, C, H, W), scaled by `image_scale`."""
@@ -98,6 +99,10 @@ class RecipeModule(LightningModule):
 
     def on_train_start(self) -> None:
         restore_loops(self.trainer)
+        self._searches_rate = any(
+            type(callback).__module__.endswith(".tuner.lr_finder")
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+        )
         # If `configure_optimizers` computed this, the data would be set up before the position
         # within the epoch is restored from a checkpoint (Lightning issue 20550).
         self._total_steps = total_steps(self.trainer, self._epoch_start)
