@@ -209,6 +209,27 @@ def test_a_network_that_does_not_take_the_size_is_refused(
         assert network.image_size == (32, 32)
 
 
+def test_a_training_step_that_does_not_scale_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    class Own(ImageClassifier):
+        scores = "forward"
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            images, labels = batch
+            return nn.functional.cross_entropy(getattr(self, self.scores)(images), labels)
+
+    model = Own(CustomResNet(width=1), HALF)
+    with pytest.raises(ValueError, match=r"image_scale=0.75 has no effect, because the training_s"):
+        trainer(tmp_path, limit_val_batches=0).fit(model, small(data_dir))
+
+    class Scaled(Own):
+        scores = "training_scores"
+
+    model = Scaled(CustomResNet(width=1), HALF)
+    seen = Sizes(model.network.prep[0])
+    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(model, small(data_dir))
+    assert seen.sides() == [24, 32]
+
+
 def test_small_images_need_a_run_of_known_length(data_dir: Path, tmp_path: Path) -> None:
     recipe = Recipe(image_scale=0.75)  # its learning rate is constant
     model = ImageClassifier(CustomResNet(width=1), recipe)

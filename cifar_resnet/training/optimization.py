@@ -41,6 +41,7 @@ class RecipeModule(LightningModule):
         self._epoch_start: EpochStart = (0, 0)
         self._found_rates: list[list[Any]] = []  # of the groups of each optimizer
         self._searches_rate = False  # with Lightning's `LearningRateFinder`
+        self._scales_images = False  # whether the training step does so
 
     @property
     def learning_rate(self) -> float:
@@ -81,7 +82,10 @@ class RecipeModule(LightningModule):
         return self.recipe.image_scale_at(0 if early else self.global_step / self._total_steps)
 
     def training_scores(self, images: Tensor) -> Tensor:
-        """Compute the scores of training images (N, C, H, W), scaled by `image_scale`."""
+        """Compute the scores (N, classes) of training images (N, C, H, W), scaled by the recipe's
+        `image_scale` in the first part of the run.
+        """
+        self._scales_images = True
         return scaled_forward(self, self.network, images, self.image_scale)
 
     def setup(self, stage: str) -> None:
@@ -122,6 +126,14 @@ class RecipeModule(LightningModule):
         if self.recipe.schedule != "constant":
             return f"{self.recipe.schedule} schedule"
         return f"image_scale={self.recipe.image_scale}" if self.recipe.image_scale != 1 else ""
+
+    def on_after_backward(self) -> None:
+        if self.recipe.image_scale != 1 and not self._scales_images:
+            raise ValueError(
+                f"image_scale={self.recipe.image_scale} has no effect, because the training_step "
+                f"of {type(self).__name__} does not use it. Compute the scores there with "
+                "self.training_scores(images), or set image_scale=1."
+            )
 
     def on_train_epoch_start(self) -> None:
         self._epoch_start = self.current_epoch, self.global_step
