@@ -186,6 +186,8 @@ def run(args: argparse.Namespace) -> int:
     stages.end("data")
     if processes.is_main:
         seconds = hardware.expected_seconds(network, recipe.batch_size, args.precision, device)
+        # Scaled images take time in proportion to their pixels.
+        seconds *= 1 - recipe.image_scale_until * (1 - recipe.image_scale**2)
         images = (data.num_samples if not args.smoke else 2 * recipe.batch_size) * args.epochs
         times = f"{processes.count} x " if processes.count > 1 else ""
         print(
