@@ -4,8 +4,7 @@
 
 Writes cifar_resnet/weights/NAME.safetensors, or the same file in --folder, in half precision. Loads
 it, measures the test accuracies in float32, and stores them in the file. Appends a JSON line to
-benchmarks/results/pretrained.jsonl. The data must be on disk. With --bfloat16, the convolutions and
-the head are first rounded to the 8 bits of bfloat16, so that the wheel can compress them better.
+benchmarks/results/pretrained.jsonl. The data must be on disk.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder of cifar-resnet train")
     parser.add_argument("--name", required=True, help="name of the weights in from_pretrained")
     parser.add_argument("--folder", type=Path, default=ROOT / "cifar_resnet" / "weights")
-    parser.add_argument("--bfloat16", action="store_true", help="round to bfloat16 first")
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--results", type=Path, default=RESULTS / "pretrained.jsonl")
     args = parser.parse_args()
@@ -45,10 +43,6 @@ def main() -> None:
     _, *changed = recipe_name(recipe).split()
     changes = "".join(f" --set {change}" for change in changed)
     network = CustomResNet.from_pretrained(args.run / "last.ckpt")
-    if args.bfloat16:
-        for tensor in network.state_dict().values():
-            if tensor.dim() > 1:
-                tensor.copy_(tensor.bfloat16())
     training: dict[str, Any] = {
         "recipe": recipe.name,
         **{name: run[name] for name in FROM_RUN},
