@@ -163,7 +163,7 @@ def test_a_recipe_is_changed_field_by_field(data_dir: Path, tmp_path: Path) -> N
 # --- train: resuming ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("logger", ["tensorboard", "csv"])
+@pytest.mark.parametrize("logger", ["tensorboard", pytest.param("csv", marks=pytest.mark.slow)])
 def test_a_run_is_resumed_with_its_own_options(data_dir: Path, tmp_path: Path, logger: str) -> None:
     arguments = ["--smoke", "--quiet", "--width", "4", "--val-split", "5000", "--logger", logger]
     arguments += ["--history"] if logger == "csv" else []
