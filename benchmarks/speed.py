@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,11 +132,10 @@ def measure(arm: str, data_dir: str, seconds: float) -> float:
     recipe = "sgd" if kind == "trainer" else kind
     if way == "plain":
         return under_trainer(*plain(width, data_dir, recipe), seconds, precision="32-true")
-    if way == "small":
-        return under_trainer(*small(width, data_dir, recipe), seconds)
-    mode = None if way in ("ours", "tried") else way
+    mode = None if way in ("ours", "small", "tried") else way
+    scale = 0.75 if way == "small" else 1.0
     return under_trainer(
-        *ours(width, data_dir, recipe, mode), seconds, benchmark=way == "tried" or None
+        *ours(width, data_dir, recipe, mode, scale), seconds, benchmark=way == "tried" or None
     )
 
 
@@ -354,23 +354,16 @@ def loop(width: int, data_dir: str) -> Iterator[int]:
             yield len(labels)
 
 
-def ours(width: int, data_dir: str, preset: str, compile_mode: str | None) -> tuple[Any, Any]:
+def ours(
+    width: int, data_dir: str, preset: str, compile_mode: str | None, image_scale: float
+) -> tuple[Any, Any]:
+    """Return the training with all images scaled by `image_scale`."""
     from cifar_resnet import ImageClassifier
 
     network, recipe, data = pieces(width, data_dir, preset)
     if compile_mode:
         network.compile(mode=compile_mode)
-    return ImageClassifier(network, recipe), data
-
-
-def small(width: int, data_dir: str, preset: str) -> tuple[Any, Any]:
-    """Return the same training with all images scaled to 24 pixels."""
-    from dataclasses import replace
-
-    from cifar_resnet import ImageClassifier
-
-    network, recipe, data = pieces(width, data_dir, preset)
-    recipe = replace(recipe, image_scale=0.75, image_scale_until=1)
+    recipe = replace(recipe, image_scale=image_scale, image_scale_until=1)
     return ImageClassifier(network, recipe), data
 
 

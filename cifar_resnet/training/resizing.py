@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar_resnet.model_state import unwrap_compiled
 from cifar_resnet.network import CustomResNet
 
 __all__ = ["scaled_forward"]
@@ -29,7 +30,7 @@ def scaled_forward(
     if scale == 1:
         return forward(images)
     size = tuple(round(side * scale) for side in images.shape[2:])
-    original = getattr(network, "_orig_mod", network)
+    original = unwrap_compiled(network)
     try:
         # In float32, because PyTorch has no antialiasing in half precision for a CPU.
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
