@@ -1696,6 +1696,8 @@ table(
 
 def short(value: Any) -> str:
     text = " ".join(repr(value).split())
+    if isinstance(value, set):  # in one order, so that all processes collect the same names
+        text = f"{{{', '.join(sorted(map(repr, value)))}}}"
     return type(value).__name__ if len(text) > 30 or " at 0x" in text else text
 
 
