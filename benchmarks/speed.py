@@ -19,9 +19,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from machine import RESULTS, append, machine
 
@@ -44,6 +46,9 @@ PAIRS = (
     ("muon, width 64: recipe muon / recipe sgd", "muon-64-ours", "trainer-64-ours"),
     ("resizing, width 16: images of 24 pixels / of 32", "muon-16-small", "muon-16-ours"),
     ("resizing, width 64: images of 24 pixels / of 32", "muon-64-small", "muon-64-ours"),
+    ("small maps, width 16: our weight gradient / PyTorch's", "muon-16-ours", "muon-16-standard"),
+    ("small maps, width 64: our weight gradient / PyTorch's", "muon-64-ours", "muon-64-standard"),
+    ("small maps, 24 pixels, width 64: the same", "muon-64-small", "muon-64-small-standard"),
     ("best, width 32: ours / the same steps in plain fp32", "best-32-ours", "best-32-plain"),
     ("cuDNN, width 64: algorithms tried out / not", "trainer-64-tried", "trainer-64-ours"),
     ("compile, width 64: compiled / not", "trainer-64-default", "trainer-64-ours"),
@@ -132,7 +137,11 @@ def measure(arm: str, data_dir: str, seconds: float) -> float:
     recipe = "sgd" if kind == "trainer" else kind
     if way == "plain":
         return under_trainer(*plain(width, data_dir, recipe), seconds, precision="32-true")
-    mode = None if way in ("ours", "small", "tried") else way
+    if way.endswith("standard"):
+        name = "cifar_resnet.training.optimization.SmallMapGradients"
+        mock.patch(name, nullcontext).start()
+        way = way.removesuffix("-standard")
+    mode = None if way in ("ours", "small", "standard", "tried") else way
     scale = 0.75 if way == "small" else 1.0
     return under_trainer(
         *ours(width, data_dir, recipe, mode, scale), seconds, benchmark=way == "tried" or None

@@ -25,6 +25,7 @@ from cifar_resnet.training.run_state import (
     restore_loops,
     total_steps,
 )
+from cifar_resnet.training.weight_gradients import SmallMapGradients
 
 __all__ = ["RecipeModule"]
 
@@ -86,7 +87,8 @@ class RecipeModule(LightningModule):
         `image_scale` in the first part of the run.
         """
         self._scales_images = True
-        return scaled_forward(self, self.network, images, self.image_scale)
+        with SmallMapGradients():
+            return scaled_forward(self, self.network, images, self.image_scale)
 
     def setup(self, stage: str) -> None:
         match_precision(self.trainer, self)
