@@ -68,6 +68,12 @@ HALF_WIDTH = {
     "crop padding 4, cutout 8": "best crop_padding=4 cutout=8",
     "label smoothing 0.2": "best label_smoothing=0.2",
 }
+HALF_WIDTH_SHORT = {
+    "`best`": "best",
+    "images of 24 pixels in the first half, logits times 1/8": (
+        "best image_scale=0.75 head_scale=0.125"
+    ),
+}
 
 
 def main() -> None:
@@ -83,10 +89,10 @@ def updated(text: str) -> str:
 # --- what each change contributes ----------------------------------------------------------------
 
 
-def tuning(arms: Mapping[str, str], width: int = 16) -> str:
+def tuning(arms: Mapping[str, str], width: int = 16, epochs: int = 24) -> str:
     """Compare trials on held-out images: label -> name of what was trained."""
     found = Comparison.from_results(
-        RESULTS / "tuning.jsonl", width=width, epochs=24, held_out=True, precision="bf16-mixed"
+        RESULTS / "tuning.jsonl", width=width, epochs=epochs, held_out=True, precision="bf16-mixed"
     )
     runs = {label: found.runs[name] for label, name in arms.items()}
     return table(Comparison._of_runs(runs, None))
@@ -172,6 +178,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "from_best": lambda: tuning(FROM_BEST),
     "best_logits": lambda: tuning(BEST_LOGITS),
     "half_width": lambda: tuning(HALF_WIDTH, width=32),
+    "half_width_short": lambda: tuning(HALF_WIDTH_SHORT, width=32, epochs=12),
     "final": final,
     "exclusion": exclusion,
     "pairing": pairing,
