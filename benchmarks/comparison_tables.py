@@ -67,11 +67,15 @@ HALF_WIDTH = {
     "`best`": "best",
     "crop padding 4, cutout 8": "best crop_padding=4 cutout=8",
     "label smoothing 0.2": "best label_smoothing=0.2",
+    "logits times 1/8": "best head_scale=0.125",
 }
 HALF_WIDTH_SHORT = {
     "`best`": "best",
     "images of 24 pixels in the first half, logits times 1/8": (
         "best image_scale=0.75 head_scale=0.125"
+    ),
+    "the same, first convolution frozen at principal components": (
+        "best image_scale=0.75 head_scale=0.125 whitening=True"
     ),
 }
 
