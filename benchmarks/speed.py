@@ -137,15 +137,17 @@ def measure(arm: str, data_dir: str, seconds: float) -> float:
     recipe = "sgd" if kind == "trainer" else kind
     if way == "plain":
         return under_trainer(*plain(width, data_dir, recipe), seconds, precision="32-true")
-    if way.endswith("standard"):
+    gradients: Any = nullcontext()
+    if way.endswith("standard"):  # PyTorch's weight gradient
         name = "cifar_resnet.training.optimization.SmallMapGradients"
-        mock.patch(name, nullcontext).start()
-        way = way.removesuffix("-standard")
-    mode = None if way in ("ours", "small", "standard", "tried") else way
+        gradients = mock.patch(name, nullcontext)
+        way = way.removesuffix("standard").removesuffix("-") or "ours"
+    mode = None if way in ("ours", "small", "tried") else way
     scale = 0.75 if way == "small" else 1.0
-    return under_trainer(
-        *ours(width, data_dir, recipe, mode, scale), seconds, benchmark=way == "tried" or None
-    )
+    with gradients:
+        return under_trainer(
+            *ours(width, data_dir, recipe, mode, scale), seconds, benchmark=way == "tried" or None
+        )
 
 
 def rate(sizes: Iterator[int], seconds: float, warm_up: int = 5) -> float:

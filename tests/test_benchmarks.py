@@ -126,6 +126,7 @@ def test_lines_of_an_older_recipe_are_known_again() -> None:
         "trainer-1-tried",
         "muon-1-ours",
         "muon-1-small",
+        "muon-1-small-standard",
         "best-1-plain",
     ],
 )
@@ -138,7 +139,8 @@ def test_every_arm_of_the_speed_benchmark_runs(data_dir: Path, arm: str) -> None
 def test_pairs_name_arms_that_exist() -> None:
     known = re.compile(r"data-(ours|torchvision|airbench)|step-\d+-(ours|plain|peak)|loop-\d+-ours")
     known_trainer = re.compile(
-        r"trainer-\d+-(ours|beginner|tried|default|reduce-overhead)|(muon|best)-\d+-(ours|plain|small)"
+        r"trainer-\d+-(ours|beginner|tried|default|reduce-overhead)|"
+        r"(muon|best)-\d+-(ours|plain|standard|small|small-standard)"
     )
     for _, *arms in speed.PAIRS:
         for arm in arms:
