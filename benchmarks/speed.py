@@ -46,7 +46,6 @@ PAIRS = (
     ("muon, width 64: recipe muon / recipe sgd", "muon-64-ours", "trainer-64-ours"),
     ("resizing, width 16: images of 24 pixels / of 32", "muon-16-small", "muon-16-ours"),
     ("resizing, width 64: images of 24 pixels / of 32", "muon-64-small", "muon-64-ours"),
-    ("small maps, width 16: our weight gradient / PyTorch's", "muon-16-ours", "muon-16-standard"),
     ("small maps, width 64: our weight gradient / PyTorch's", "muon-64-ours", "muon-64-standard"),
     ("small maps, 24 pixels, width 64: the same", "muon-64-small", "muon-64-small-standard"),
     ("best, width 32: ours / the same steps in plain fp32", "best-32-ours", "best-32-plain"),
@@ -139,7 +138,7 @@ def measure(arm: str, data_dir: str, seconds: float) -> float:
         return under_trainer(*plain(width, data_dir, recipe), seconds, precision="32-true")
     gradients: Any = nullcontext()
     if way.endswith("standard"):  # PyTorch's weight gradient
-        name = "cifar_resnet.training.optimization.SmallMapGradients"
+        name = "cifar_resnet.training.optimization.small_map_gradients"
         gradients = mock.patch(name, nullcontext)
         way = way.removesuffix("standard").removesuffix("-") or "ours"
     mode = None if way in ("ours", "small", "tried") else way

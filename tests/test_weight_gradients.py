@@ -159,8 +159,17 @@ def test_a_compiled_network_is_compiled_as_before() -> None:
     inside.sum().backward()
 
 
-@pytest.mark.parametrize("build", [lambda: CustomResNet(4), lambda: resnet18(num_classes=10)])
-def test_a_training_uses_them(data_dir: Path, tmp_path: Path, build: Any) -> None:
+@pytest.mark.parametrize(
+    ("build", "is_wide"),
+    [
+        (lambda: CustomResNet(64), True),
+        (lambda: resnet18(num_classes=10), True),
+        (lambda: CustomResNet(4), False),
+    ],
+)
+def test_the_training_of_a_wide_network_uses_them(
+    data_dir: Path, tmp_path: Path, build: Any, is_wide: bool
+) -> None:
     network = build()
     convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     names: dict[nn.Module, set[str]] = {layer: set() for layer in convolutions}
@@ -173,12 +182,14 @@ def test_a_training_uses_them(data_dir: Path, tmp_path: Path, build: Any) -> Non
     for layer in convolutions:
         layer.register_forward_hook(note)
     training = trainer(tmp_path, precision="bf16-mixed", limit_train_batches=1, limit_val_batches=1)
-    training.fit(ImageClassifier(network, num_classes=10), small(data_dir))
+    data = small(data_dir, batch_size=4)
+    training.fit(ImageClassifier(network, num_classes=10), data)
     # validation has no gradients
     fast = [layer for layer in convolutions if names[layer] == {OURS, "NoneType"}]
-    assert fast == [
+    small_maps = [
         layer
         for layer in convolutions
         if max(sizes[layer]) <= 4 and layer.kernel_size == (3, 3) and layer.stride == (1, 1)
     ]
-    assert len(fast) >= 2
+    assert len(small_maps) >= 2
+    assert fast == (small_maps if is_wide else [])

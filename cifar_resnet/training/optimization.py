@@ -25,7 +25,7 @@ from cifar_resnet.training.run_state import (
     restore_loops,
     total_steps,
 )
-from cifar_resnet.training.weight_gradients import SmallMapGradients
+from cifar_resnet.training.weight_gradients import small_map_gradients
 
 __all__ = ["RecipeModule"]
 
@@ -87,7 +87,7 @@ class RecipeModule(LightningModule):
         `image_scale` in the first part of the run.
         """
         self._scales_images = True
-        with SmallMapGradients():
+        with small_map_gradients(self.network):
             return scaled_forward(self, self.network, images, self.image_scale)
 
     def setup(self, stage: str) -> None:

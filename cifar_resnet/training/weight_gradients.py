@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["SmallMapGradients"]
+__all__ = ["SmallMapGradients", "small_map_gradients"]
 
 _LARGEST = 4  # height and width in pixels; on larger maps, the gradient of PyTorch is as fast
+# Narrower networks gain less than the context costs (`benchmarks/results/speed.jsonl`).
+_CHANNELS = 512
 _ONES = (1, (1,), (1, 1), [1], [1, 1])
+
+
+def small_map_gradients(network: nn.Module) -> AbstractContextManager[Any]:
+    """Return `SmallMapGradients` for a network that is wide enough to gain from it."""
+    is_wide = any(
+        isinstance(layer, nn.Conv2d) and min(layer.in_channels, layer.out_channels) >= _CHANNELS
+        for layer in network.modules()
+    )
+    return SmallMapGradients() if is_wide else nullcontext()
 
 
 class SmallMapGradients(TorchFunctionMode):
