@@ -36,8 +36,8 @@ class SmallMapGradients(TorchFunctionMode):
     matrix product over the pixels alone.
 
     This concerns 3x3 convolutions in bfloat16 on a CPU with stride 1 and padding 1, of any network
-    that is not compiled. The outputs and the other gradients stay exactly the same; the weight
-    gradient is the same up to rounding.
+    that is not compiled. The outputs and the gradients of the inputs stay exactly the same, those
+    of weight and bias up to rounding.
 
     Examples:
         >>> import torch
