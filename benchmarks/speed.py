@@ -139,7 +139,7 @@ def measure(arm: str, data_dir: str, seconds: float) -> float:
     gradients: Any = nullcontext()
     if way.endswith("standard"):  # PyTorch's weight gradient
         name = "cifar_resnet.training.optimization.small_map_gradients"
-        gradients = mock.patch(name, nullcontext)
+        gradients = mock.patch(name, return_value=nullcontext())
         way = way.removesuffix("standard").removesuffix("-") or "ours"
     mode = None if way in ("ours", "small", "tried") else way
     scale = 0.75 if way == "small" else 1.0

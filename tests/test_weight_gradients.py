@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18
 
 from cifar_resnet import CustomResNet, ImageClassifier
-from cifar_resnet.training.weight_gradients import SmallMapGradients
+from cifar_resnet.training.weight_gradients import SmallMapGradients, small_map_gradients
 
 OURS = "_SmallMapConvolutionBackward"
 
@@ -193,3 +193,9 @@ def test_the_training_of_a_wide_network_uses_them(
     ]
     assert len(small_maps) >= 2
     assert fast == (small_maps if is_wide else [])
+
+
+def test_other_devices_have_no_context() -> None:
+    network = CustomResNet(64)
+    assert isinstance(small_map_gradients(network, torch.device("cpu")), SmallMapGradients)
+    assert isinstance(small_map_gradients(network, torch.device("cuda")), nullcontext)

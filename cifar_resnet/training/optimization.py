@@ -87,7 +87,7 @@ class RecipeModule(LightningModule):
         `image_scale` in the first part of the run.
         """
         self._scales_images = True
-        with small_map_gradients(self.network):
+        with small_map_gradients(self.network, images.device):
             return scaled_forward(self, self.network, images, self.image_scale)
 
     def setup(self, stage: str) -> None:

@@ -19,9 +19,10 @@ _CHANNELS = 512
 _ONES = (1, (1,), (1, 1), [1], [1, 1])
 
 
-def small_map_gradients(network: nn.Module) -> AbstractContextManager[Any]:
-    """Return `SmallMapGradients` for a network that is wide enough to gain from it."""
-    is_wide = any(
+def small_map_gradients(network: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
+    """Return `SmallMapGradients` on a CPU for a network that is wide enough to gain from it."""
+    # Not on a GPU, whose host would spend the time of the context in each step.
+    is_wide = device.type == "cpu" and any(
         isinstance(layer, nn.Conv2d) and min(layer.in_channels, layer.out_channels) >= _CHANNELS
         for layer in network.modules()
     )
@@ -69,7 +70,7 @@ def _inputs(
     dilation: Any = 1,
     groups: Any = 1,
 ) -> tuple[Tensor | None, ...] | None:
-    """Return input, weight and bias in bfloat16, or None for all other convolutions."""
+    """Return input, weight and bias in bfloat16 if the convolution has the faster gradient."""
     given = [tensor for tensor in (input, weight, bias) if isinstance(tensor, Tensor)]
     if torch.is_autocast_enabled("cpu"):
         dtypes = {torch.get_autocast_dtype("cpu")}
